@@ -1,0 +1,9 @@
+"""The two exceptions that cross the rooms of the house."""
+
+
+class UserError(Exception):
+    """Something the user can mend. `str(error)` is the one sentence shown: what came, what was expected, what to do."""
+
+
+class Cancelled(Exception):
+    """The user asked for the work in progress to stop."""
