@@ -1,0 +1,169 @@
+"""Where model files are: the folders, what a model needs, what is on disk, and whether a file is whole.
+
+Standard library only and no network: the page and `--list-models` use this without torch. downloads.py fetches
+what is missing.
+"""
+
+import json
+import math
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from shared.errors import UserError
+
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+# Bits per element. A dtype that is not here is accepted unmeasured: new ones appear faster than our releases.
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64, "F4": 4,
+}  # fmt: skip
+UNSAFE_NAME = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
+
+
+@dataclass(frozen=True)
+class Folders:
+    """`root`: the project's folder, which relative paths start from. `ckpts`: the folder downloads go to."""
+
+    root: Path
+    ckpts: Path
+
+
+@dataclass(frozen=True)
+class Required:
+    """One file (or folder) a model needs.
+
+    role: what it is to the model: "transformer", "text_encoder", "text_encoder_folder", "vae", ...
+    alternatives: https URLs or project paths, any one of which will do, best first.
+    target: folder inside ckpts/ that a download goes to, "" for ckpts/ itself.
+    """
+
+    role: str
+    alternatives: list[str] = field(default_factory=list)
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """What `describe` found. `path` and `size_bytes` are None when nothing is on disk."""
+
+    on_disk: bool
+    path: Path | None
+    size_bytes: int | None
+
+
+def is_url(source: str) -> bool:
+    """True when `source` is a web address, False when it is a path."""
+    return source.startswith(("https://", "http://"))
+
+
+def file_name(source: str) -> str:
+    """The name a URL or path has on disk: its last part, without the query. UserError when there is none."""
+    text = unquote(urlsplit(source).path) if is_url(source) else source.replace("\\", "/").rstrip("/")
+    name = text.rsplit("/", 1)[-1]
+    if name in ("", ".", "..") or UNSAFE_NAME.search(name):
+        raise UserError(f"'{source}' does not end in a file name: correct this entry in the model's card.")
+    return name
+
+
+def destination(source: str, folders: Folders, target: str = "") -> Path:
+    """Where a download of `source` goes: ckpts/<target>/<name>. UserError when `target` leads out of ckpts/."""
+    folder = folders.ckpts / target
+    if not folder.resolve().is_relative_to(folders.ckpts.resolve()):
+        raise UserError(f"The folder '{target}' for '{source}' is outside {folders.ckpts}: name one inside it.")
+    return folder / file_name(source)
+
+
+def locate(source: str, folders: Folders, target: str = "") -> Path | None:
+    """The file or folder that `source` (an https URL or a path) stands for, or None when it is not on disk.
+
+    A path is taken from the project's root, then from ckpts/. Either is also looked for by its bare name in
+    ckpts/<target>/ and in ckpts/ itself, where users of a flat layout have it.
+    """
+    paths = [] if is_url(source) else [folders.root / source, folders.ckpts / source]
+    paths += [destination(source, folders, target), folders.ckpts / file_name(source)]
+    return next((path for path in paths if path.exists()), None)
+
+
+def describe(required: Required, folders: Folders) -> Availability:
+    """The first alternative of `required` that is on disk, and its size in bytes. Opens no file."""
+    found = (locate(source, folders, required.target) for source in required.alternatives)
+    path = next((path for path in found if path is not None), None)
+    return Availability(path is not None, path, None if path is None else _size(path))
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size
+
+
+def check_safetensors(path: Path) -> None:
+    """Compare the header of a safetensors file with itself and the file's length: UserError when they disagree.
+
+    Format: 8 bytes little-endian header length, the header (a JSON object: tensor name -> dtype, shape,
+    data_offsets [begin, end] counted from the header's end; "__metadata__" -> text), then the data.
+    Reads the header only, so it costs milliseconds on a file of any size.
+    """
+    path = Path(path)
+    length = path.stat().st_size
+    header_length, header = _read_header(path, length)
+    spans = sorted(_span(path, name, entry) for name, entry in header.items() if name != "__metadata__")
+    expected = 8 + header_length + max((end for _, end, _ in spans), default=0)
+    if length != expected:
+        raise _damaged(path, f"is {length:,} bytes, its header says {expected:,}")
+    for (_, end, name), (begin, _, other) in zip(spans, spans[1:], strict=False):
+        if begin < end:
+            raise _damaged(path, f"gives the same bytes to the tensors '{name}' and '{other}'")
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(f"{path} {what}: delete it and start again, or put a whole copy in its place.")
+
+
+def _read_header(path: Path, length: int) -> tuple[int, dict[str, Any]]:
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise _damaged(path, f"is {length:,} bytes, too short for a safetensors file")
+        (size,) = struct.unpack("<Q", prefix)
+        if not 2 <= size <= MAX_HEADER_BYTES:
+            raise _damaged(path, "does not begin like a safetensors file")
+        if 8 + size > length:
+            raise _damaged(path, f"is {length:,} bytes, its header alone is {size:,}")
+        raw = file.read(size)
+    try:
+        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"has a header that cannot be read ({error})") from error
+    if not isinstance(header, dict):
+        raise _damaged(path, "has a header that is not a table of tensors")
+    return size, header
+
+
+def _no_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"'{key}' is there twice")
+        table[key] = value
+    return table
+
+
+def _span(path: Path, name: str, entry: Any) -> tuple[int, int, str]:
+    """(begin, end, name) of one tensor's bytes, after checking that its shape and dtype need that many."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError) as error:
+        raise _damaged(path, f"describes the tensor '{name}' without dtype, shape or offsets") from error
+    if not whole or begin > end or not isinstance(dtype, str):
+        raise _damaged(path, f"describes the tensor '{name}' with impossible numbers")
+    bits = DTYPE_BITS.get(dtype)
+    if bits is not None and math.prod(shape) * bits != (end - begin) * 8:
+        raise _damaged(path, f"gives tensor '{name}' {end - begin:,} bytes, not what {dtype} {shape} needs")
+    return begin, end, name
