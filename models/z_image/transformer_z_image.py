@@ -1,0 +1,343 @@
+"""S3-DiT, the single-stream diffusion transformer of Z-Image, under the names its checkpoints use.
+
+Source: Tongyi-MAI/Z-Image (native code) and diffusers' `ZImageTransformer2DModel`, which the tests compare with.
+
+Two decisions shape this file:
+
+* Everything that does not depend on time (caption embedding and refinement, RoPE tables) is computed once per
+  prompt by `prepare`, not once per step.
+* A batch is a list of sequences. Each layer visits every sequence before the next layer starts, so weights that are
+  streamed from RAM travel once per step, no sequence is ever padded to another's length, no attention mask exists,
+  and a picture is bit-identical alone and in any batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared import attention as attention_backends
+from shared.errors import Cancelled, UserError
+
+ADALN_EMBED_DIM = 256  # width of the time embedding, or dim where that is smaller
+SEQ_MULTI_OF = 32  # caption and image tokens are each padded to a multiple of this with a learned, attended token
+T_MID_DIM = 1024  # hidden width of the time embedder
+
+
+@dataclass(frozen=True)
+class ZImageConfig:
+    """The transformer's dimensions; the field names are those of the checkpoints' config.json."""
+
+    dim: int = 3840
+    n_layers: int = 30
+    n_refiner_layers: int = 2
+    n_heads: int = 30
+    norm_eps: float = 1e-5
+    cap_feat_dim: int = 2560
+    in_channels: int = 16
+    patch_size: int = 2
+    rope_theta: float = 256.0
+    t_scale: float = 1000.0
+    axes_dims: tuple[int, ...] = (32, 48, 48)
+    axes_lens: tuple[int, ...] = (1536, 512, 512)
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> ZImageConfig:
+        """From a checkpoint's config.json. Raises UserError for a variant this transformer does not compute."""
+        fixed = {"all_patch_size": [2], "all_f_patch_size": [1], "qk_norm": True, "siglip_feat_dim": None}
+        fixed["n_kv_heads"] = config.get("n_heads", cls.n_heads)
+        known = {f.name for f in fields(cls)}
+        for key, value in config.items():
+            if key in fixed and (list(value) if isinstance(value, tuple) else value) != fixed[key]:
+                raise UserError(f"Transformer config has {key} = {value}; Z-Image checkpoints have {fixed[key]}.")
+            if key not in fixed and key not in known and not key.startswith("_"):
+                raise UserError(f"Transformer config has the unknown key '{key}'; known: {', '.join(sorted(known))}.")
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
+        return cls(**values)
+
+    @property
+    def key(self) -> str:
+        """The patch embedders' name in the checkpoint: patch size, frame patch size."""
+        return f"{self.patch_size}-1"
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What one prompt at one image size contributes to every step.
+
+    caption: [1, C, dim] refined caption tokens, C a multiple of 32.
+    rope: [1, N + C, 1, head_dim / 2] complex64, image rows (padded to N) first, then caption rows.
+    image_tokens: N, a multiple of 32. height, width: of the latent.
+    """
+
+    caption: Tensor
+    rope: Tensor
+    image_tokens: int
+    height: int
+    width: int
+
+
+def add_gated(x: Tensor, gate: Tensor | None, h: Tensor) -> Tensor:
+    """x + gate * h; into x itself where no gradient is recorded, so that no second copy of x is ever alive."""
+    if torch.is_grad_enabled():
+        return x + h if gate is None else x + gate * h
+    return x.add_(h) if gate is None else x.addcmul_(gate, h)
+
+
+def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate interleaved pairs of x [B, T, heads, head_dim] by rope [1, T, 1, head_dim / 2] (complex64), in fp32."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rope).flatten(3).type_as(x)
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoid of 256 values (cosines first, period up to 10000), then two linears. t: [B] -> [B, out_size]."""
+
+    def __init__(self, out_size: int, mid_size: int = T_MID_DIM, frequency_size: int = 256) -> None:
+        super().__init__()
+        self.frequency_size = frequency_size
+        self.mlp = nn.Sequential(nn.Linear(frequency_size, mid_size), nn.SiLU(), nn.Linear(mid_size, out_size))
+
+    def forward(self, t: Tensor) -> Tensor:
+        half = self.frequency_size // 2
+        steps = torch.arange(half, dtype=torch.float32, device=t.device)
+        angles = t.float()[:, None] * torch.exp(steps * (-math.log(10000.0) / half))
+        sinusoid = torch.cat((angles.cos(), angles.sin()), dim=-1)
+        weight = self.mlp[0].weight
+        return self.mlp(sinusoid.to(weight.dtype) if weight.dtype.is_floating_point else sinusoid)
+
+
+class Attention(nn.Module):
+    """Full self-attention with RMS-normed, rotated queries and keys. x: [B, T, dim] -> [B, T, dim]."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attend = attention_backends.get("sdpa")
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(dim, dim, bias=False)
+        self.to_v = nn.Linear(dim, dim, bias=False)
+        self.norm_q = nn.RMSNorm(dim // heads, eps=1e-5)
+        self.norm_k = nn.RMSNorm(dim // heads, eps=1e-5)
+        self.to_out = nn.Sequential(nn.Linear(dim, dim, bias=False))
+
+    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+        q, k, v = (to(x).unflatten(-1, (self.heads, -1)) for to in (self.to_q, self.to_k, self.to_v))
+        q = apply_rope(self.norm_q(q), rope)
+        k = apply_rope(self.norm_k(k), rope)
+        return self.to_out(self.attend(q, k, v))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(F.silu(self.w1(x), inplace=True).mul_(self.w3(x)))
+
+
+class ZImageTransformerBlock(nn.Module):
+    """Attention and feed-forward, each normed before and after; with `modulation`, scaled and gated by time."""
+
+    def __init__(self, dim: int, heads: int, eps: float, modulation: bool = True) -> None:
+        super().__init__()
+        self.attention = Attention(dim, heads)
+        self.feed_forward = FeedForward(dim, int(dim / 3 * 8))
+        self.attention_norm1 = nn.RMSNorm(dim, eps=eps)
+        self.attention_norm2 = nn.RMSNorm(dim, eps=eps)
+        self.ffn_norm1 = nn.RMSNorm(dim, eps=eps)
+        self.ffn_norm2 = nn.RMSNorm(dim, eps=eps)
+        if modulation:
+            self.adaLN_modulation = nn.Sequential(nn.Linear(min(dim, ADALN_EMBED_DIM), 4 * dim))
+        self.modulation = modulation
+
+    def forward(self, x: Tensor, rope: Tensor, temb: Tensor | None = None) -> Tensor:
+        """x: [B, T, dim]; temb: [B or 1, 256]. Without gradients x is overwritten and returned."""
+        if not self.modulation:
+            x = add_gated(x, None, self.attention_norm2(self.attention(self.attention_norm1(x), rope)))
+            return add_gated(x, None, self.ffn_norm2(self.feed_forward(self.ffn_norm1(x))))
+        scale_msa, gate_msa, scale_mlp, gate_mlp = self.adaLN_modulation(temb).unsqueeze(1).chunk(4, dim=2)
+        h = self.attention_norm1(x) * (1 + scale_msa)
+        x = add_gated(x, gate_msa.tanh(), self.attention_norm2(self.attention(h, rope)))
+        h = self.ffn_norm1(x) * (1 + scale_mlp)
+        return add_gated(x, gate_mlp.tanh(), self.ffn_norm2(self.feed_forward(h)))
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, dim: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(dim, out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(min(dim, ADALN_EMBED_DIM), dim))
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        return self.linear(self.norm_final(x) * (1 + self.adaLN_modulation(temb)).unsqueeze(1))
+
+
+class RopeTable:
+    """RoPE over (frame, row, column); angles in fp64, kept as complex64."""
+
+    def __init__(self, config: ZImageConfig) -> None:
+        self.axes = []
+        for dim, length in zip(config.axes_dims, config.axes_lens, strict=True):
+            frequencies = config.rope_theta ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+            angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies).float()
+            self.axes.append(torch.polar(torch.ones_like(angles), angles))
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """positions: [T, 3] integers -> [T, head_dim / 2] complex64 on the CPU."""
+        return torch.cat([axis[positions[:, i]] for i, axis in enumerate(self.axes)], dim=-1)
+
+
+def padded(length: int) -> int:
+    return -(-length // SEQ_MULTI_OF) * SEQ_MULTI_OF
+
+
+def positions(caption_tokens: int, rows: int, columns: int) -> Tensor:
+    """[N + C, 3]: image tokens at (1 + C, row, column), their pads at the origin, caption token j at (1 + j, 0, 0)."""
+    image = torch.zeros(padded(rows * columns), 3, dtype=torch.long)
+    image[: rows * columns] = torch.cartesian_prod(
+        torch.tensor([1 + caption_tokens]), torch.arange(rows), torch.arange(columns)
+    )
+    caption = torch.zeros(caption_tokens, 3, dtype=torch.long)
+    caption[:, 0] = torch.arange(1, caption_tokens + 1)
+    return torch.cat((image, caption))
+
+
+def patchify(latent: Tensor, patch: int) -> Tensor:
+    """[..., C, H, W] -> [..., H/p * W/p, p * p * C], channel fastest."""
+    x = latent.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))  # ..., C, H/p, p, W/p, p
+    return x.movedim(-5, -1).transpose(-4, -3).flatten(-3).flatten(-3, -2)
+
+
+def unpatchify(tokens: Tensor, rows: int, columns: int, patch: int) -> Tensor:
+    """The inverse of `patchify` for a grid of rows x columns tokens."""
+    x = tokens.unflatten(-1, (patch, patch, -1)).unflatten(-4, (rows, columns)).transpose(-4, -3)
+    return x.movedim(-1, -5).flatten(-2).flatten(-3, -2)
+
+
+class ZImageTransformer2DModel(nn.Module):
+    """The transformer. `prepare` once per prompt and size, then `forward` once per step."""
+
+    _offload_hooks = ["prepare"]  # touches the pad tokens, which belong to the root module
+
+    def __init__(self, config: ZImageConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or ZImageConfig()
+        self.in_channels = c.in_channels
+        patch_values = c.patch_size**2 * c.in_channels
+
+        def blocks(count: int, modulation: bool = True) -> nn.ModuleList:
+            return nn.ModuleList(ZImageTransformerBlock(c.dim, c.n_heads, c.norm_eps, modulation) for _ in range(count))
+
+        self.all_x_embedder = nn.ModuleDict({c.key: nn.Linear(patch_values, c.dim)})
+        self.all_final_layer = nn.ModuleDict({c.key: FinalLayer(c.dim, patch_values)})
+        self.noise_refiner = blocks(c.n_refiner_layers)
+        self.context_refiner = blocks(c.n_refiner_layers, modulation=False)
+        self.t_embedder = TimestepEmbedder(min(c.dim, ADALN_EMBED_DIM))
+        self.cap_embedder = nn.Sequential(nn.RMSNorm(c.cap_feat_dim, eps=c.norm_eps), nn.Linear(c.cap_feat_dim, c.dim))
+        self.x_pad_token = nn.Parameter(torch.zeros(1, c.dim))
+        self.cap_pad_token = nn.Parameter(torch.zeros(1, c.dim))
+        self.layers = blocks(c.n_layers)
+        self._rope: RopeTable | None = None  # made at first use, on the CPU even when the model is built empty
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of activations (the pad token is never quantized)."""
+        return self.x_pad_token.dtype
+
+    def set_attention_backend(self, name: str) -> None:
+        """Use the backend called `name` ("sdpa", "flash", "_flash_3") everywhere. Raises UserError if it cannot run."""
+        attend = attention_backends.get(name)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.attend = attend
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """torch.compile of each repeated block: one small graph instead of one per layer."""
+        for layer in self.layers:
+            layer.compile(*args, **kwargs)
+
+    def rope(self, ids: Tensor, device: torch.device) -> Tensor:
+        if self._rope is None:
+            self._rope = RopeTable(self.config)
+        return self._rope(ids)[None, :, None].to(device)
+
+    def prepare(self, cap_feats: Tensor, height: int, width: int) -> Conditioning:
+        """Everything of a prompt that no step changes.
+
+        cap_feats: [L, cap_feat_dim] text features of the prompt, L >= 1. height, width: of the latent (even numbers).
+        """
+        p, device = self.config.patch_size, cap_feats.device
+        length = padded(len(cap_feats))
+        image_tokens = padded((height // p) * (width // p))
+        rope = self.rope(positions(length, height // p, width // p), device)
+        caption = self.cap_embedder(cap_feats.to(self.dtype))
+        caption = torch.cat((caption, self.cap_pad_token.expand(length - len(caption), -1)))[None]
+        for block in self.context_refiner:
+            caption = block(caption, rope[:, image_tokens:])
+        return Conditioning(caption, rope, image_tokens, height, width)
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        """t: [B] = 1 - sigma (0 is noise, 1 the image) -> [B, 256]."""
+        return self.t_embedder(t * self.config.t_scale).to(self.dtype)
+
+    def forward(
+        self,
+        latents: list[Tensor],
+        t: Tensor,
+        conditionings: list[Conditioning],
+        interrupt: Callable[[], bool] | None = None,
+    ) -> list[Tensor]:
+        """The predicted direction x - z (image minus noise) for each latent.
+
+        latents: n tensors [in_channels, H, W] of any sizes. t: [1] or [n], 1 - sigma. conditionings: n, from `prepare`.
+        interrupt: asked before every layer; when it answers true, Cancelled is raised.
+        """
+        patch = self.config.patch_size
+        temb = self.embed_time(t)
+        tembs = [temb[i : i + 1] for i in range(len(temb))] if len(temb) > 1 else [temb] * len(latents)
+        ropes = [c.rope[:, : c.image_tokens] for c in conditionings]
+        seqs = [self._embed_image(patchify(x, patch), c) for x, c in zip(latents, conditionings, strict=True)]
+        self._run(self.noise_refiner, seqs, ropes, tembs, interrupt)
+        for i, c in enumerate(conditionings):
+            seqs[i] = torch.cat((seqs[i], c.caption), dim=1)
+        self._run(self.layers, seqs, [c.rope for c in conditionings], tembs, interrupt)
+        return [self._project(x, e, c) for x, e, c in zip(seqs, tembs, conditionings, strict=True)]
+
+    def _embed_image(self, patches: Tensor, c: Conditioning) -> Tensor:
+        x = self.all_x_embedder[self.config.key](patches.to(self.dtype))
+        return torch.cat((x, self.x_pad_token.expand(c.image_tokens - len(x), -1)))[None]
+
+    def _project(self, x: Tensor, temb: Tensor, c: Conditioning) -> Tensor:
+        rows, columns = c.height // self.config.patch_size, c.width // self.config.patch_size
+        tokens = self.all_final_layer[self.config.key](x[:, : rows * columns], temb)
+        return unpatchify(tokens[0], rows, columns, self.config.patch_size)
+
+    @staticmethod
+    def _run(
+        blocks: nn.ModuleList,
+        seqs: list[Tensor],
+        ropes: list[Tensor],
+        tembs: list[Tensor],
+        interrupt: Callable[[], bool] | None,
+    ) -> None:
+        """Each block over all sequences, in place in the list."""
+        for block in blocks:
+            if interrupt is not None and interrupt():
+                raise Cancelled
+            for i, (rope, temb) in enumerate(zip(ropes, tembs, strict=True)):
+                seqs[i] = block(seqs[i], rope, temb)

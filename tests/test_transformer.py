@@ -1,0 +1,157 @@
+"""Our S3-DiT against diffusers' ZImageTransformer2DModel on the same random weights."""
+
+import pytest
+import torch
+from diffusers import ZImageTransformer2DModel as Reference
+
+from models.z_image.transformer_z_image import (
+    ZImageConfig,
+    ZImageTransformer2DModel,
+    patchify,
+    positions,
+    unpatchify,
+)
+from shared.errors import Cancelled, UserError
+
+SIZES = {
+    "wide": dict(dim=120, n_heads=4, axes_dims=[6, 12, 12], cap_feat_dim=40),
+    "odd": dict(dim=96, n_heads=3, axes_dims=[8, 12, 12], cap_feat_dim=33),
+    "over_256": dict(dim=288, n_heads=6, axes_dims=[16, 16, 16], cap_feat_dim=64),  # adaLN width stays 256
+}
+
+
+def pair(size: str, dtype: torch.dtype = torch.float32) -> tuple[Reference, ZImageTransformer2DModel]:
+    config = dict(SIZES[size], n_layers=3, n_refiner_layers=2, axes_lens=[600, 64, 64])
+    torch.manual_seed(0)
+    reference = Reference(**config, n_kv_heads=config["n_heads"])
+    with torch.no_grad():
+        for p in reference.parameters():  # norms and pad tokens too, so that each of them matters
+            p.copy_(torch.randn_like(p) * 0.2 + (1.0 if p.ndim == 1 else 0.0))
+    ours = ZImageTransformer2DModel(ZImageConfig.from_dict(dict(reference.config)))
+    ours.load_state_dict(reference.state_dict(), strict=True)
+    return reference.to(dtype).eval(), ours.to(dtype).eval()
+
+
+def inputs(size: str, shapes: list[tuple[int, int, int]]) -> tuple[list, list]:
+    g = torch.Generator().manual_seed(1)
+    latents = [torch.randn(16, h, w, generator=g) for h, w, _ in shapes]
+    captions = [torch.randn(n, SIZES[size]["cap_feat_dim"], generator=g) for *_, n in shapes]
+    return latents, captions
+
+
+@torch.no_grad()
+def both(size: str, shapes: list[tuple[int, int, int]], t: list[float], dtype: torch.dtype = torch.float32):
+    reference, ours = pair(size, dtype)
+    latents, captions = ([x.to(dtype) for x in xs] for xs in inputs(size, shapes))
+    theirs = reference([x[:, None] for x in latents], torch.tensor(t), captions, return_dict=False)[0]
+    prepared = [ours.prepare(c, x.shape[1], x.shape[2]) for x, c in zip(latents, captions, strict=True)]
+    mine = ours(latents, torch.tensor(t), prepared)
+    return [x[:, 0].float() for x in theirs], [x.float() for x in mine]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(16, 16, 5)],  # 64 image tokens, caption padded to 32
+        [(6, 10, 32)],  # 15 image tokens padded to 32, caption exactly 32
+        [(14, 22, 45)],  # 77 image tokens padded to 96
+        [(8, 8, 7), (8, 8, 7)],
+        [(8, 8, 3), (8, 8, 40), (8, 8, 100)],  # captions of different padded lengths in one batch
+        [(8, 8, 9), (12, 6, 9)],  # images of different sizes in one batch
+    ],
+)
+def test_fp32_equals_diffusers(size: str, shapes: list[tuple[int, int, int]]) -> None:
+    t = [0.0, 0.37, 0.999][: len(shapes)]
+    theirs, mine = both(size, shapes, t)
+    for a, b in zip(theirs, mine, strict=True):
+        assert (a - b).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_bf16_is_as_close_as_bf16_allows(size: str) -> None:
+    """Both implementations round differently: neither may be further from fp32 than the other by more than half."""
+    shapes, t = [(14, 22, 45)], [0.4]
+    (exact,), _ = both(size, shapes, t)
+    (theirs,), (mine,) = both(size, shapes, t, torch.bfloat16)
+    assert (mine - exact).norm() <= 1.5 * (theirs - exact).norm()
+    assert (mine - exact).norm() <= 0.05 * exact.norm()  # eleven bf16 blocks: some percent
+
+
+@torch.no_grad()
+def test_a_sequence_is_bit_identical_alone_and_in_any_batch() -> None:
+    _, ours = pair("odd")
+    latents, captions = inputs("odd", [(8, 8, 3), (12, 6, 40), (8, 8, 3)])
+    prepared = [ours.prepare(c, x.shape[1], x.shape[2]) for x, c in zip(latents, captions, strict=True)]
+    t = torch.tensor([0.3])
+    together = ours(latents, t, prepared)
+    for x, c, out in zip(latents, prepared, together, strict=True):
+        assert torch.equal(ours([x], t, [c])[0], out)
+
+
+def test_gradients_equal_inference_and_flow() -> None:
+    """The in-place path of inference and the plain path of training compute the same."""
+    _, ours = pair("odd")
+    latents, captions = inputs("odd", [(8, 8, 3)])
+    t = torch.tensor([0.3])
+    with torch.no_grad():
+        expected = ours(latents, t, [ours.prepare(captions[0], 8, 8)])[0]
+    out = ours(latents, t, [ours.prepare(captions[0], 8, 8)])[0]
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)  # same operations, other kernels
+    out.square().mean().backward()
+    assert all(p.grad is not None for name, p in ours.named_parameters() if name != "x_pad_token")
+
+
+@torch.no_grad()
+def test_forward_leaves_its_inputs_alone() -> None:
+    _, ours = pair("odd")
+    latents, captions = inputs("odd", [(8, 8, 3)])
+    c = ours.prepare(captions[0], 8, 8)
+    before = (latents[0].clone(), captions[0].clone(), c.caption.clone())
+    first = ours(latents, torch.tensor([0.3]), [c])[0]
+    assert all(torch.equal(a, b) for a, b in zip(before, (latents[0], captions[0], c.caption), strict=True))
+    assert torch.equal(first, ours(latents, torch.tensor([0.3]), [c])[0])
+
+
+@torch.no_grad()
+def test_interrupt_stops_between_layers() -> None:
+    _, ours = pair("odd")
+    latents, captions = inputs("odd", [(8, 8, 3)])
+    c = ours.prepare(captions[0], 8, 8)
+    asked = []
+    with pytest.raises(Cancelled):
+        ours(latents, torch.tensor([0.3]), [c], interrupt=lambda: len(asked) >= 3 or asked.append(1))
+    assert len(asked) == 3  # two refiner layers and one main layer ran
+
+
+def test_patchify_is_channel_fastest_and_inverts() -> None:
+    x = torch.arange(3 * 4 * 6).view(3, 4, 6)
+    tokens = patchify(x, 2)
+    assert tokens[0].tolist() == [x[c, h, w].item() for h in (0, 1) for w in (0, 1) for c in range(3)]
+    assert tokens[1].tolist() == [x[c, h, w].item() for h in (0, 1) for w in (2, 3) for c in range(3)]
+    assert torch.equal(unpatchify(tokens, 2, 3, 2), x)
+
+
+def test_positions_follow_the_model_card() -> None:
+    ids = positions(32, 2, 3).tolist()
+    assert ids[:7] == [[33, 0, 0], [33, 0, 1], [33, 0, 2], [33, 1, 0], [33, 1, 1], [33, 1, 2], [0, 0, 0]]
+    assert ids[32] == [1, 0, 0] and ids[-1] == [32, 0, 0] and len(ids) == 64
+
+
+def test_full_size_names_match_the_checkpoint() -> None:
+    """521 tensors and 6,154,908,736 parameters, as in the published index."""
+    with torch.device("meta"):
+        state = ZImageTransformer2DModel().state_dict()
+    assert len(state) == 521 and sum(p.numel() for p in state.values()) == 6_154_908_736
+
+
+@pytest.mark.parametrize("config", [{"dimm": 3}, {"qk_norm": False}, {"all_patch_size": [4]}, {"n_kv_heads": 2}])
+def test_a_config_it_cannot_compute_is_refused(config: dict) -> None:
+    with pytest.raises(UserError, match=next(iter(config))):
+        ZImageConfig.from_dict(config)
+
+
+def test_attention_backend_errors_name_the_choice() -> None:
+    _, ours = pair("odd")
+    with pytest.raises(UserError, match="sdpa"):
+        ours.set_attention_backend("fastest")
