@@ -1,0 +1,168 @@
+"""The SQLite file behind the job store: opening it, its schema, and setting a damaged one aside."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from shared.engine.lock import ProcessLock
+from shared.errors import UserError
+
+log = logging.getLogger(__name__)
+
+BUSY_SECONDS = 10.0
+
+# MIGRATIONS[n] brings a file from user_version n to n + 1.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE jobs (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, status TEXT NOT NULL, position REAL NOT NULL DEFAULT 0,
+            settings TEXT NOT NULL, source TEXT NOT NULL, output_dir TEXT, attempts INTEGER NOT NULL DEFAULT 0,
+            cancel INTEGER NOT NULL DEFAULT 0, phase TEXT NOT NULL DEFAULT '', step INTEGER NOT NULL DEFAULT 0,
+            steps INTEGER NOT NULL DEFAULT 0, seconds_left REAL, error TEXT, notes TEXT NOT NULL DEFAULT '[]',
+            created REAL NOT NULL, started REAL, finished REAL)""",
+        "CREATE INDEX jobs_in_order ON jobs (status, position, id)",
+        """CREATE TABLE events (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT, job_id INTEGER NOT NULL REFERENCES jobs (id),
+            kind TEXT NOT NULL, data TEXT NOT NULL, time REAL NOT NULL)""",
+        "CREATE INDEX events_of_job ON events (job_id, seq)",
+        """CREATE TABLE previews (
+            job_id INTEGER PRIMARY KEY REFERENCES jobs (id), seq INTEGER NOT NULL, jpeg BLOB NOT NULL)""",
+        """CREATE TABLE images (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, job_id INTEGER NOT NULL REFERENCES jobs (id),
+            number INTEGER NOT NULL, path TEXT NOT NULL, seed INTEGER NOT NULL, width INTEGER NOT NULL,
+            height INTEGER NOT NULL, created REAL NOT NULL, metadata TEXT NOT NULL)""",
+        "CREATE INDEX images_of_job ON images (job_id, number)",
+    ),
+)
+
+
+class _Handle:
+    """Closes its connection when the thread that opened it goes away."""
+
+    def __init__(self, connection: sqlite3.Connection):
+        self.connection = connection
+
+    def __del__(self) -> None:
+        self.connection.close()
+
+
+class Database:
+    """One SQLite file, one connection per thread. `notice` says what was set aside, if anything was."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._local = threading.local()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.notice = set_aside_if_damaged(path)
+        self._migrate()
+
+    def connection(self) -> sqlite3.Connection:
+        """This thread's connection, opened on first use."""
+        handle: _Handle | None = getattr(self._local, "handle", None)
+        if handle is None:
+            handle = self._local.handle = _Handle(_connect(self.path))
+        return handle.connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A short write transaction: all of it is kept, or on any exception none of it."""
+        connection = self.connection()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def _migrate(self) -> None:
+        if _version(self.connection()) == len(MIGRATIONS):
+            return
+        with self.transaction() as connection:
+            version = _version(connection)
+            if version > len(MIGRATIONS):
+                raise UserError(
+                    f"The queue file {self.path} was written by a newer ZGP (schema {version}, this one knows "
+                    f"{len(MIGRATIONS)}): start the newer ZGP, or move that file away to begin a new queue."
+                )
+            for statements in MIGRATIONS[version:]:
+                for statement in statements:
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+
+def set_aside_if_damaged(path: Path) -> str | None:
+    """Rename a damaged database file (never delete it) and return the sentence that says so."""
+    if not path.exists() or _is_sound(path):
+        return None
+    lock = ProcessLock(path.with_name(path.name + ".repair"))
+    if not lock.acquire(timeout=BUSY_SECONDS):
+        raise UserError(f"The queue file {path} is damaged and another process is mending it: start again.")
+    try:
+        if _is_sound(path):  # another process was faster
+            return None
+        aside = _free_name(path)
+        for suffix in ("", "-wal", "-shm"):
+            part = path.with_name(path.name + suffix)
+            if part.exists():
+                os.rename(part, aside.with_name(aside.name + suffix))
+    finally:
+        lock.release()
+    notice = f"The queue file {path} is damaged; it was kept as {aside.name} and a new, empty queue was begun."
+    log.warning(notice)
+    return notice
+
+
+def _free_name(path: Path) -> Path:
+    stamp = datetime.now().strftime("%Y-%m-%d-%Hh%Mm%Ss")
+    aside = path.with_name(f"{path.stem}.damaged-{stamp}{path.suffix}")
+    number = 1
+    while aside.exists():
+        aside = path.with_name(f"{path.stem}.damaged-{stamp}-{number}{path.suffix}")
+        number += 1
+    return aside
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
+            return connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
+    except sqlite3.OperationalError:  # locked, no permission, disk full: not the file's contents
+        raise
+    except sqlite3.DatabaseError:
+        return False
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
+    _switch_to_wal(connection)
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    # SQLite does not wait its busy timeout when two processes change the journal mode at the same moment.
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)

@@ -1,0 +1,56 @@
+"""What the job store hands out: plain frozen records, safe to pass between threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
+ENDED = (DONE, FAILED, CANCELLED)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request for a batch of images. Times are seconds since the epoch."""
+
+    id: int
+    status: str
+    settings: dict[str, Any]
+    source: str
+    output_dir: str | None
+    attempts: int
+    phase: str
+    step: int
+    steps: int
+    seconds_left: float | None
+    error: str | None
+    notes: list[str] = field(default_factory=list)
+    created: float = 0.0
+    started: float | None = None
+    finished: float | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened to a job; `seq` grows over all jobs, so it works as a cursor."""
+
+    seq: int
+    job_id: int
+    kind: str
+    data: dict[str, Any]
+    time: float
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One saved image file; width and height in pixels, `seed` and `index` are this image's own."""
+
+    id: int
+    job_id: int
+    index: int
+    path: str
+    seed: int
+    width: int
+    height: int
+    created: float
+    metadata: dict[str, Any]
