@@ -1,0 +1,378 @@
+"""The one list of generation parameters: the page, the command line, REST and the metadata all read it.
+
+Field names are Wan2GP's, so its settings files and image metadata import. Nothing here is clamped: a value
+that cannot be used is reported, all of them at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.errors import UserError
+
+MAX_SEED = 2**53 - 1  # the largest whole number that survives JSON and JavaScript unchanged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One generation parameter. For texts, `minimum` and `maximum` count characters."""
+
+    name: str
+    kind: type  # str, int, float or bool
+    default: object
+    label: str
+    help: str
+    group: str = "main"  # "main" | "guidance" | "output"
+    minimum: float | None = None
+    maximum: float | None = None
+    step: float | None = None
+    choices: tuple[str, ...] = ()
+    needs: str = ""  # the model's capability that makes it act; "" = every model
+
+
+SETTINGS: dict[str, Setting] = {
+    setting.name: setting
+    for setting in (
+        Setting(
+            name="model_type", kind=str, default="z_image_mini", label="Model", minimum=1, maximum=200,
+            help="The model that paints the picture. Turbo models need few steps; Base models follow "
+            "guidance and negative prompts.",
+        ),
+        Setting(
+            name="prompt", kind=str, default="", label="Prompt", minimum=1, maximum=10_000,
+            help="Describe the picture in plain words: subject, setting, light, style. English and Chinese "
+            "work best with the large models.",
+        ),
+        Setting(
+            name="negative_prompt", kind=str, default="", label="Negative prompt", maximum=10_000,
+            needs="negative_prompt",
+            help="What the picture should not show. It acts only while guidance is on.",
+        ),
+        Setting(
+            name="resolution", kind=str, default="1024x1024", label="Resolution",
+            help="Width x height in pixels, both multiples of 16. Larger pictures show more detail and take "
+            "more time and memory.",
+        ),
+        Setting(
+            name="num_inference_steps", kind=int, default=8, label="Steps", minimum=1, maximum=100, step=1,
+            help="How many times the picture is refined. More steps add detail up to the model's usual "
+            "number and cost time in proportion.",
+        ),
+        Setting(
+            name="seed", kind=int, default=-1, label="Seed", minimum=-1, maximum=MAX_SEED, step=1,
+            help="The start noise: the same seed and settings give the same picture, another seed another "
+            "picture. -1 picks a random one.",
+        ),
+        Setting(
+            name="batch_size", kind=int, default=1, label="Images", minimum=1, maximum=16, step=1,
+            help="How many pictures to make. Each uses the next seed, so every one of them can be made again "
+            "alone.",
+        ),
+        Setting(
+            name="guidance_scale", kind=float, default=4.0, label="Guidance", minimum=0, maximum=20, step=0.1,
+            group="guidance", needs="guidance",
+            help="How strongly the picture follows the prompt and avoids the negative prompt. Too much burns "
+            "colours; 1 or less turns guidance off and halves the time.",
+        ),
+        Setting(
+            name="flow_shift", kind=float, default=3.0, label="Flow shift", minimum=1, maximum=10, step=0.1,
+            group="guidance", needs="flow_shift",
+            help="Where the steps are spent: higher values work longer on the composition, lower values on "
+            "fine detail.",
+        ),
+        Setting(
+            name="cfg_normalization", kind=float, default=0.0, label="Guidance limit", minimum=0, maximum=2,
+            step=0.05, group="guidance", needs="guidance",
+            help="Limits how far guidance may push contrast and colour; lower values tame harsh pictures, "
+            "0 turns the limit off.",
+        ),
+        Setting(
+            name="cfg_truncation", kind=float, default=1.0, label="Guidance end", minimum=0, maximum=1,
+            step=0.05, group="guidance", needs="guidance",
+            help="The part of the way from noise to picture that is guided. 1 guides to the end; less gives "
+            "softer detail and saves time.",
+        ),
+        Setting(
+            name="image_format", kind=str, default="png", label="File format", group="output",
+            choices=("png", "jpeg", "webp"),
+            help="PNG keeps every pixel exactly; JPEG and WebP files are smaller and lose a little. All "
+            "three carry the settings.",
+        ),
+    )
+}  # fmt: skip
+
+# Names that Wan2GP writes into its settings files and images, by the reason they do nothing here.
+# A name that also stands in SETTINGS acts: SETTINGS is asked first.
+_WAN2GP_NAMES = {
+    "ZGP does not offer it yet": """
+        NAG_scale NAG_tau NAG_alpha sample_solver unified_sampler_config activated_loras loras_choices
+        loras_multipliers control_net_weight control_net_weight2 denoising_strength masking_strength
+        image_guide image_mask image_start image_refs image_prompt_type video_prompt_type mask_expand
+        spatial_upsampling film_grain_intensity film_grain_saturation prompt_enhancer multi_prompts_gen_type
+        multi_images_gen_type repeat_generation output_filename override_profile override_attention""",
+    "no Z-Image model uses it": """
+        control_net_weight_alt embedded_guidance_scale guidance2_scale guidance3_scale guidance_phases
+        switch_threshold switch_threshold2 model_switch_phase alt_guidance_scale alt_scale slg_switch
+        slg_layers slg_start_perc slg_end_perc apg_switch cfg_star_switch cfg_zero_step perturbation_switch
+        perturbation_layers perturbation_start_perc perturbation_end_perc skip_steps_cache_type
+        skip_steps_multiplier skip_steps_start_step_perc tea_cache_setting tea_cache_start_step_perc
+        self_refiner_setting self_refiner_plan self_refiner_f_uncertainty self_refiner_certain_percentage
+        remove_background_images_ref image_refs_relative_size model_mode custom_settings config temperature
+        top_k top_p""",
+    "it concerns videos": """
+        video_length duration_seconds force_fps video_source video_guide video_mask video_guide_outpainting
+        video_guide_outpainting_ratio keep_frames_video_source keep_frames_video_guide frames_positions
+        frames_relative_positions_list image_end motion_amplitude sliding_window_size sliding_window_overlap
+        sliding_window_overlap_noise sliding_window_color_correction_strength
+        sliding_window_discard_last_frames temporal_upsampling RIFLEx_setting min_frames_if_references input_video_strength custom_guide""",
+    "it concerns sound": """
+        audio_guide audio_guide2 audio_source audio_prompt_type audio_guidance_scale audio_scale
+        speakers_locations MMAudio_setting MMAudio_prompt MMAudio_neg_prompt pace exaggeration""",
+    "it is a note of the program that wrote the file": """
+        type settings_version base_model_type model_filename image_mode mode state lset_name client_id
+        creation_date creation_timestamp generation_time extra_info quantization""",
+}
+WAN2GP_SETTINGS: dict[str, str] = {
+    name: reason for reason, names in _WAN2GP_NAMES.items() for name in names.split()
+}
+
+
+class SettingsError(UserError):
+    """Every problem of one set of settings, one sentence each, in `problems`."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What `validate` found: the complete settings, what does nothing here and why, what was substituted."""
+
+    settings: dict[str, Any]
+    ignored: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def validate(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], capabilities: Mapping[str, Any]
+) -> Validated:
+    """Check `values` and complete them with the model's `defaults`, then with the table's; null = not given.
+
+    `capabilities` is what the handler's query_model_def returns. Raises SettingsError with every problem.
+    """
+    if not isinstance(values, Mapping):
+        raise SettingsError([f"Settings came as {_show(values)}; expected one object of names and values"])
+    given = {str(name): value for name, value in values.items() if value is not None}
+    settings: dict[str, Any] = {}
+    problems: list[str] = []
+    for setting in SETTINGS.values():
+        if not applies(setting, capabilities):
+            continue
+        default = _first(defaults.get(setting.name), setting.default)
+        try:
+            settings[setting.name] = _convert(setting, given.get(setting.name, default), default)
+        except _Unusable as error:
+            problems.append(str(error))
+    problems += _resolution_problems(settings, capabilities) + _batch_problems(settings)
+    if problems:
+        raise SettingsError(problems)
+    return Validated(settings, _ignored(given, capabilities))
+
+
+def applies(setting: Setting, capabilities: Mapping[str, Any]) -> bool:
+    """Whether the setting acts on a model with these capabilities."""
+    return not setting.needs or bool(capabilities.get(setting.needs))
+
+
+def random_seed() -> int:
+    """A seed that leaves room for a whole batch below MAX_SEED and is short enough to be typed."""
+    return secrets.randbelow(2**32)
+
+
+def parse_resolution(text: str) -> tuple[int, int]:
+    """(width, height) in pixels of "WxH"; raises SettingsError when the text has another form."""
+    match = re.fullmatch(r"\s*(\d{1,9})\s*[xX×*]\s*(\d{1,9})\s*", text)
+    if match is None:
+        raise SettingsError(
+            [f'resolution came as {_show(text)}; expected width x height in pixels, for example "1024x1024"']
+        )
+    return int(match[1]), int(match[2])
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The name of `known` most like `name`, whatever its case; "" when none is alike."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    holding = [candidate for candidate in by_lower if len(name) > 2 and name.lower() in candidate]
+    found = holding or difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[found[0]] if found else ""
+
+
+# ---------------------------------------------------------------- one value
+
+
+class _Unusable(Exception):
+    """One value cannot be used; the text is the whole sentence."""
+
+
+def _convert(setting: Setting, value: Any, example: Any) -> Any:
+    try:
+        converted = _CONVERTERS[setting.kind](value)
+    except (TypeError, ValueError, OverflowError):
+        raise _Unusable(_sentence(setting, value, example)) from None
+    check = _check_text if setting.kind is str else _check_number
+    check(setting, converted, example)
+    return converted
+
+
+def _to_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _to_number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _to_integer(value: Any) -> int:
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,30}\s*", value):
+        return int(value)  # not through float, which would round seeds above 2**53
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    number = _to_number(value)
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
+
+
+def _to_flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+_CONVERTERS: dict[type, Callable[[Any], Any]] = {
+    str: _to_text,
+    int: _to_integer,
+    float: _to_number,
+    bool: _to_flag,
+}
+_KIND_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _check_number(setting: Setting, value: Any, example: Any) -> None:
+    low = -math.inf if setting.minimum is None else setting.minimum
+    high = math.inf if setting.maximum is None else setting.maximum
+    if not low <= value <= high:
+        raise _Unusable(_sentence(setting, value, example))
+
+
+def _check_text(setting: Setting, value: str, example: Any) -> None:
+    if setting.choices and value not in setting.choices:
+        raise _Unusable(_sentence(setting, value, example))
+    problem = ""
+    if setting.minimum and not value.strip():
+        problem = f'is empty; expected some text, fill in "{setting.label}"'
+    elif setting.maximum is not None and len(value) > setting.maximum:
+        problem = f"is {len(value):,} characters long; expected at most {setting.maximum:,.0f}, shorten it"
+    elif any("\ud800" <= character <= "\udfff" for character in value):
+        problem = "holds half a character (a lone surrogate); expected valid text, type or paste it again"
+    if problem:
+        raise _Unusable(f"{setting.name} {problem}")
+
+
+def _sentence(setting: Setting, value: Any, example: Any) -> str:
+    """What came, what was expected, what to do."""
+    came = f"{setting.name} came as {_show(value)}; expected "
+    if setting.choices:
+        return f"{came}one of {', '.join(setting.choices)}"
+    expected = _KIND_WORDS[setting.kind]
+    if setting.kind in (int, float) and setting.minimum is not None and setting.maximum is not None:
+        expected += f" from {setting.minimum} to {setting.maximum}"
+    return f"{came}{expected}" + (f", for example {_show(example)}" if example not in ("", value) else "")
+
+
+def _show(value: Any) -> str:
+    """The value as JSON users know it, printable and short enough for a sentence."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, str):
+        shown = json.dumps(value if len(value) <= 60 else value[:57] + "…", ensure_ascii=False)
+        return shown.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, int) and abs(value) >= 10**40:  # Python refuses to print thousands of digits
+        return f"a number of about {int(value.bit_length() * math.log10(2)) + 1:,} digits"
+    if isinstance(value, (int, float)):
+        return str(value)
+    return _CONTAINER_WORDS.get(type(value), f"a value of type {type(value).__name__}")
+
+
+_CONTAINER_WORDS: dict[type, str] = {dict: "an object", list: "a list", tuple: "a list"}
+
+
+# ---------------------------------------------------------------- values together
+
+
+def _resolution_problems(settings: dict[str, Any], capabilities: Mapping[str, Any]) -> list[str]:
+    """Write the resolution in its one spelling, or say what is wrong with it."""
+    if "resolution" not in settings:
+        return []
+    try:
+        width, height = parse_resolution(settings["resolution"])
+    except SettingsError as error:
+        return error.problems
+    settings["resolution"] = f"{width}x{height}"
+    multiple = int(capabilities.get("size_multiple", 16))
+    low, high = int(capabilities.get("min_size", 64)), int(capabilities.get("max_size", 8192))
+    if all(low <= side <= high and side % multiple == 0 for side in (width, height)):
+        return []
+    valid = [_nearest_side(side, multiple, low, high) for side in (width, height)]
+    return [
+        f'resolution came as "{width}x{height}"; expected multiples of {multiple} from {low} to {high} pixels, '
+        f'the nearest is "{valid[0]}x{valid[1]}"'
+    ]
+
+
+def _batch_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Image k uses seed + k, and each of these must itself be a valid seed."""
+    seed, images = settings.get("seed", -1), settings.get("batch_size", 1)
+    highest = MAX_SEED - images + 1
+    if seed <= highest:
+        return []
+    return [f"seed came as {seed}; expected at most {highest} for {images} images, lower it"]
+
+
+def _nearest_side(side: int, multiple: int, low: int, high: int) -> int:
+    lowest, highest = -(-low // multiple), high // multiple
+    return min(max(round(side / multiple), lowest), highest) * multiple
+
+
+def _ignored(given: Mapping[str, Any], capabilities: Mapping[str, Any]) -> dict[str, str]:
+    reasons = {name: _why_ignored(name, capabilities) for name in given}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _why_ignored(name: str, capabilities: Mapping[str, Any]) -> str:
+    """Why this name does nothing; "" when it acts."""
+    if name in SETTINGS:
+        return "" if applies(SETTINGS[name], capabilities) else "does not act on this model"
+    if name in WAN2GP_SETTINGS:
+        return f"a setting of Wan2GP; {WAN2GP_SETTINGS[name]}"
+    known = nearest(name, SETTINGS)
+    return f'unknown setting; the nearest known one is "{known}"' if known else "unknown setting"
+
+
+def _first(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
