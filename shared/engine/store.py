@@ -226,6 +226,8 @@ def _forget_progress(cx: sqlite3.Connection, job_id: int) -> None:
 
 def _note(cx: sqlite3.Connection, job_id: int, text: str) -> None:
     notes = json.loads(cx.execute("SELECT notes FROM jobs WHERE id = ?", (job_id,)).fetchone()["notes"])
+    if text in notes:
+        return
     cx.execute("UPDATE jobs SET notes = ? WHERE id = ?", (_to_json([*notes, text]), job_id))
     _add_event(cx, job_id, "note", {"text": text})
 

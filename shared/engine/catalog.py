@@ -1,0 +1,122 @@
+"""The models a user can choose: cards, what their handlers say of them, and what is on disk. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from shared.cards import Card, load_cards
+from shared.errors import UserError
+from shared.settings import SETTINGS, SettingsError, Validated, applies, validate
+from shared.weights.files import Folders, Required, describe
+
+DEFAULT_MODEL = "z_image_mini"  # built in: it runs right after the installation, without a download
+
+HandlerFor = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One model. `settings` names what acts on it, in page order; `defaults` has a value for each of them."""
+
+    id: str
+    name: str
+    description: str
+    architecture: str
+    capabilities: dict[str, Any]
+    defaults: dict[str, Any]
+    settings: list[str]
+    available: bool
+    missing: list[str]
+    size_bytes: int
+    required: list[Required]
+    card: Card
+    handler: Any
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All models by id, and one sentence for each card that could not be used."""
+
+    models: dict[str, ModelInfo]
+    errors: list[str]
+
+    @property
+    def default_model(self) -> str:
+        """The built-in model, else the first whose files are here, else the first; "" without any model."""
+        here = [model.id for model in self.models.values() if model.available]
+        candidates = [DEFAULT_MODEL] if DEFAULT_MODEL in self.models else [*here, *self.models, ""]
+        return candidates[0]
+
+    def model(self, model_id: str) -> ModelInfo:
+        """The model of that id; SettingsError that names the nearest one when there is none."""
+        if isinstance(model_id, str) and model_id in self.models:
+            return self.models[model_id]
+        near = get_close_matches(str(model_id), self.models, n=1, cutoff=0.0)
+        hint = f"did you mean '{near[0]}'?" if near else "there is no usable card in defaults/ or finetunes/."
+        raise SettingsError([f"There is no model '{model_id}': {hint}"])
+
+    def validate(self, values: Mapping[str, Any]) -> Validated:
+        """Complete `values` with the model's defaults; SettingsError lists every problem."""
+        model = self.model(values.get("model_type") or self.default_model)
+        validated = validate({**values, "model_type": model.id}, model.defaults, model.capabilities)
+        problem = model.handler.validate_generative_settings(
+            model.architecture, model.card.model, validated.settings
+        )
+        if problem:
+            raise SettingsError([problem])
+        return validated
+
+
+def catalog(
+    root: Path,
+    ckpts: Path,
+    handler_for: HandlerFor | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Catalog:
+    """Read all cards under `root`. `overrides` are default settings that win over the cards' own."""
+    if handler_for is None:
+        from models import handler_for
+    cards, card_errors = load_cards(root, SETTINGS)
+    errors = [str(error) for error in card_errors]
+    models = {}
+    for card in cards.values():
+        try:
+            models[card.id] = _describe(card, handler_for(card.architecture), Folders(root, ckpts), overrides or {})
+        except UserError as error:
+            errors.append(f"{card.path.name}: {error}")
+    return Catalog(models, errors)
+
+
+def _describe(card: Card, handler: Any, folders: Folders, overrides: Mapping[str, Any]) -> ModelInfo:
+    capabilities = handler.query_model_def(card.architecture, card.model)
+    names = [setting.name for setting in SETTINGS.values() if applies(setting, capabilities)]
+    required = handler.query_model_files(card.architecture, card.model)
+    files = [describe(one, folders) for one in required]
+    missing = [one.alternatives[0] for one, file in zip(required, files, strict=True) if not file.on_disk]
+    return ModelInfo(
+        id=card.id,
+        name=card.name,
+        description=card.description,
+        architecture=card.architecture,
+        capabilities=capabilities,
+        defaults=_defaults(card, handler, names, overrides),
+        settings=names,
+        available=not missing,
+        missing=missing,
+        size_bytes=sum(file.size_bytes or 0 for file in files),
+        required=required,
+        card=card,
+        handler=handler,
+    )
+
+
+def _defaults(card: Card, handler: Any, names: list[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {name: SETTINGS[name].default for name in names}
+    handler.update_default_settings(card.architecture, card.model, defaults)
+    defaults.update(card.defaults)
+    defaults.update(overrides)
+    return {**{name: defaults[name] for name in names}, "model_type": card.id}

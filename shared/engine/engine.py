@@ -1,0 +1,154 @@
+"""The one way in for the page, the command line and REST: submit a job, follow its events, cancel it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shared.engine.catalog import Catalog, HandlerFor, catalog
+from shared.engine.records import ENDED, Event
+from shared.engine.store import JobStore
+from shared.engine.supervisor import Supervisor
+from shared.settings import Validated, random_seed
+
+log = logging.getLogger(__name__)
+
+WORKER = (sys.executable, "-m", "shared.engine.worker")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Where things are and how the worker computes; `EngineConfig.at(root)` has the usual places.
+
+    gpu: "", "cpu" or "cuda:N". dtype: "", "bf16" or "fp16". attention: "auto", "sdpa" or "flash".
+    dated_folders: images go to output_dir/YYYY-MM-DD/, else straight into output_dir.
+    default_settings: defaults that win over the models' own. warm: load the default model at the start.
+    """
+
+    root: Path
+    ckpts: Path
+    output_dir: Path
+    database: Path
+    gpu: str = ""
+    dtype: str = ""
+    attention: str = "auto"
+    verbose: int = 0
+    dated_folders: bool = True
+    default_settings: Mapping[str, Any] = field(default_factory=dict)
+    warm: bool = True
+    worker_command: tuple[str, ...] = WORKER
+    restart_seconds: float = 0.5
+
+    @classmethod
+    def at(cls, root: Path, **others: Any) -> EngineConfig:
+        places = {"ckpts": root / "ckpts", "output_dir": root / "outputs", "database": root / "outputs/zgp.sqlite3"}
+        return cls(root=root, **{**places, **others})
+
+    @property
+    def log_file(self) -> Path:
+        return self.database.with_name("zgp.log")
+
+
+class Engine:
+    """`handler_for` replaces the registry of families in tests."""
+
+    def __init__(self, config: EngineConfig, handler_for: HandlerFor | None = None):
+        self.config = config
+        self.store = JobStore(config.database)
+        self._handler_for = handler_for
+        self.catalog: Catalog
+        self.reload_catalog()
+        self._supervisor = Supervisor(
+            self.store,
+            [*config.worker_command, *worker_arguments(config)],
+            first_arguments=self._warm_arguments(),
+            environment=device_environment(config.gpu),
+            log_file=config.log_file,
+            restart_seconds=config.restart_seconds,
+        )
+
+    @property
+    def supervises(self) -> bool:
+        """True when this process runs the worker, False when another process on the same queue does."""
+        return self._supervisor.supervises
+
+    @property
+    def worker_pid(self) -> int | None:
+        return self._supervisor.worker_pid
+
+    def reload_catalog(self) -> Catalog:
+        """Read the cards and look at the disk again: after a download or an edited card."""
+        config = self.config
+        self.catalog = catalog(config.root, config.ckpts, self._handler_for, config.default_settings)
+        return self.catalog
+
+    def start(self) -> None:
+        """Spawn the worker at once, or become a client of the process that already has one."""
+        self._supervisor.start()
+        if not self.supervises:
+            log.info("Another ZGP process works on %s; this one uses its worker.", self.config.database)
+
+    def stop(self) -> None:
+        """End the worker; a running job goes back to the queue, where the next start finds it."""
+        self._supervisor.stop()
+
+    def submit(
+        self, values: Mapping[str, Any], source: str = "ui", output_dir: Path | None = None
+    ) -> tuple[int, Validated]:
+        """Validate and queue a job: (its id, what was understood). SettingsError lists what is wrong."""
+        validated = self.catalog.validate(values)
+        # Drawn here and not by the worker: a job that is tried twice makes the same picture.
+        if validated.settings["seed"] == -1:
+            validated.settings["seed"] = random_seed()
+        if output_dir is None and not self.config.dated_folders:
+            output_dir = self.config.output_dir
+        folder = None if output_dir is None else str(output_dir.absolute())
+        job_id = self.store.submit(validated.settings, source=source, output_dir=folder)
+        for note in validated.notes:
+            self.store.note(job_id, note)
+        return job_id, validated
+
+    def cancel(self, job_id: int) -> None:
+        """Ask for a job to stop; its last event then is "cancelled" unless it was done before."""
+        self.store.request_cancel(job_id)
+
+    def follow(self, job_id: int, poll: float = 0.05) -> Iterator[Event]:
+        """Every event of a job from its first one on, as it comes; ends after "done", "failed", "cancelled"."""
+        self.store.job(job_id)
+        seen = 0
+        while True:
+            for event in self.store.events(seen, job_id):
+                seen = event.seq
+                yield event
+                if event.kind in ENDED:
+                    return
+            time.sleep(poll)
+
+    def _warm_arguments(self) -> list[str]:
+        model = self.catalog.models.get(self.catalog.default_model)
+        return ["--warm", model.id] if self.config.warm and model is not None and model.available else []
+
+
+def worker_arguments(config: EngineConfig) -> list[str]:
+    """The command line of the worker process for this configuration."""
+    arguments = ["--root", config.root, "--ckpts", config.ckpts, "--output-dir", config.output_dir]
+    arguments += ["--database", config.database, "--verbose", config.verbose]
+    if config.dtype:
+        arguments += ["--dtype", config.dtype]
+    if config.attention:
+        arguments += ["--attention", config.attention]
+    return [str(argument) for argument in arguments]
+
+
+def device_environment(gpu: str) -> dict[str, str]:
+    """Show the worker only the chosen device, so that no library of it can pick another one."""
+    if gpu == "cpu":
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    if gpu.startswith("cuda:"):
+        return {"CUDA_VISIBLE_DEVICES": gpu.removeprefix("cuda:")}
+    return {}

@@ -1,0 +1,57 @@
+"""What a user is told when a job fails: one sentence that says what happened and what to do."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+
+from shared.errors import UserError
+
+OUT_OF_MEMORY = (
+    "The memory did not suffice for this job: choose a smaller resolution, fewer images at once or a smaller "
+    "model, or close other programs that use the graphics card."
+)
+DISK_FULL = "The disk is full: free some space, or choose another output folder, and run this job again."
+
+
+def is_expected(error: BaseException) -> bool:
+    """True when the sentence says everything, so that a traceback would only bury it."""
+    return isinstance(error, UserError) or is_out_of_memory(error) or is_disk_full(error)
+
+
+def is_user_error(error: BaseException) -> bool:
+    return isinstance(error, UserError)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True  # torch's class is known by name: this file must not import torch
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    return isinstance(error, sqlite3.OperationalError) and "disk is full" in str(error)
+
+
+def ruins_the_device(error: BaseException) -> bool:
+    """True for errors after which CUDA refuses all further work of this process, which must then restart."""
+    if is_out_of_memory(error):
+        return False
+    return type(error).__name__ == "AcceleratorError" or (
+        isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    )
+
+
+def sentence(error: BaseException, log_file: str) -> str:
+    """The one sentence for the user; `log_file` is where the traceback of an unexpected error was written."""
+    if isinstance(error, UserError):
+        return str(error)
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY
+    if is_disk_full(error):
+        return DISK_FULL
+    message = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {message[:500]}; the log {log_file} has the details."

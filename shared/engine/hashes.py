@@ -1,0 +1,44 @@
+"""SHA-256 of the loaded model's files, computed beside the work and never once per image."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from shared.weights.downloads import sha256_of
+
+log = logging.getLogger(__name__)
+
+WAIT_FOR_BYTES = 1 << 30  # up to this size a file is hashed in about a second, once ever: worth waiting for
+
+
+class FileHashes:
+    """Starts hashing at once, small files first, in one thread of low priority."""
+
+    def __init__(self, files: Mapping[str, Path], hash_of: Callable[[Path], str] = sha256_of):
+        paths = sorted({path for path in files.values() if path.is_file()}, key=lambda path: path.stat().st_size)
+        self._paths, self._hash_of = paths, hash_of
+        self._known: dict[str, str | None] = {path.name: None for path in paths}
+        self._small_done = threading.Event()
+        threading.Thread(target=self._run, name="file hashes", daemon=True).start()
+
+    def known(self) -> dict[str, str | None]:
+        """File name -> hash; None for a large file that was never hashed before and is still being read."""
+        self._small_done.wait()
+        return dict(self._known)
+
+    def _run(self) -> None:
+        if sys.platform == "linux":  # elsewhere this would slow the whole process
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        for path in self._paths:
+            try:
+                if path.stat().st_size > WAIT_FOR_BYTES:
+                    self._small_done.set()
+                self._known[path.name] = self._hash_of(path)
+            except OSError as error:
+                log.warning("No hash of %s for the metadata: %s", path, error)
+        self._small_done.set()

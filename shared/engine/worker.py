@@ -1,0 +1,203 @@
+"""The process that owns the graphics card: takes one job after the other and makes its images.
+
+Run as `python -m shared.engine.worker`. It lives as long as its standard input is open, so that it never
+outlives the process that started it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import logging
+import os
+import signal
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from shared.engine import failures
+from shared.engine.catalog import HandlerFor
+from shared.engine.host import DTYPES, LoadedModel, ModelHost, Silent
+from shared.engine.lock import ProcessLock
+from shared.engine.progress import Progress
+from shared.engine.records import CANCELLED, DONE, FAILED, Job
+from shared.engine.store import JobStore
+from shared.engine.supervisor import RESTART_ME
+from shared.errors import Cancelled
+from shared.imaging import metadata, saving
+from shared.weights.files import Folders
+
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.02
+RETRY_SECONDS = 1.0
+PREDECESSOR_SECONDS = 30.0
+
+T = TypeVar("T")
+
+
+class Worker:
+    """Runs the jobs of one store. A job's failure is its own: the worker goes on with the next one."""
+
+    def __init__(self, store: JobStore, host: ModelHost, output_dir: Path, log_file: Path):
+        self._store, self._host, self._output_dir, self._log_file = store, host, output_dir, log_file
+
+    def warm_up(self, model_id: str) -> None:
+        """Load a model that nobody asked for yet, unless a job waits or its files are not all here."""
+        if self._store.queue(limit=1) or not self._host.info(model_id).available:
+            return
+        try:
+            self._host.get(model_id, Silent())
+        except Exception:  # the first job that wants this model will tell its user
+            log.exception("The model %s could not be loaded in advance.", model_id)
+        else:
+            log.info("%s is loaded.", model_id)
+
+    def run(self) -> None:
+        """Run jobs for ever."""
+        while True:
+            if not self.run_one():
+                time.sleep(IDLE_SECONDS)
+
+    def run_one(self) -> bool:
+        """Run the next waiting job to its end; False when none waits."""
+        job = persist(self._store.claim_next)
+        if job is None:
+            return False
+        status, error = self._outcome(job)
+        if error is not None and not failures.is_user_error(error):
+            # The exception's traceback holds the job's tensors, so it goes first.
+            error.__traceback__ = None
+            self._host.release()
+        text = None if error is None else failures.sentence(error, str(self._log_file))
+        persist(lambda: self._store.finish(job.id, status, text))
+        if error is not None and failures.ruins_the_device(error):
+            sys.exit(RESTART_ME)
+        return True
+
+    def _outcome(self, job: Job) -> tuple[str, Exception | None]:
+        try:
+            self._make_images(job)
+        except Cancelled:
+            return CANCELLED, None
+        except Exception as error:
+            expected = failures.is_expected(error)
+            log.error("Job %d failed: %s", job.id, error, exc_info=None if expected else error)
+            return FAILED, error
+        return DONE, None
+
+    def _make_images(self, job: Job) -> None:
+        progress = Progress(self._store, job.id)
+        settings = job.settings
+        saved = {image.index for image in self._store.images(job.id)}  # by an attempt that was cut short
+        indices = [index for index in range(settings["batch_size"]) if index not in saved]
+        if not indices:
+            return
+        model = self._host.get(settings["model_type"], progress)
+        result = model.processor.generate(
+            settings,
+            seeds=[settings["seed"] + index for index in indices],
+            on_phase=progress.phase,
+            on_step=progress.step,
+            interrupt=progress.cancelled,
+        )
+        for note in result.notes:
+            self._store.note(job.id, note)
+        notes = [*job.notes, *result.notes]
+        # `images` may be decoded one by one as this loop asks for them.
+        for index, image in zip(indices, result.images, strict=True):
+            self._save(job, model, index, image, notes, result.extra)
+
+    def _save(
+        self, job: Job, model: LoadedModel, index: int, image: Image.Image, notes: list[str], extra: dict[str, Any]
+    ) -> None:
+        settings, now = job.settings, datetime.now()
+        seed = settings["seed"] + index
+        meta = metadata.build(
+            settings,
+            seed=seed,
+            index=index,
+            model_name=model.info.name,
+            model_files=model.hashes.known(),
+            notes=notes,
+            extra=extra,
+        )
+        folder = Path(job.output_dir) if job.output_dir else self._output_dir / now.strftime("%Y-%m-%d")
+        stem = saving.output_stem(now, seed, settings["prompt"])
+        path = saving.save_image(image, folder, stem, settings["image_format"], meta)
+        self._store.add_image(
+            job.id, index=index, path=str(path), seed=seed, width=image.width, height=image.height, metadata=meta
+        )
+
+
+def persist(action: Callable[[], T]) -> T:
+    """Repeat a database action until it succeeds: a full disk must not end the worker or lose a job's end."""
+    while True:
+        try:
+            return action()
+        except sqlite3.OperationalError as error:
+            log.error("The queue cannot be written (%s); trying again.", error)
+            time.sleep(RETRY_SECONDS)
+
+
+def end_with_standard_input() -> None:
+    """End this process at once when the other end of its standard input is closed."""
+    # On Windows, loading a DLL hangs while another thread reads descriptor 0, so a copy of it is read.
+    watched = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+    def watch() -> None:
+        while os.read(watched, 1024):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, name="standard input", daemon=True).start()
+
+
+def main(arguments: Sequence[str] | None = None, handler_for: HandlerFor | None = None) -> None:
+    """Run until the standard input ends. `handler_for` replaces the registry of families in tests."""
+    options = _parse(arguments)
+    end_with_standard_input()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
+    faulthandler.enable()
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[options.verbose]
+    logging.basicConfig(level=level, format="%(asctime)s worker %(levelname)s %(name)s: %(message)s")
+    lock = ProcessLock(options.database.with_name(options.database.name + ".worker.lock"))
+    if not lock.acquire(PREDECESSOR_SECONDS):
+        sys.exit(f"Another worker still works on {options.database}: end that process, then start again.")
+    store = JobStore(options.database)
+    store.recover_running()  # left by a worker whose supervisor died with it
+    host = ModelHost(
+        Folders(options.root, options.ckpts),
+        dtype=options.dtype,
+        attention=options.attention,
+        handler_for=handler_for,
+    )
+    worker = Worker(store, host, options.output_dir, options.database.with_name("zgp.log"))
+    if options.warm:
+        worker.warm_up(options.warm)
+    worker.run()
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m shared.engine.worker")
+    for name in ("--root", "--ckpts", "--output-dir", "--database"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--dtype", choices=["", *DTYPES], default="")
+    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--verbose", type=int, choices=range(3), default=0)
+    parser.add_argument("--warm", default="")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
