@@ -131,7 +131,8 @@ _WAN2GP_NAMES = {
         video_guide_outpainting_ratio keep_frames_video_source keep_frames_video_guide frames_positions
         frames_relative_positions_list image_end motion_amplitude sliding_window_size sliding_window_overlap
         sliding_window_overlap_noise sliding_window_color_correction_strength
-        sliding_window_discard_last_frames temporal_upsampling RIFLEx_setting min_frames_if_references input_video_strength custom_guide""",
+        sliding_window_discard_last_frames temporal_upsampling RIFLEx_setting min_frames_if_references
+        input_video_strength custom_guide""",
     "it concerns sound": """
         audio_guide audio_guide2 audio_source audio_prompt_type audio_guidance_scale audio_scale
         speakers_locations MMAudio_setting MMAudio_prompt MMAudio_neg_prompt pace exaggeration""",
@@ -340,8 +341,8 @@ def _resolution_problems(settings: dict[str, Any], capabilities: Mapping[str, An
         return []
     valid = [_nearest_side(side, multiple, low, high) for side in (width, height)]
     return [
-        f'resolution came as "{width}x{height}"; expected multiples of {multiple} from {low} to {high} pixels, '
-        f'the nearest is "{valid[0]}x{valid[1]}"'
+        f'resolution came as "{width}x{height}"; expected multiples of {multiple} from {low} to {high} '
+        f'pixels, the nearest is "{valid[0]}x{valid[1]}"'
     ]
 
 
