@@ -61,6 +61,8 @@ class Catalog:
 
     def validate(self, values: Mapping[str, Any]) -> Validated:
         """Complete `values` with the model's defaults; SettingsError lists every problem."""
+        if not isinstance(values, Mapping):
+            return validate(values, {}, {})  # says what came instead
         model = self.model(values.get("model_type") or self.default_model)
         validated = validate({**values, "model_type": model.id}, model.defaults, model.capabilities)
         problem = model.handler.validate_generative_settings(

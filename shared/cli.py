@@ -1,0 +1,313 @@
+"""The command line: its flags, and what each way of starting does."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from shared.engine.batch import Reporter, run_tasks, validate_tasks
+from shared.engine.catalog import Catalog, HandlerFor, catalog
+from shared.engine.engine import Engine, EngineConfig
+from shared.engine.tasks import read_tasks
+from shared.errors import UserError
+from shared.settings import SETTINGS
+from shared.version import VERSION
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_PORT = 7860
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+LOG_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    root: Path = ROOT,
+    handler_for: HandlerFor | None = None,
+    **engine_options: Any,
+) -> int:
+    """Run ZGP and return the exit code. What follows `arguments` is for tests: other folders and families."""
+    _make_output_printable()
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    _check_combinations(parser, options)
+    signal.signal(signal.SIGTERM, _interrupt)
+    logging.basicConfig(level=LOG_LEVELS[options.verbose], format="%(levelname)s: %(message)s")
+    config = EngineConfig.at(root, **_engine_flags(options), **engine_options)
+    try:
+        if options.list_models:
+            return list_models(config, handler_for, options.json)
+        if options.process is not None:
+            return process(config, handler_for, options)
+        return serve(config, handler_for, options)
+    except UserError as error:
+        print(f"wgp.py: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; its help texts are the documentation of the flags."""
+    parser = argparse.ArgumentParser(
+        prog="wgp.py", description="ZGP makes images with the Z-Image models: a local page, or a list of tasks."
+    )
+    parser.add_argument("--version", action="version", version=f"ZGP {VERSION}")
+    parser.add_argument(
+        "--verbose", type=int, choices=range(len(LOG_LEVELS)), default=0, metavar="LEVEL",
+        help="how much is logged: 0 warnings and errors (the default), 1 what happens, 2 details",
+    )  # fmt: skip
+    _add_page_flags(parser.add_argument_group("the page"))
+    _add_task_flags(parser.add_argument_group("without a page"))
+    _add_generation_flags(parser.add_argument_group("generation"))
+    return parser
+
+
+def _add_page_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--server-port", type=_port, default=0, metavar="PORT",
+        help=f"port of the page; 0 (the default) takes the variable SERVER_PORT, else {DEFAULT_PORT}",
+    )  # fmt: skip
+    group.add_argument(
+        "--server-name", default="", metavar="HOST",
+        help="address the page listens on; without it the variable SERVER_NAME, else 127.0.0.1, which only this "
+        "computer reaches",
+    )  # fmt: skip
+    group.add_argument("--listen", action="store_true", help="let other computers reach the page (0.0.0.0)")
+    group.add_argument("--share", action="store_true", help="make the page public through a Gradio tunnel")
+    group.add_argument("--open-browser", action="store_true", help="open the page in the browser")
+    group.add_argument(
+        "--theme", choices=("default", "gradio"), default="default",
+        help="the page's looks: default is ZGP's own, gradio is Gradio's",
+    )  # fmt: skip
+
+
+def _add_task_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--process", type=Path, metavar="FILE",
+        help="run the tasks of FILE and exit: .json (one object of settings or a list of them) or .txt (one prompt "
+        "per line, # begins a comment). Exit code 0: all done, 1: something failed or was invalid, 2: bad usage, "
+        "130: stopped with Ctrl-C",
+    )  # fmt: skip
+    group.add_argument("--model", metavar="ID", help="with --process: the model of tasks that name none")
+    group.add_argument("--dry-run", action="store_true", help="with --process: check the tasks, run none")
+    group.add_argument("--list-models", action="store_true", help="list the models and what of them is on disk")
+    group.add_argument(
+        "--json", action="store_true",
+        help="with --process or --list-models: print one JSON object per line and result",
+    )  # fmt: skip
+
+
+def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--output-dir", type=Path, metavar="DIR",
+        help="save the images in DIR (default: outputs/, with a folder for each day)",
+    )  # fmt: skip
+    group.add_argument(
+        "--seed", type=_value_of("seed"), metavar="N", help="default seed of every model; -1 is random"
+    )
+    group.add_argument(
+        "--steps", type=_value_of("num_inference_steps"), metavar="N", help="default number of steps of every model"
+    )
+    group.add_argument("--gpu", type=_device, default="", metavar="DEVICE", help="where to compute: cuda:N or cpu")
+    dtypes = group.add_mutually_exclusive_group()
+    dtypes.add_argument("--bf16", action="store_true", help="compute the transformer in bfloat16")
+    dtypes.add_argument("--fp16", action="store_true", help="compute the transformer in float16")
+    group.add_argument(
+        "--attention", choices=("auto", "sdpa", "flash"), default="auto",
+        help="attention method; auto takes the best that this computer has",
+    )  # fmt: skip
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a port: expected a number from 0 to 65535")
+    return int(text)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda:\d{1,3}", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a device: expected cpu, or cuda:N such as cuda:0")
+    return text
+
+
+def _value_of(name: str) -> Callable[[str], int]:
+    low, high = SETTINGS[name].minimum, SETTINGS[name].maximum
+    assert low is not None and high is not None
+
+    def convert(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d{1,30}", text) or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {low:.0f} to {high:.0f}")
+        return int(text)
+
+    return convert
+
+
+def _check_combinations(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse flags that would do nothing."""
+    if options.process is None:
+        for flag in ("dry_run", "model"):
+            if getattr(options, flag):
+                parser.error(f"--{flag.replace('_', '-')} needs --process FILE")
+        if options.json and not options.list_models:
+            parser.error("--json needs --process FILE or --list-models")
+    elif options.list_models:
+        parser.error("--list-models and --process exclude each other: give one of them")
+    if options.listen and options.server_name:
+        parser.error("--listen and --server-name exclude each other: give one of them")
+
+
+def _engine_flags(options: argparse.Namespace) -> dict[str, Any]:
+    wanted = {"seed": options.seed, "num_inference_steps": options.steps}
+    flags = {
+        "gpu": options.gpu,
+        "dtype": "bf16" if options.bf16 else "fp16" if options.fp16 else "",
+        "attention": options.attention,
+        "verbose": options.verbose,
+        "default_settings": {name: value for name, value in wanted.items() if value is not None},
+    }
+    if options.output_dir is not None:
+        flags |= {"output_dir": options.output_dir.absolute(), "dated_folders": False}
+    return flags
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A polite request to end is handled like Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def _make_output_printable() -> None:
+    """A prompt in another script must not end the program because the terminal cannot show it."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+# -- the page ---------------------------------------------------------------------------------------------
+
+
+def serve(config: EngineConfig, handler_for: HandlerFor | None, options: argparse.Namespace) -> int:
+    """Show the page until Ctrl-C. UserError when its address cannot be used."""
+    host, port = page_address(options)
+    check_address(host, port)
+    engine = Engine(config, handler_for)
+    try:
+        engine.start()  # before Gradio is imported: the worker loads torch meanwhile
+        from shared.ui.app import launch
+
+        launch(
+            engine,
+            host=host,
+            port=port,
+            share=options.share,
+            open_browser=options.open_browser,
+            theme=options.theme,
+        )
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+    finally:
+        engine.stop()
+    return OK
+
+
+def page_address(options: argparse.Namespace) -> tuple[str, int]:
+    """Host and port from the flags, then from the environment, then the defaults."""
+    host = "0.0.0.0" if options.listen else options.server_name or os.environ.get("SERVER_NAME", "")
+    if options.server_port:
+        return host or "127.0.0.1", options.server_port
+    try:
+        port = _port(os.environ.get("SERVER_PORT", "") or str(DEFAULT_PORT))
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"The variable SERVER_PORT: {error}.") from error
+    return host or "127.0.0.1", port or DEFAULT_PORT
+
+
+def check_address(host: str, port: int) -> None:
+    """UserError when no server can listen there: another program does, or the name is not this computer's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        if sys.platform != "win32":  # there the option would let two servers share a port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise UserError(
+                    f"Port {port} is in use, perhaps by a ZGP that already runs: open http://localhost:{port}, "
+                    "or choose another port with --server-port PORT."
+                ) from error
+            raise UserError(
+                f"The page cannot listen on {host}, port {port} ({error.strerror or error}): choose another "
+                "address with --server-name HOST or another port with --server-port PORT."
+            ) from error
+
+
+# -- without a page ---------------------------------------------------------------------------------------
+
+
+def process(config: EngineConfig, handler_for: HandlerFor | None, options: argparse.Namespace) -> int:
+    """Run a task file; UserError when it cannot be read."""
+    tasks = read_tasks(options.process)
+    models = _catalog(config, handler_for)
+    for sentence in models.errors:
+        print(f"wgp.py: {sentence}", file=sys.stderr)
+    model_id = models.model(options.model).id if options.model else models.default_model
+    reporter = Reporter(options.process, options.json)
+    valid = validate_tasks(tasks, models, model_id, reporter)
+    all_valid = len(valid) == len(tasks)
+    if options.dry_run:
+        for task in valid:
+            reporter.planned(task)
+        return OK if all_valid else FAILED
+    if not valid:
+        return FAILED
+    folder = None if options.output_dir is None else config.output_dir
+    all_done = run_tasks(valid, Engine(config, handler_for), reporter, folder)
+    return OK if all_valid and all_done else FAILED
+
+
+def list_models(config: EngineConfig, handler_for: HandlerFor | None, as_json: bool) -> int:
+    """Print the models, what is on disk, sizes, and the cards that cannot be used."""
+    models = _catalog(config, handler_for)
+    if as_json:
+        for model in models.models.values():
+            names = ("id", "name", "architecture", "available", "missing", "size_bytes")
+            print(json.dumps({name: getattr(model, name) for name in names}))
+        for sentence in models.errors:
+            print(json.dumps({"error": sentence}))
+        return OK
+    rows = [("id", "name", "architecture", "on disk", "size")]
+    for model in models.models.values():
+        on_disk = "yes" if model.available else f"{len(model.missing)} of {len(model.required)} files missing"
+        rows.append((model.id, model.name, model.architecture, on_disk, size_text(model.size_bytes)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for sentence in models.errors:
+        print(f"broken: {sentence}")
+    return OK
+
+
+def size_text(size: int) -> str:
+    """A number of bytes for people: "7.3 MB", "12.3 GB", "-" for none."""
+    if size == 0:
+        return "-"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _catalog(config: EngineConfig, handler_for: HandlerFor | None) -> Catalog:
+    return catalog(config.root, config.ckpts, handler_for, config.default_settings)

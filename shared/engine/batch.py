@@ -1,0 +1,152 @@
+"""Run a list of tasks without a page: validate all, run the valid ones, report each."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.engine.catalog import Catalog
+from shared.engine.engine import Engine
+from shared.engine.records import CANCELLED, DONE, ENDED, Event
+from shared.engine.tasks import Task
+from shared.settings import SettingsError, Validated
+
+CANCEL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Valid:
+    """A task that can run."""
+
+    number: int
+    values: dict[str, Any]
+    validated: Validated
+
+
+class Reporter:
+    """Results on standard output, as lines for people or as one JSON object each; all else on standard error."""
+
+    def __init__(self, file: Path, as_json: bool):
+        self._file, self._as_json = file, as_json
+        self._shows_progress = sys.stderr.isatty() and not as_json
+        self._width = 0
+
+    def problem(self, number: int, sentence: str) -> None:
+        """One thing that is wrong with a task."""
+        print(f"{self._file}, item {number}: {sentence}", file=sys.stderr)
+
+    def invalid(self, number: int, problems: Sequence[str]) -> None:
+        for sentence in problems:
+            self.problem(number, sentence)
+        if self._as_json:
+            self._object({"item": number, "status": "invalid", "error": "; ".join(problems)})
+
+    def ignored(self, number: int, ignored: Mapping[str, str]) -> None:
+        for key, reason in ignored.items():
+            self.problem(number, f"'{key}' is ignored: {reason}")
+
+    def planned(self, task: Valid) -> None:
+        """What would run."""
+        settings = task.validated.settings
+        if self._as_json:
+            self._object({"item": task.number, "status": "valid", "settings": settings})
+            return
+        seed = "random" if settings["seed"] == -1 else settings["seed"]
+        print(
+            f"item {task.number}: {settings['model_type']}, {settings['resolution']}, "
+            f"{settings['num_inference_steps']} steps, {settings['batch_size']} image(s), seed {seed}: "
+            f"{settings['prompt']}"
+        )
+
+    def result(self, task: Valid, engine: Engine, job_id: int) -> None:
+        """How a job ended."""
+        self.progress("")
+        job, images = engine.store.job(job_id), engine.store.images(job_id)
+        seconds = round((job.finished or job.created) - (job.started or job.created), 3)
+        if self._as_json:
+            files = [{k: getattr(i, k) for k in ("path", "index", "seed", "width", "height")} for i in images]
+            outcome = {"item": task.number, "job": job.id, "status": job.status, "error": job.error}
+            more = {"images": files, "notes": job.notes, "ignored": task.validated.ignored, "seconds": seconds}
+            self._object(outcome | more)
+            return
+        for note in job.notes:
+            print(f"item {task.number}: {note}", file=sys.stderr)
+        paths = ", ".join(image.path for image in images)
+        ending = {DONE: f"done in {seconds:.1f} s: {paths}", CANCELLED: "cancelled"}
+        print(f"item {task.number}: {ending.get(job.status, f'{job.status}: {job.error}')}", flush=True)
+
+    def event(self, task: Valid, event: Event) -> None:
+        """Show a running job's phase and step in one line that is written over."""
+        if self._shows_progress and event.kind in ("phase", "step"):
+            data = event.data
+            steps = f" {data['step']}/{data['steps']}" if data["steps"] else ""
+            left = "" if data["seconds_left"] is None else f", {data['seconds_left']:.0f} s left"
+            self.progress(f"item {task.number}: {data['phase']}{steps}{left}")
+
+    def progress(self, text: str) -> None:
+        """Replace the progress line; "" removes it."""
+        if self._shows_progress and (text or self._width):
+            print("\r" + text.ljust(self._width) + ("" if text else "\r"), end="", file=sys.stderr, flush=True)
+            self._width = len(text)
+
+    def _object(self, content: dict[str, Any]) -> None:
+        print(json.dumps(content), flush=True)
+
+
+def validate_tasks(tasks: Sequence[Task], catalog: Catalog, model_id: str, reporter: Reporter) -> list[Valid]:
+    """The tasks that can run; the problems of the others are reported. `model_id`: for those that name none."""
+    valid = []
+    for task in tasks:
+        values = task.values
+        if isinstance(values, dict):
+            values = {**values, "model_type": values.get("model_type") or model_id}
+        try:
+            validated = catalog.validate(values)
+        except SettingsError as error:
+            reporter.invalid(task.number, error.problems)
+        else:
+            reporter.ignored(task.number, validated.ignored)
+            valid.append(Valid(task.number, values, validated))
+    return valid
+
+
+def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output_dir: Path | None) -> bool:
+    """Run all tasks with `engine`, which is started and stopped here; True when every one was done.
+
+    KeyboardInterrupt cancels what is not done yet, reports it, and is raised again.
+    """
+    # Queued before the worker starts, so that it begins with them instead of warming up the default model.
+    jobs = [(task, engine.submit(task.values, "cli", output_dir)[0]) for task in tasks]
+    reported = 0
+    try:
+        engine.start()
+        for task, job_id in jobs:
+            for event in engine.follow(job_id):
+                reporter.event(task, event)
+            reporter.result(task, engine, job_id)
+            reported += 1
+    except KeyboardInterrupt:
+        _cancel(engine, [job_id for _, job_id in jobs])
+        engine.stop()
+        for task, job_id in jobs[reported:]:
+            reporter.result(task, engine, job_id)
+        raise
+    finally:
+        engine.stop()
+    return all(engine.store.job(job_id).status == DONE for _, job_id in jobs)
+
+
+def _cancel(engine: Engine, job_ids: Sequence[int]) -> None:
+    """Cancel the jobs, giving the running one a moment to end by itself."""
+    for job_id in job_ids:
+        engine.cancel(job_id)
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while any(engine.store.job(job_id).status not in ENDED for job_id in job_ids):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.02)
