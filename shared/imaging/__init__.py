@@ -1,0 +1,1 @@
+"""Pictures on disk: saving them whole, and the metadata they carry."""

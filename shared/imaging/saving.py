@@ -1,0 +1,134 @@
+"""Image files that appear complete or not at all, and never in the place of another."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import unicodedata
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from shared.errors import UserError
+from shared.imaging import metadata
+
+log = logging.getLogger(__name__)
+
+_MAX_PROMPT_BYTES = 80  # of the file name; with date, seed and number it stays far below every system's 255
+_MAX_JPEG_EXIF = 65_533  # one JPEG segment
+
+
+def save_image(image: Image.Image, folder: Path, stem: str, fmt: str, meta: Mapping[str, Any]) -> Path:
+    """Write `image` with its metadata as `stem` plus extension, or stem_1, stem_2 … where that name is taken.
+
+    `fmt` is one of settings' image formats. The file is written under a temporary name, flushed to the disk
+    and only then named, so nobody ever sees half a picture. Raises UserError when it cannot be written.
+    """
+    extension, encode = _ENCODERS[fmt]
+    if fmt == "jpeg" and len(metadata.exif(meta).tobytes()) > _MAX_JPEG_EXIF:
+        log.warning("The settings of this picture do not fit into a JPEG file; it is saved as PNG instead")
+        extension, encode = _ENCODERS["png"]
+    data = encode(image, meta)
+    temporary = folder / f".zgp-{secrets.token_hex(8)}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(temporary, data)
+        return _name(temporary, folder, stem, extension)
+    except OSError as error:
+        raise UserError(_reason(error, folder, len(data))) from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def output_stem(when: datetime, seed: int, prompt: str) -> str:
+    """A file name without extension: "2026-11-21-14h03m22s_seed42_a_red_circle".
+
+    Letters and digits of every script stay, anything else (emoji, signs, separators) becomes one underscore.
+    """
+    letters = unicodedata.normalize("NFC", prompt)
+    kept = "".join(letter if unicodedata.category(letter)[0] in "LNM" else " " for letter in letters)
+    words = "_".join(kept.split()).encode()[:_MAX_PROMPT_BYTES].decode(errors="ignore").strip("_")
+    return f"{when:%Y-%m-%d-%Hh%Mm%Ss}_seed{seed}" + (f"_{words}" if words else "")
+
+
+# ---------------------------------------------------------------- encoding
+# Into memory first: Pillow hides the reason (disk full) when it writes to a file itself.
+
+
+def _png(image: Image.Image, meta: Mapping[str, Any]) -> bytes:
+    return _encoded(image, format="PNG", pnginfo=metadata.png_chunks(meta))
+
+
+def _jpeg(image: Image.Image, meta: Mapping[str, Any]) -> bytes:
+    # subsampling=0 is 4:4:4: full colour resolution, or red edges smear
+    return _encoded(image.convert("RGB"), format="JPEG", quality=95, subsampling=0, exif=metadata.exif(meta))
+
+
+def _webp(image: Image.Image, meta: Mapping[str, Any]) -> bytes:
+    return _encoded(image, format="WEBP", quality=95, exif=metadata.exif(meta))
+
+
+def _encoded(image: Image.Image, **options: Any) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, **options)
+    return buffer.getvalue()
+
+
+_ENCODERS: dict[str, tuple[str, Callable[[Image.Image, Mapping[str, Any]], bytes]]] = {
+    "png": (".png", _png),
+    "jpeg": (".jpg", _jpeg),
+    "webp": (".webp", _webp),
+}
+
+
+# ---------------------------------------------------------------- files
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _name(temporary: Path, folder: Path, stem: str, extension: str) -> Path:
+    """Give the finished file the first free name."""
+    number = 0
+    while True:
+        target = folder / (f"{stem}_{number}{extension}" if number else f"{stem}{extension}")
+        try:
+            _move_without_overwriting(temporary, target)
+            return target
+        except FileExistsError:
+            number += 1
+
+
+def _move_without_overwriting(source: Path, target: Path) -> None:
+    """Raises FileExistsError where `target` exists; of two processes that try at once, one gets it."""
+    if os.name == "nt":
+        os.rename(source, target)  # refuses to overwrite on Windows
+        return
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # FAT and some network disks have no hard links: reserve the name, then fill it
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            os.replace(source, target)
+        except OSError:
+            target.unlink()
+            raise
+
+
+def _reason(error: OSError, folder: Path, size: int) -> str:
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return f"The disk is full: a picture of {size:,} bytes did not fit into {folder}; free some space"
+    return f"The picture could not be written into {folder}: {error.strerror or error}; check the folder"
