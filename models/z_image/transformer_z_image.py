@@ -1,14 +1,14 @@
 """S3-DiT, the single-stream diffusion transformer of Z-Image, under the names its checkpoints use.
 
-Source: Tongyi-MAI/Z-Image (native code) and diffusers' `ZImageTransformer2DModel`, which the tests compare with.
+Source: Tongyi-MAI/Z-Image (native code) and diffusers' `ZImageTransformer2DModel` (the tests' peer).
 
 Two decisions shape this file:
 
 * Everything that does not depend on time (caption embedding and refinement, RoPE tables) is computed once per
   prompt by `prepare`, not once per step.
-* A batch is a list of sequences. Each layer visits every sequence before the next layer starts, so weights that are
-  streamed from RAM travel once per step, no sequence is ever padded to another's length, no attention mask exists,
-  and a picture is bit-identical alone and in any batch.
+* A batch is a list of sequences. Each layer visits every sequence before the next layer starts, so weights that
+  are streamed from RAM travel once per step, no sequence is ever padded to another's length, no attention mask
+  exists, and a picture is bit-identical alone and in any batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from shared import attention as attention_backends
 from shared.errors import Cancelled, UserError
 
 ADALN_EMBED_DIM = 256  # width of the time embedding, or dim where that is smaller
-SEQ_MULTI_OF = 32  # caption and image tokens are each padded to a multiple of this with a learned, attended token
+SEQ_MULTI_OF = 32  # caption and image are each padded to a multiple of this with a learned, attended token
 T_MID_DIM = 1024  # hidden width of the time embedder
 
 
@@ -49,15 +49,15 @@ class ZImageConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ZImageConfig:
-        """From a checkpoint's config.json. Raises UserError for a variant this transformer does not compute."""
+        """From a checkpoint's config.json. Raises UserError for a variant this file does not compute."""
         fixed = {"all_patch_size": [2], "all_f_patch_size": [1], "qk_norm": True, "siglip_feat_dim": None}
         fixed["n_kv_heads"] = config.get("n_heads", cls.n_heads)
         known = {f.name for f in fields(cls)}
         for key, value in config.items():
             if key in fixed and (list(value) if isinstance(value, tuple) else value) != fixed[key]:
-                raise UserError(f"Transformer config has {key} = {value}; Z-Image checkpoints have {fixed[key]}.")
+                raise UserError(f"Transformer config has {key} = {value}; Z-Image has {fixed[key]}.")
             if key not in fixed and key not in known and not key.startswith("_"):
-                raise UserError(f"Transformer config has the unknown key '{key}'; known: {', '.join(sorted(known))}.")
+                raise UserError(f"Transformer config has the unknown key '{key}'; known: {sorted(known)}.")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
         return cls(**values)
 
@@ -84,25 +84,27 @@ class Conditioning:
 
 
 def add_gated(x: Tensor, gate: Tensor | None, h: Tensor) -> Tensor:
-    """x + gate * h; into x itself where no gradient is recorded, so that no second copy of x is ever alive."""
+    """x + gate * h; into x itself where no gradient is recorded, so that x never lives twice."""
     if torch.is_grad_enabled():
         return x + h if gate is None else x + gate * h
     return x.add_(h) if gate is None else x.addcmul_(gate, h)
 
 
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate interleaved pairs of x [B, T, heads, head_dim] by rope [1, T, 1, head_dim / 2] (complex64), in fp32."""
+    """Rotate the interleaved pairs of x [B, T, heads, head_dim] by rope [1, T, 1, head_dim / 2], in fp32."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rope).flatten(3).type_as(x)
 
 
 class TimestepEmbedder(nn.Module):
-    """Sinusoid of 256 values (cosines first, period up to 10000), then two linears. t: [B] -> [B, out_size]."""
+    """Sinusoid of 256 values (cosines first, period up to 10000), two linears. t: [B] -> [B, out_size]."""
 
     def __init__(self, out_size: int, mid_size: int = T_MID_DIM, frequency_size: int = 256) -> None:
         super().__init__()
         self.frequency_size = frequency_size
-        self.mlp = nn.Sequential(nn.Linear(frequency_size, mid_size), nn.SiLU(), nn.Linear(mid_size, out_size))
+        self.mlp = nn.Sequential(
+            nn.Linear(frequency_size, mid_size), nn.SiLU(), nn.Linear(mid_size, out_size)
+        )
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.frequency_size // 2
@@ -150,7 +152,7 @@ class FeedForward(nn.Module):
 
 
 class ZImageTransformerBlock(nn.Module):
-    """Attention and feed-forward, each normed before and after; with `modulation`, scaled and gated by time."""
+    """Attention and feed-forward, each normed before and after; `modulation` scales and gates them by time."""
 
     def __init__(self, dim: int, heads: int, eps: float, modulation: bool = True) -> None:
         super().__init__()
@@ -207,7 +209,7 @@ def padded(length: int) -> int:
 
 
 def positions(caption_tokens: int, rows: int, columns: int) -> Tensor:
-    """[N + C, 3]: image tokens at (1 + C, row, column), their pads at the origin, caption token j at (1 + j, 0, 0)."""
+    """[N + C, 3]: image tokens at (1 + C, row, column), their pads at 0, caption token j at (1 + j, 0, 0)."""
     image = torch.zeros(padded(rows * columns), 3, dtype=torch.long)
     image[: rows * columns] = torch.cartesian_prod(
         torch.tensor([1 + caption_tokens]), torch.arange(rows), torch.arange(columns)
@@ -241,18 +243,22 @@ class ZImageTransformer2DModel(nn.Module):
         patch_values = c.patch_size**2 * c.in_channels
 
         def blocks(count: int, modulation: bool = True) -> nn.ModuleList:
-            return nn.ModuleList(ZImageTransformerBlock(c.dim, c.n_heads, c.norm_eps, modulation) for _ in range(count))
+            return nn.ModuleList(
+                ZImageTransformerBlock(c.dim, c.n_heads, c.norm_eps, modulation) for _ in range(count)
+            )
 
         self.all_x_embedder = nn.ModuleDict({c.key: nn.Linear(patch_values, c.dim)})
         self.all_final_layer = nn.ModuleDict({c.key: FinalLayer(c.dim, patch_values)})
         self.noise_refiner = blocks(c.n_refiner_layers)
         self.context_refiner = blocks(c.n_refiner_layers, modulation=False)
         self.t_embedder = TimestepEmbedder(min(c.dim, ADALN_EMBED_DIM))
-        self.cap_embedder = nn.Sequential(nn.RMSNorm(c.cap_feat_dim, eps=c.norm_eps), nn.Linear(c.cap_feat_dim, c.dim))
+        self.cap_embedder = nn.Sequential(
+            nn.RMSNorm(c.cap_feat_dim, eps=c.norm_eps), nn.Linear(c.cap_feat_dim, c.dim)
+        )
         self.x_pad_token = nn.Parameter(torch.zeros(1, c.dim))
         self.cap_pad_token = nn.Parameter(torch.zeros(1, c.dim))
         self.layers = blocks(c.n_layers)
-        self._rope: RopeTable | None = None  # made at first use, on the CPU even when the model is built empty
+        self._rope: RopeTable | None = None  # made at first use: real even when the model is built empty
 
     @property
     def dtype(self) -> torch.dtype:
@@ -260,7 +266,7 @@ class ZImageTransformer2DModel(nn.Module):
         return self.x_pad_token.dtype
 
     def set_attention_backend(self, name: str) -> None:
-        """Use the backend called `name` ("sdpa", "flash", "_flash_3") everywhere. Raises UserError if it cannot run."""
+        """Use the backend called `name` ("sdpa", "flash", "_flash_3"). Raises UserError if it cannot run."""
         attend = attention_backends.get(name)
         for module in self.modules():
             if isinstance(module, Attention):
@@ -279,7 +285,7 @@ class ZImageTransformer2DModel(nn.Module):
     def prepare(self, cap_feats: Tensor, height: int, width: int) -> Conditioning:
         """Everything of a prompt that no step changes.
 
-        cap_feats: [L, cap_feat_dim] text features of the prompt, L >= 1. height, width: of the latent (even numbers).
+        cap_feats: [L, cap_feat_dim] text features, L >= 1. height, width: of the latent (even numbers).
         """
         p, device = self.config.patch_size, cap_feats.device
         length = padded(len(cap_feats))
@@ -304,7 +310,8 @@ class ZImageTransformer2DModel(nn.Module):
     ) -> list[Tensor]:
         """The predicted direction x - z (image minus noise) for each latent.
 
-        latents: n tensors [in_channels, H, W] of any sizes. t: [1] or [n], 1 - sigma. conditionings: n, from `prepare`.
+        latents: n tensors [in_channels, H, W] of any sizes. t: [1] or [n], 1 - sigma.
+        conditionings: n, from `prepare`.
         interrupt: asked before every layer; when it answers true, Cancelled is raised.
         """
         patch = self.config.patch_size

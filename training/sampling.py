@@ -1,0 +1,63 @@
+"""Many pictures at once for training and scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.z_image.transformer_z_image import ZImageTransformer2DModel
+from training.networks import forward_batch
+
+
+def sigmas(steps: int, shift: float) -> list[float]:
+    """The shifted schedule of the pipeline, ending in 0."""
+    line = torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64)
+    return [*(shift * line / (1 + (shift - 1) * line)).tolist(), 0.0]
+
+
+@torch.no_grad()
+def sample_latents(
+    model: ZImageTransformer2DModel,
+    prompt: tuple[Tensor, Tensor],
+    negative: tuple[Tensor, Tensor] | None,
+    *,
+    steps: int,
+    guidance: float,
+    shift: float,
+    seed: int = 0,
+    size: tuple[int, int] = (16, 16),
+) -> Tensor:
+    """Euler with classifier-free guidance, pos + guidance * (pos - neg). prompt: (features [B, L, D], lengths [B])."""
+    features, lengths = prompt
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(len(features), 16, *size, generator=generator).to(features.device)
+    grid = sigmas(steps, shift)
+    for now, then in zip(grid, grid[1:], strict=False):
+        t = torch.full((len(x),), 1 - now, device=x.device)
+        prediction, _ = forward_batch(model, x, t, features, lengths)
+        if guidance > 0 and negative is not None:
+            other, _ = forward_batch(model, x, t, *negative)
+            prediction = prediction + guidance * (prediction - other)
+        x = x + (now - then) * prediction.float()
+    return x
+
+
+def to_pictures(decoded: Tensor) -> list[np.ndarray]:
+    """[B, 3, H, W] in -1..1 -> B arrays [H, W, 3] uint8."""
+    bytes_ = ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return list(bytes_.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def write_sheet(pictures: Sequence[np.ndarray], path: Path, columns: int = 8) -> None:
+    """All pictures side by side in one file."""
+    height, width = pictures[0].shape[:2]
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (width + 2), rows * (height + 2)), "white")
+    for i, picture in enumerate(pictures):
+        sheet.paste(Image.fromarray(picture), (i % columns * (width + 2), i // columns * (height + 2)))
+    sheet.save(path)
