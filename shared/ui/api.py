@@ -1,0 +1,49 @@
+"""The endpoint /generate of Gradio's API: settings in, picture files and their metadata out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import gradio as gr
+
+from shared.engine.engine import Engine
+from shared.engine.records import DONE, ENDED
+from shared.errors import UserError
+
+POLL_SECONDS = 0.1
+
+
+def add_generate(engine: Engine) -> None:
+    """Add the endpoint to the Blocks being built."""
+    gr.api(generate_with(engine), api_name="generate", concurrency_limit=None)
+
+
+def generate_with(engine: Engine) -> Callable[[dict], Awaitable[dict]]:
+    """The endpoint's function. Named and typed for its page in the API documentation."""
+
+    async def generate(settings: dict) -> dict:
+        """Make pictures and wait for them.
+
+        Parameters:
+            settings: names and values as in a settings file, for example {"prompt": "a red circle"}
+        Returns:
+            {"images": [path, …], "metadata": [object, …]}, one of each per picture
+        """
+        try:
+            job_id, _ = engine.submit(settings, source="api")
+            return await _pictures(engine, job_id)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    return generate
+
+
+async def _pictures(engine: Engine, job_id: int) -> dict[str, Any]:
+    while (job := engine.store.job(job_id)).status not in ENDED:
+        await asyncio.sleep(POLL_SECONDS)
+    if job.status != DONE:
+        raise UserError(job.error or f"Job {job_id} was {job.status}.")
+    records = engine.store.images(job_id)
+    return {"images": [record.path for record in records], "metadata": [record.metadata for record in records]}

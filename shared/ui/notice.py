@@ -1,0 +1,27 @@
+"""A strip above the pictures that stays until it is closed: why a job failed, what a picture's settings did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import gradio as gr
+
+_CLOSE = """element.addEventListener('click', (event) => {
+  if (event.target.closest('.zgp-close')) props.value = '';
+});"""
+
+
+def notice_area() -> gr.HTML:
+    """The component; its value comes from `notice_html`, "" hides it."""
+    return gr.HTML("", js_on_load=_CLOSE, elem_id="notice")
+
+
+def notice_html(lines: Sequence[str], kind: str = "info") -> str:
+    """One strip. kind: "info" or "error"."""
+    role = "alert" if kind == "error" else "status"
+    paragraphs = "".join(f"<p>{escape(line)}</p>" for line in lines)
+    return (
+        f'<div class="zgp-notice zgp-{kind}" role="{role}"><div>{paragraphs}</div>'
+        '<button type="button" class="zgp-close" aria-label="Close">×</button></div>'
+    )

@@ -1,0 +1,68 @@
+"""The stage: the live preview of the running batch, its progress and the queue; or, before all, a welcome."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+
+from shared.engine.records import Job
+from shared.settings import parse_resolution
+from shared.ui.text import DOT, duration_text, plural, size_text
+from shared.ui.watch import Sight
+
+WELCOME = """<div class="zgp-welcome">
+<p class="zgp-welcome-title">Describe a picture, then press Generate.</p>
+<p>Click an example to begin. The Mini model is built in: it draws simple shapes on any computer, at once.</p>
+</div>"""
+
+
+def stage_html(sight: Sight) -> str:
+    """The stage while there is a queue. The page patches this into the DOM, so nothing flickers."""
+    job = sight.queue[0]
+    return (
+        '<div class="zgp-stage">'
+        + _canvas(job, sight.preview)
+        + _progress_bar(job)
+        + f'<div class="zgp-status" role="status"><span>{escape(status_text(job))}</span>'
+        + f"<span>{escape(_time_left(job))}</span></div>"
+        + f'<div class="zgp-queue">{escape(queue_text(sight.queue))}</div></div>'
+    )
+
+
+def status_text(job: Job) -> str:
+    """ "Denoising · step 3 of 8"."""
+    if job.status == "queued":
+        return "Waiting for its turn"
+    if not job.steps:
+        return job.phase or "Starting"
+    if job.phase.startswith("Downloading"):
+        return f"{job.phase}{DOT}{size_text(job.step)} of {size_text(job.steps)}"
+    return f"{job.phase}{DOT}step {job.step} of {job.steps}"
+
+
+def queue_text(queue: list[Job]) -> str:
+    """How many jobs wait behind the first one; "" when none does."""
+    waiting = len(queue) - 1
+    return f"{plural(waiting, 'more job')} in the queue" if waiting > 0 else ""
+
+
+def _time_left(job: Job) -> str:
+    return "" if job.seconds_left is None else f"about {duration_text(job.seconds_left)} left"
+
+
+def _canvas(job: Job, preview: bytes | None) -> str:
+    """The preview in the shape of the finished batch, so that the page does not jump when it comes."""
+    if preview is None:
+        width, height = parse_resolution(job.settings["resolution"])
+        return f'<div class="zgp-canvas" style="aspect-ratio: {width} / {height}"></div>'
+    source = "data:image/jpeg;base64," + base64.b64encode(preview).decode("ascii")
+    return f'<div class="zgp-canvas"><img src="{source}" alt="Live preview"></div>'
+
+
+def _progress_bar(job: Job) -> str:
+    percent = round(100 * job.step / job.steps) if job.steps else 0
+    kind = "zgp-bar" if job.steps else "zgp-bar zgp-busy"
+    return (
+        f'<div class="{kind}" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{percent}"><span style="width: {percent}%"></span></div>'
+    )

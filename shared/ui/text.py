@@ -1,0 +1,43 @@
+"""Numbers and settings in the words a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+DOT = " · "
+_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
+def size_text(count: float) -> str:
+    """Bytes as "20.5 GB"."""
+    for unit, size in _UNITS:
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as "12 s", "3 min 20 s" or "2 h 5 min"."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def plural(count: int, noun: str) -> str:
+    """ "1 picture", "3 pictures"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def settings_line(settings: Mapping[str, Any], model_name: str, seed: int, width: int, height: int) -> str:
+    """What made a picture, without its prompt: "Z-Image Mini · 128 × 128 · 8 steps · seed 42"."""
+    parts = [model_name, f"{width} × {height}"]
+    if "num_inference_steps" in settings:
+        parts.append(plural(settings["num_inference_steps"], "step"))
+    parts.append(f"seed {seed}")
+    if settings.get("guidance_scale"):
+        parts.append(f"guidance {settings['guidance_scale']:g}")
+    return DOT.join(part for part in parts if part)
