@@ -53,8 +53,9 @@ def _is_flag(value: Any) -> bool:
 
 
 def _is_list_of(*kinds: type) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(
-        isinstance(item, kinds) and not isinstance(item, bool) for item in value
+    return lambda value: (
+        isinstance(value, list)
+        and all(isinstance(item, kinds) and not isinstance(item, bool) for item in value)
     )
 
 
@@ -315,7 +316,9 @@ def _url_problem(url: str) -> str:
 
 
 def _json_type(value: Any) -> str:
-    return "null" if value is None else _JSON_TYPES.get(type(value), type(value).__name__)
+    if value is None or value == []:
+        return "null" if value is None else "an empty list"
+    return _JSON_TYPES[type(value)]
 
 
 _JSON_TYPES: dict[type, str] = {

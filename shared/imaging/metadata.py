@@ -1,6 +1,6 @@
 """What a picture's file says about its making: written by every save, read back to make the picture again.
 
-The metadata is one flat JSON object, itself a settings file: its settings make this very picture (its own seed,
+The metadata is one flat JSON object, itself a settings file: its settings make this very picture (own seed,
 one image), and everything else stands under "zgp". Wan2GP keeps its settings in the same places: the PNG text
 chunk `comment` and EXIF UserComment in JPEG and WebP.
 """
@@ -8,6 +8,7 @@ chunk `comment` and EXIF UserComment in JPEG and WebP.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from shared.version import VERSION
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_METADATA_BYTES = 1_000_000  # ours are a few thousand; Pillow stops zTXt bombs at about the same size
-_EXIF_IFD, _USER_COMMENT, _SOFTWARE = 0x8769, 0x9286, 0x0131
+_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
+_TYPE_LONG, _TYPE_UNDEFINED, _DIRECTORY_BYTES = 4, 7, 18
 _ENVELOPE = ("type", "zgp")  # metadata keys that are no settings
 
 
@@ -106,17 +108,25 @@ def png_chunks(meta: Mapping[str, Any]) -> PngInfo:
     return chunks
 
 
-def exif(meta: Mapping[str, Any]) -> Image.Exif:
-    """EXIF whose UserComment holds the metadata as JSON: ASCII if possible, else UTF-16 as the file's order is."""
+def exif(meta: Mapping[str, Any]) -> bytes:
+    """An EXIF block with one tag, UserComment: the metadata as JSON, in ASCII if possible, else in UTF-16.
+
+    Made by hand because Pillow writes this tag with the type BYTE, where EXIF 2.32 demands UNDEFINED.
+    """
     text = _to_json(meta)
-    tags = Image.Exif()
-    tags[_SOFTWARE] = f"ZGP {VERSION}"
     if text.isascii():
         comment = b"ASCII\0\0\0" + text.encode("ascii")
     else:
-        comment = b"UNICODE\0" + text.encode("utf-16-le")  # Pillow writes EXIF in little-endian order
-    tags.get_ifd(_EXIF_IFD)[_USER_COMMENT] = comment
-    return tags
+        comment = b"UNICODE\0" + text.encode("utf-16-be")  # big-endian like the block: most readers expect it
+    header = b"Exif\0\0" + b"MM\0*" + struct.pack(">I", 8)
+    main = _directory(_EXIF_IFD, _TYPE_LONG, 1, 8 + _DIRECTORY_BYTES)
+    tags = _directory(_USER_COMMENT, _TYPE_UNDEFINED, len(comment), 8 + 2 * _DIRECTORY_BYTES)
+    return header + main + tags + comment
+
+
+def _directory(tag: int, kind: int, count: int, value: int) -> bytes:
+    """A TIFF directory of one entry; `value` is the value itself or its offset from the header's "MM"."""
+    return struct.pack(">HHHIII", 1, tag, kind, count, value, 0)
 
 
 def _to_json(meta: Mapping[str, Any]) -> str:
@@ -142,7 +152,7 @@ def read(path: Path | str) -> dict[str, Any] | None:
             texts = list(_texts(image))
     except FileNotFoundError:
         raise UserError(f"{path.name} does not exist; choose another file") from None
-    except Exception as error:  # on damaged files Pillow's parsers raise anything: SyntaxError, struct.error …
+    except Exception as error:  # Pillow raises anything on damaged files: SyntaxError, struct.error …
         raise UserError(
             f"{path.name} cannot be read; expected an intact PNG, JPEG or WebP image, choose another file"
         ) from error

@@ -31,7 +31,7 @@ def save_image(image: Image.Image, folder: Path, stem: str, fmt: str, meta: Mapp
     and only then named, so nobody ever sees half a picture. Raises UserError when it cannot be written.
     """
     extension, encode = _ENCODERS[fmt]
-    if fmt == "jpeg" and len(metadata.exif(meta).tobytes()) > _MAX_JPEG_EXIF:
+    if fmt == "jpeg" and len(metadata.exif(meta)) > _MAX_JPEG_EXIF:
         log.warning("The settings of this picture do not fit into a JPEG file; it is saved as PNG instead")
         extension, encode = _ENCODERS["png"]
     data = encode(image, meta)

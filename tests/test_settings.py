@@ -1,0 +1,213 @@
+"""Settings: what is accepted, what is refused and in which words."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from shared import settings
+from shared.errors import UserError
+from shared.settings import SETTINGS, SettingsError, parse_resolution, validate
+
+TURBO = {"guidance": False, "flow_shift": False, "negative_prompt": False}
+BASE = {"guidance": True, "flow_shift": True, "negative_prompt": True}
+EVERY_MODEL = set("model_type prompt resolution num_inference_steps seed batch_size image_format".split())
+BASE_ONLY = {"negative_prompt", "guidance_scale", "flow_shift", "cfg_normalization", "cfg_truncation"}
+
+
+def check(capabilities=BASE, defaults=None, **values):
+    return validate({"prompt": "a red circle", **values}, defaults or {}, capabilities)
+
+
+def problems(capabilities=BASE, **values):
+    with pytest.raises(SettingsError) as caught:
+        check(capabilities, **values)
+    return caught.value.problems
+
+
+def test_the_table_is_complete_and_consistent():
+    assert SETTINGS.keys() >= EVERY_MODEL | BASE_ONLY
+    for name, setting in SETTINGS.items():
+        assert setting.name == name
+        assert setting.help and setting.label and setting.help.endswith(".")
+        assert isinstance(setting.default, setting.kind)
+        assert setting.group in ("main", "guidance", "output")
+        assert not setting.choices or setting.default in setting.choices
+
+
+def test_a_prompt_alone_is_completed_from_the_table():
+    turbo = check(TURBO)
+    assert turbo.settings == {
+        "model_type": "z_image_mini",
+        "prompt": "a red circle",
+        "resolution": "1024x1024",
+        "num_inference_steps": 8,
+        "seed": -1,
+        "batch_size": 1,
+        "image_format": "png",
+    }
+    assert turbo.ignored == {} and turbo.notes == []
+    assert check(BASE).settings.keys() == EVERY_MODEL | BASE_ONLY
+
+
+def test_the_models_defaults_stand_between_the_values_and_the_table():
+    model = {"num_inference_steps": 30, "resolution": "128x128", "guidance_scale": 3}
+    settings = check(defaults=model, num_inference_steps=12).settings
+    assert settings["num_inference_steps"] == 12
+    assert settings["resolution"] == "128x128"
+    assert settings["guidance_scale"] == 3.0 and isinstance(settings["guidance_scale"], float)
+
+
+def test_null_means_the_default():
+    assert check(defaults={"num_inference_steps": 30}, num_inference_steps=None, seed=None).settings == (
+        check(defaults={"num_inference_steps": 30}).settings
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("num_inference_steps", "8", 8),
+        ("num_inference_steps", 8.0, 8),
+        ("num_inference_steps", "12.0", 12),
+        ("guidance_scale", "4.5", 4.5),
+        ("guidance_scale", 4, 4.0),
+        ("guidance_scale", 0, 0.0),
+        ("seed", 2**53 - 1, 9007199254740991),
+        ("seed", "9007199254740991", 9007199254740991),
+        ("seed", -1, -1),
+        ("resolution", " 1024 X 768 ", "1024x768"),
+        ("resolution", "1024×768", "1024x768"),
+        ("negative_prompt", "", ""),
+        ("image_format", "webp", "webp"),
+        ("prompt", "一个红色的圆 🔴\n第二行", "一个红色的圆 🔴\n第二行"),
+    ],
+)
+def test_values_that_mean_a_valid_one_are_accepted(name, value, expected):
+    result = check(**{name: value}).settings[name]
+    assert result == expected and type(result) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("resolution", "100x100", '"96x96"'),
+        ("resolution", "1000x700", '"992x704"'),
+        ("resolution", "16x1024", '"64x1024"'),
+        ("resolution", "1024x999999", '"1024x8192"'),
+        ("resolution", "0x0", '"64x64"'),
+        ("resolution", "big", "width x height"),
+        ("resolution", "-64x64", "width x height"),
+        ("resolution", "9" * 5000 + "x64", "width x height"),
+        ("resolution", [1024, 1024], "expected a text"),
+        ("num_inference_steps", 0, "from 1 to 100"),
+        ("num_inference_steps", -3, "from 1 to 100"),
+        ("num_inference_steps", 101, "from 1 to 100"),
+        ("num_inference_steps", 8.5, "a whole number"),
+        ("num_inference_steps", True, "a whole number"),
+        ("num_inference_steps", "many", '"many"'),
+        ("num_inference_steps", "", "a whole number"),
+        ("num_inference_steps", [8], "came as a list"),
+        ("guidance_scale", float("nan"), "nan"),
+        ("guidance_scale", float("inf"), "inf"),
+        ("guidance_scale", "-inf", "from 0 to 20"),
+        ("guidance_scale", -0.5, "from 0 to 20"),
+        pytest.param("guidance_scale", 10**400, "from 0 to 20", id="guidance_scale-huge"),
+        ("guidance_scale", {"a": 1}, "came as an object"),
+        ("guidance_scale", False, "came as false"),
+        ("seed", 10**30, "9007199254740991"),
+        ("seed", 1e30, "9007199254740991"),
+        pytest.param("seed", 10**6000, "about 6,001 digits", id="seed-huge"),
+        ("seed", "9007199254740992", "9007199254740991"),
+        ("seed", -2, "from -1"),
+        ("batch_size", 17, "from 1 to 16"),
+        ("prompt", "", "prompt is empty"),
+        ("prompt", " \n\t", "prompt is empty"),
+        ("prompt", ["a", "b"], "came as a list"),
+        ("prompt", 5, "came as 5"),
+        ("prompt", "x" * 10_001, "10,001 characters"),
+        ("prompt", "half \ud83d", "half a character"),
+        ("image_format", "gif", "one of png, jpeg, webp"),
+        ("model_type", "", "model_type is empty"),
+    ],
+)
+def test_what_cannot_be_used_gets_one_clear_sentence(name, value, said):
+    (sentence,) = problems(**{name: value})
+    assert sentence.startswith(name) and said in sentence
+    assert "expected" in sentence and "\n" not in sentence and len(sentence) < 200
+    sentence.encode()  # printable anywhere
+
+
+def test_all_problems_are_reported_at_once():
+    found = problems(prompt="", resolution="100x100", num_inference_steps=0, guidance_scale="x", seed=10**30)
+    assert [sentence.split()[0] for sentence in found] == [
+        "prompt", "num_inference_steps", "seed", "guidance_scale", "resolution",
+    ]  # fmt: skip
+    error = SettingsError(found)
+    assert isinstance(error, UserError) and str(error) == "; ".join(found)
+
+
+def test_the_models_own_size_limits_count():
+    mini = {**TURBO, "size_multiple": 32, "min_size": 128, "max_size": 256}
+    assert '"128x256"' in problems(mini, resolution="120x300")[0]
+    assert check(mini, resolution="160x256").settings["resolution"] == "160x256"
+
+
+def test_every_seed_of_a_batch_is_itself_a_valid_seed():
+    assert check(seed=2**53 - 4, batch_size=4)
+    assert "9007199254740988" in problems(seed=2**53 - 3, batch_size=4)[0]
+
+
+def test_a_setting_that_does_not_act_is_reported_and_left_out_whatever_its_value():
+    result = check(TURBO, guidance_scale="nonsense", flow_shift=5)
+    assert result.ignored == dict.fromkeys(["guidance_scale", "flow_shift"], "does not act on this model")
+    assert not BASE_ONLY & result.settings.keys()
+
+
+def test_unknown_keys_name_the_nearest_known_one():
+    ignored = check(num_inference_step=3, Seed=1, steps=4, qqqq=1).ignored
+    assert '"num_inference_steps"' in ignored["num_inference_step"]
+    assert '"seed"' in ignored["Seed"]
+    assert '"num_inference_steps"' in ignored["steps"]
+    assert ignored["qqqq"] == "unknown setting"
+
+
+def test_a_settings_file_of_wan2gp_is_accepted_and_its_other_keys_are_listed():
+    wan2gp = json.loads("""{"type": "WanGP v12.60 - Z-Image Base 6B", "settings_version": 2.74,
+        "model_type": "z_image_base", "image_mode": 1, "prompt": "a lighthouse", "negative_prompt": "people",
+        "resolution": "1280x720", "video_length": 81, "batch_size": 2, "seed": 7, "num_inference_steps": 30,
+        "guidance_scale": 4, "flow_shift": 6, "activated_loras": [], "loras_multipliers": "", "NAG_scale": 1,
+        "video_guide": null, "creation_date": "2026-08-21T10:00:00"}""")
+    result = validate(wan2gp, {}, BASE)
+    kept = EVERY_MODEL - {"image_format"} | {"negative_prompt", "guidance_scale", "flow_shift"}
+    assert {name: result.settings[name] for name in kept} == {name: wan2gp[name] for name in kept}
+    assert result.ignored.keys() == wan2gp.keys() - kept - {"video_guide"}  # null asks for nothing
+    assert all(reason.startswith("a setting of Wan2GP; ") for reason in result.ignored.values())
+
+
+@pytest.mark.parametrize("values", [None, [], "prompt", 3])
+def test_settings_must_be_one_object(values):
+    with pytest.raises(SettingsError, match="expected one object"):
+        validate(values, {}, BASE)
+
+
+def test_validated_settings_validate_to_themselves():
+    once = check(seed="12", guidance_scale="2", resolution="64 x 80").settings
+    assert validate(once, {}, BASE).settings == once
+    assert validate(json.loads(json.dumps(once)), {}, BASE).settings == once
+
+
+def test_parse_resolution():
+    assert parse_resolution("1024x768") == (1024, 768)
+
+
+def test_random_seeds_differ_and_leave_room_for_a_batch():
+    seeds = {settings.random_seed() for _ in range(50)}
+    assert len(seeds) > 45
+    assert all(check(seed=seed, batch_size=16) for seed in seeds)
+
+
+def test_importing_is_light():
+    code = "import sys, shared.settings, shared.cards; print({'torch', 'PIL', 'gradio'} & sys.modules.keys())"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
