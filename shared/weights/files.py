@@ -1,7 +1,7 @@
 """Where model files are: the folders, what a model needs, what is on disk, and whether a file is whole.
 
-Standard library only and no network: the page and `--list-models` use this without torch. downloads.py fetches
-what is missing.
+Standard library only and no network: the page and `--list-models` use this without torch. downloads.py
+fetches what is missing.
 """
 
 import json
@@ -23,6 +23,14 @@ DTYPE_BITS = {
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64, "F4": 4,
 }  # fmt: skip
 UNSAFE_NAME = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
+
+
+class DamagedFile(UserError):
+    """A file that is not whole. `flaw`: what is wrong with it, without the path and the advice."""
+
+    def __init__(self, path: Path, flaw: str) -> None:
+        super().__init__(f"{path} {flaw}: delete it and start again, or put a whole copy in its place.")
+        self.flaw = flaw
 
 
 @dataclass(frozen=True)
@@ -71,10 +79,10 @@ def file_name(source: str) -> str:
 
 
 def destination(source: str, folders: Folders, target: str = "") -> Path:
-    """Where a download of `source` goes: ckpts/<target>/<name>. UserError when `target` leads out of ckpts/."""
+    """The place of a download: ckpts/<target>/<name>. UserError when `target` leads out of ckpts/."""
     folder = folders.ckpts / target
     if not folder.resolve().is_relative_to(folders.ckpts.resolve()):
-        raise UserError(f"The folder '{target}' for '{source}' is outside {folders.ckpts}: name one inside it.")
+        raise UserError(f"'{target}' for '{source}' leads out of {folders.ckpts}: name one inside it.")
     return folder / file_name(source)
 
 
@@ -103,7 +111,7 @@ def _size(path: Path) -> int:
 
 
 def check_safetensors(path: Path) -> None:
-    """Compare the header of a safetensors file with itself and the file's length: UserError when they disagree.
+    """Compare the header of a safetensors file with the length of the file: DamagedFile when they disagree.
 
     Format: 8 bytes little-endian header length, the header (a JSON object: tensor name -> dtype, shape,
     data_offsets [begin, end] counted from the header's end; "__metadata__" -> text), then the data.
@@ -115,33 +123,29 @@ def check_safetensors(path: Path) -> None:
     spans = sorted(_span(path, name, entry) for name, entry in header.items() if name != "__metadata__")
     expected = 8 + header_length + max((end for _, end, _ in spans), default=0)
     if length != expected:
-        raise _damaged(path, f"is {length:,} bytes, its header says {expected:,}")
+        raise DamagedFile(path, f"is {length:,} bytes, its header says {expected:,}")
     for (_, end, name), (begin, _, other) in zip(spans, spans[1:], strict=False):
         if begin < end:
-            raise _damaged(path, f"gives the same bytes to the tensors '{name}' and '{other}'")
-
-
-def _damaged(path: Path, what: str) -> UserError:
-    return UserError(f"{path} {what}: delete it and start again, or put a whole copy in its place.")
+            raise DamagedFile(path, f"gives the same bytes to the tensors '{name}' and '{other}'")
 
 
 def _read_header(path: Path, length: int) -> tuple[int, dict[str, Any]]:
     with path.open("rb") as file:
         prefix = file.read(8)
         if len(prefix) < 8:
-            raise _damaged(path, f"is {length:,} bytes, too short for a safetensors file")
+            raise DamagedFile(path, f"is {length:,} bytes, too short for a safetensors file")
         (size,) = struct.unpack("<Q", prefix)
         if not 2 <= size <= MAX_HEADER_BYTES:
-            raise _damaged(path, "does not begin like a safetensors file")
+            raise DamagedFile(path, "does not begin like a safetensors file")
         if 8 + size > length:
-            raise _damaged(path, f"is {length:,} bytes, its header alone is {size:,}")
+            raise DamagedFile(path, f"is {length:,} bytes, its header alone is {size:,}")
         raw = file.read(size)
     try:
         header = json.loads(raw, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"has a header that cannot be read ({error})") from error
+        raise DamagedFile(path, f"has a header that cannot be read ({error})") from error
     if not isinstance(header, dict):
-        raise _damaged(path, "has a header that is not a table of tensors")
+        raise DamagedFile(path, "has a header that is not a table of tensors")
     return size, header
 
 
@@ -160,10 +164,10 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int, str]:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (TypeError, KeyError, ValueError) as error:
-        raise _damaged(path, f"describes the tensor '{name}' without dtype, shape or offsets") from error
+        raise DamagedFile(path, f"describes the tensor '{name}' without dtype, shape or offsets") from error
     if not whole or begin > end or not isinstance(dtype, str):
-        raise _damaged(path, f"describes the tensor '{name}' with impossible numbers")
+        raise DamagedFile(path, f"describes the tensor '{name}' with impossible numbers")
     bits = DTYPE_BITS.get(dtype)
     if bits is not None and math.prod(shape) * bits != (end - begin) * 8:
-        raise _damaged(path, f"gives tensor '{name}' {end - begin:,} bytes, not what {dtype} {shape} needs")
+        raise DamagedFile(path, f"gives tensor '{name}' {end - begin:,} bytes, {dtype} {shape} needs others")
     return begin, end, name

@@ -1,0 +1,537 @@
+"""Fetch missing model files into ckpts/: resumed, verified, cancellable; and the hashes of files on disk.
+
+A file grows as NAME.part and gets its name only after its length, its hash (where the hub tells one) and its
+safetensors header have been checked, so a file under its own name is whole. hf_hub_download is not used: it
+cannot be cancelled, verifies the length only and keeps the repository's folders. Its login and environment
+(HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE) are honoured.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+from huggingface_hub.utils import build_hf_headers
+
+from shared.errors import Cancelled, UserError
+from shared.version import VERSION
+from shared.weights.files import (
+    DamagedFile,
+    Folders,
+    Required,
+    check_safetensors,
+    describe,
+    destination,
+    is_url,
+)
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TIMEOUT = httpx.Timeout(20.0, connect=10.0)
+TRIES = 5
+FIRST_PAUSE = 1.0  # seconds; doubles with every try
+LONGEST_PAUSE = 60.0
+FRESH_COURAGE = 1 << 20  # bytes: a try that got this far makes the count of tries start again
+READ_SIZE = 1 << 20
+REPORT_EVERY = 0.1  # seconds
+SPEED_WINDOW = 5.0  # seconds
+SAFETENSORS = (".safetensors", ".sft")
+HUB_URL = re.compile(r"https://(?:huggingface\.co|hf\.co)/(?P<repo>.+?)/(?:resolve|blob)/(?P<file>[^?#]+)")
+HASHES = Path(__file__).parents[2] / "ckpts" / ".hashes.json"
+
+HUB_REFUSAL = (
+    "Hugging Face refused {name} ({status}): accept the licence at {page} if there is one and set "
+    "HF_TOKEN to your access token, or put the file at {path}."
+)
+NOT_THERE = "{url} does not exist ({status}): correct it in the model's card, or put the file at {path}."
+OTHER_ANSWER = "{host} answered {status} for {name}: start again later, or put the file at {path}."
+SENTENCES = {
+    (True, 401): HUB_REFUSAL,
+    (True, 403): HUB_REFUSAL,
+    (True, 404): NOT_THERE,
+    (False, 404): NOT_THERE,
+    (True, 410): NOT_THERE,
+    (False, 410): NOT_THERE,
+    (False, 401): "{host} wants a login for {name} (401): download it in your browser and put it at {path}.",
+    (False, 403): "{host} refused {name} (403): download it in your browser and put it at {path}.",
+}
+
+
+@dataclass(frozen=True)
+class DownloadProgress:
+    """How far one file is. total_bytes is 0 while unknown; speed is in bytes per second."""
+
+    file: str
+    done_bytes: int
+    total_bytes: int
+    speed: float
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """One file to fetch: the card's address, the address to ask, its place; then the server's word on it."""
+
+    source: str
+    path: Path
+    url: str = ""
+    page: str = ""  # the repository's page when the address is the hub's
+    headers: dict[str, str] = field(default_factory=dict, repr=False)  # may hold the user's token
+    size: int | None = None
+    etag: str = ""
+
+    def sentence(self, template: str, status: int) -> str:
+        host = urlsplit(self.url).netloc
+        return template.format(
+            name=self.path.name, url=self.source, page=self.page, path=self.path, host=host, status=status
+        )
+
+
+class _Passing(Exception):
+    """A failure that may be gone next time. `pause`: the seconds that the server asked to wait, if it did."""
+
+    def __init__(self, reason: str, pause: float | None = None) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+def ensure(
+    required: Iterable[Required],
+    folders: Folders,
+    progress: Callable[[DownloadProgress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> dict[str, Path]:
+    """Have every required file on disk and return role -> path (the first file of a role that has several).
+
+    What is there is used after a look at its header; of what is missing, the first alternative that is a URL
+    is downloaded. Raises UserError or Cancelled; what had come by then is kept and continued next time.
+    """
+    required = list(required)
+    missing = [item for item in required if not describe(item, folders).on_disk]
+    if missing:
+        try:
+            _fetch_all(missing, folders, progress or (lambda _: None), cancelled or (lambda: False))
+        except OSError as error:
+            raise UserError(_unwritable(folders.ckpts, error)) from error
+    paths: dict[str, Path] = {}
+    for item in required:
+        path = describe(item, folders).path
+        if path is None:
+            raise UserError(f"{item.alternatives[0]} disappeared from {folders.ckpts}: start again.")
+        if path.suffix in SAFETENSORS:
+            check_safetensors(path)
+        paths.setdefault(item.role, path)
+    return paths
+
+
+def _fetch_all(
+    missing: list[Required],
+    folders: Folders,
+    progress: Callable[[DownloadProgress], None],
+    cancelled: Callable[[], bool],
+) -> None:
+    wanted = {remote.path: remote for remote in (_wanted(item, folders) for item in missing)}
+    with httpx.Client(timeout=TIMEOUT, follow_redirects=True) as client:
+        remotes = [_persist(partial(_ask, client, remote), remote, cancelled) for remote in wanted.values()]
+        _check_space(remotes, folders.ckpts)
+        for remote in remotes:
+            _fetch(client, remote, progress, cancelled)
+            log.info("Downloaded %s", remote.path)
+
+
+def _wanted(item: Required, folders: Folders) -> _Remote:
+    """The alternative of a missing file to download. UserError when there is none, or in offline mode."""
+    source = next((source for source in item.alternatives if is_url(source)), None)
+    if source is None:
+        names = " or ".join(str(folders.root / source) for source in item.alternatives) or "(no file named)"
+        raise UserError(f"The {item.role} is missing and its card gives no address: put the file at {names}.")
+    path = destination(source, folders, item.target)
+    if _offline():
+        raise UserError(
+            f"{path.name} is missing and HF_HUB_OFFLINE is set: download {source} elsewhere and "
+            f"put it at {path}, or unset HF_HUB_OFFLINE."
+        )
+    return _addressed(source, path)
+
+
+def _offline() -> bool:
+    values = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(value.upper() in ("1", "ON", "YES", "TRUE") for value in values)
+
+
+def _addressed(source: str, path: Path) -> _Remote:
+    """The address to ask for `source` and the headers. HF_ENDPOINT counts; only the hub sees the token."""
+    headers = {"Accept-Encoding": "identity"}  # a compressed answer would have another length
+    match = HUB_URL.match(source)
+    if match is None:
+        return _Remote(source, path, source, "", headers | {"User-Agent": f"zgp/{VERSION}"})
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    page = f"{endpoint}/{match['repo']}"
+    headers |= build_hf_headers(library_name="zgp", library_version=VERSION)
+    return _Remote(source, path, f"{page}/resolve/{match['file']}", page, headers)
+
+
+def _ask(client: httpx.Client, remote: _Remote) -> _Remote:
+    """`remote` with the size and the etag that the server tells, before any of the file is received.
+
+    The hub tells both in its first answer to a HEAD, which redirects to its store. Other servers often refuse
+    a HEAD, so they are asked for one byte.
+    """
+    method, extra = ("HEAD", {}) if remote.page else ("GET", {"Range": "bytes=0-0"})
+    with client.stream(method, remote.url, headers=remote.headers | extra) as last:
+        answers = [*last.history, last]
+    answer = next((one for one in answers if "x-linked-etag" in one.headers), last)
+    _check_status(answer, remote)
+    etag = answer.headers.get("x-linked-etag") or answer.headers.get("etag") or ""
+    return replace(remote, size=_size_in(answer), etag=etag.removeprefix("W/").strip('"'))
+
+
+def _size_in(answer: httpx.Response) -> int | None:
+    """The length of the whole file, from an answer about all or a range of it."""
+    whole = answer.headers.get("x-linked-size")
+    if whole is None and answer.status_code == 206:
+        whole = answer.headers.get("content-range", "").rpartition("/")[2]
+    elif whole is None:
+        whole = answer.headers.get("content-length", "")
+    return int(whole) if whole.isascii() and whole.isdigit() else None
+
+
+def _check_status(answer: httpx.Response, remote: _Remote) -> None:
+    """Nothing for an answer with the file; _Passing when another try may help; else UserError."""
+    status = answer.status_code
+    if status < 400:
+        return
+    if status >= 500 or status in (408, 416, 425, 429):
+        wait = answer.headers.get("retry-after", "")
+        raise _Passing(f"the server answered {status}", float(wait) if wait.isdecimal() else None)
+    raise UserError(remote.sentence(SENTENCES.get((bool(remote.page), status), OTHER_ANSWER), status))
+
+
+def _persist(
+    action: Callable[[], T],
+    remote: _Remote,
+    cancelled: Callable[[], bool],
+    got: Callable[[], int] = lambda: 0,
+) -> T:
+    """action(), again after a passing failure; UserError after TRIES in a row that got next to nothing."""
+    failures = 0
+    while True:
+        _stop_if(cancelled)
+        before = got()
+        try:
+            return action()
+        except (_Passing, httpx.RequestError) as error:
+            failures = 1 if got() - before >= FRESH_COURAGE else failures + 1
+            reason = str(error) or type(error).__name__
+            if failures >= TRIES:
+                raise UserError(_gave_up(remote, reason)) from error
+            asked = error.pause if isinstance(error, _Passing) else None
+            pause = min(FIRST_PAUSE * 2 ** (failures - 1) if asked is None else asked, LONGEST_PAUSE)
+            log.warning("%s: %s; trying again in %.0f s", remote.path.name, reason, pause)
+            _wait(pause, cancelled)
+        except httpx.InvalidURL as error:
+            raise UserError(f"'{remote.url}' is no web address ({error}): correct it in the card.") from error
+
+
+def _gave_up(remote: _Remote, reason: str) -> str:
+    host = urlsplit(remote.url).netloc
+    return (
+        f"{remote.path.name} could not be downloaded from {host} in {TRIES} tries ({reason}): check the "
+        f"connection and start again to continue, or put the file at {remote.path}."
+    )
+
+
+def _wait(seconds: float, cancelled: Callable[[], bool]) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        _stop_if(cancelled)
+        time.sleep(min(left, 0.05))
+
+
+def _stop_if(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise Cancelled("The download was stopped; it continues from here next time.")
+
+
+def _check_space(remotes: list[_Remote], folder: Path) -> None:
+    """UserError when what is still to come does not fit on the disk that `folder` is on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(max(0, (remote.size or 0) - _Part(remote).size) for remote in remotes)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        names = ", ".join(remote.path.name for remote in remotes)
+        raise UserError(
+            f"To download {names} takes {_bytes(needed)}, {folder} has {_bytes(free)} free: make room there."
+        )
+
+
+def _unwritable(folder: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk of {folder} is full: make room there and start again to continue the download."
+    return f"{folder} cannot be written ({error}): allow it or free it, and start again."
+
+
+def _bytes(count: int) -> str:
+    return next(
+        (f"{count / unit:,.1f} {name}" for unit, name in ((1e9, "GB"), (1e6, "MB")) if count >= unit),
+        f"{count:,} bytes",
+    )
+
+
+class _Part:
+    """The unfinished file beside its place: NAME.part, and NAME.part.etag that tells what it is a part of."""
+
+    def __init__(self, remote: _Remote) -> None:
+        self.remote = remote
+        self.path = remote.path.with_name(remote.path.name + ".part")
+        self.etag_path = remote.path.with_name(remote.path.name + ".part.etag")
+        self.rejected = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that are here and can be continued."""
+        try:
+            known = self.etag_path.read_text("utf-8")
+            size = self.path.stat().st_size
+        except (OSError, UnicodeDecodeError):
+            return 0
+        whole = size if self.remote.size is None else self.remote.size
+        return size if known and known == self.remote.etag and size <= whole else 0
+
+    def open(self, start: int) -> Any:
+        """The file, open to be written from byte `start` on; without its earlier bytes when start is 0."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if start == 0:
+            self.path.write_bytes(b"")
+            self.etag_path.write_text(self.remote.etag, "utf-8")
+        return self.path.open("ab", buffering=0)
+
+    def clear(self) -> None:
+        """Forget what has come."""
+        self.path.unlink(missing_ok=True)
+        self.etag_path.unlink(missing_ok=True)
+
+    def reject(self, flaw: str) -> Exception:
+        """The error for a complete but wrong file: once may be the line's fault, twice is not."""
+        self.clear()
+        self.rejected += 1
+        if self.rejected == 1:
+            return _Passing(flaw)
+        return UserError(f"{self.remote.url} {flaw}, twice: try later, or give the card another address.")
+
+    def accept(self) -> None:
+        """Give the finished file its name."""
+        with self.path.open("rb+") as file:
+            os.fsync(file.fileno())
+        self.path.replace(self.remote.path)
+        self.etag_path.unlink(missing_ok=True)
+
+
+class _Meter:
+    """Calls `progress` with bytes and recent speed, not more often than a person can read."""
+
+    def __init__(self, remote: _Remote, progress: Callable[[DownloadProgress], None]) -> None:
+        self.remote, self.progress = remote, progress
+        self.samples: deque[tuple[float, int]] = deque()
+        self.reported = -REPORT_EVERY
+
+    def report(self, done: int, always: bool = False) -> None:
+        now = time.monotonic()
+        if not always and now - self.reported < REPORT_EVERY:
+            return
+        self.reported = now
+        self.samples.append((now, done))
+        while now - self.samples[0][0] > SPEED_WINDOW:
+            self.samples.popleft()
+        (then, before), total = self.samples[0], self.remote.size or 0
+        speed = max(0, done - before) / (now - then) if now > then else 0.0
+        self.progress(DownloadProgress(self.remote.path.name, done, total, speed))
+
+
+def _fetch(
+    client: httpx.Client,
+    remote: _Remote,
+    progress: Callable[[DownloadProgress], None],
+    cancelled: Callable[[], bool],
+) -> None:
+    """Download one file to its place, whatever it takes."""
+    part, meter = _Part(remote), _Meter(remote, progress)
+    _persist(partial(_try_once, client, part, meter, cancelled), remote, cancelled, lambda: part.size)
+    part.accept()
+    if len(remote.etag) == 64 and remote.page:
+        _remember(remote.path, remote.etag, HASHES)
+
+
+def _try_once(client: httpx.Client, part: _Part, meter: _Meter, cancelled: Callable[[], bool]) -> None:
+    """Receive what the part lacks, then check the whole. _Passing when it is not complete or not right."""
+    start = part.size
+    digest = _Digest(part.remote)
+    digest.add_file(part.path, start, cancelled)
+    meter.report(start, always=True)
+    if start == 0 or start != part.remote.size:
+        _receive(client, part, start, digest, meter, cancelled)
+    _check_whole(part, digest)
+    meter.report(part.path.stat().st_size, always=True)
+
+
+def _receive(
+    client: httpx.Client,
+    part: _Part,
+    start: int,
+    digest: "_Digest",
+    meter: _Meter,
+    cancelled: Callable[[], bool],
+) -> None:
+    """Append to the part what the server sends from byte `start` on, or from 0 when it does not do ranges."""
+    remote = part.remote
+    extra = {"Range": f"bytes={start}-"} if start else {}
+    with client.stream("GET", remote.url, headers=remote.headers | extra) as answer:
+        if answer.status_code == 416:
+            part.clear()
+        _check_status(answer, remote)
+        if start and not _continues(answer, start):
+            start = 0
+            digest.restart()
+        with part.open(start) as file:
+            for chunk in answer.iter_raw():
+                _stop_if(cancelled)
+                file.write(chunk)
+                digest.add(chunk)
+                start += len(chunk)
+                meter.report(start)
+                if remote.size is not None and start > remote.size:
+                    break  # never fill the disk with what is not the file
+
+
+def _continues(answer: httpx.Response, start: int) -> bool:
+    """Whether the answer goes on at byte `start` rather than beginning anew."""
+    return answer.status_code == 206 and answer.headers.get("content-range", "").startswith(f"bytes {start}-")
+
+
+def _check_whole(part: _Part, digest: "_Digest") -> None:
+    """The three tests a file must pass to get its name: length, hash, safetensors header."""
+    size, expected = part.path.stat().st_size, part.remote.size
+    if expected is not None and size < expected:
+        raise _Passing(f"the connection ended at {size:,} of {expected:,} bytes")
+    if expected is not None and size > expected:
+        raise part.reject(f"sent {size:,} bytes instead of {expected:,}")
+    if not digest.matches():
+        raise part.reject("sent bytes that do not have the hash it promised")
+    if part.remote.path.suffix in SAFETENSORS:
+        try:
+            check_safetensors(part.path)
+        except DamagedFile as error:
+            raise part.reject(f"sent a file that {error.flaw}") from error
+
+
+class _Digest:
+    """The hash that the hub's etag is: SHA-256 of a large file, git's SHA-1 of a small one; none elsewhere.
+
+    Git's hash of a blob is sha1("blob <length>\\0" + content).
+    """
+
+    def __init__(self, remote: _Remote) -> None:
+        self.remote = remote
+        self.restart()
+
+    def restart(self) -> None:
+        etag, size = self.remote.etag, self.remote.size
+        self.hash = None
+        if self.remote.page and re.fullmatch(r"[0-9a-f]{64}", etag):
+            self.hash = hashlib.sha256()
+        elif self.remote.page and re.fullmatch(r"[0-9a-f]{40}", etag) and size is not None:
+            self.hash = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+    def add(self, data: bytes) -> None:
+        if self.hash is not None:
+            self.hash.update(data)
+
+    def add_file(self, path: Path, length: int, cancelled: Callable[[], bool]) -> None:
+        """Add the first `length` bytes of a file: what an earlier try left."""
+        if self.hash is None or length == 0:
+            return
+        with path.open("rb") as file:
+            while length > 0 and (data := file.read(min(READ_SIZE, length))):
+                _stop_if(cancelled)
+                self.hash.update(data)
+                length -= len(data)
+
+    def matches(self) -> bool:
+        return self.hash is None or self.hash.hexdigest() == self.remote.etag
+
+
+_hashes_lock = threading.Lock()
+
+
+def sha256_of(path: Path, cache: bool = True, cache_file: Path | None = None) -> str:
+    """The SHA-256 of a file, in hex. With `cache`, a file whose size and time are known is not read again.
+
+    The cache is ckpts/.hashes.json, or `cache_file`; when that is damaged or read-only, the file is read.
+    """
+    path, cache_file = Path(path), cache_file or HASHES
+    entry = _read_hashes(cache_file).get(str(path.resolve())) if cache else None
+    if isinstance(entry, list) and len(entry) == 3 and entry[:2] == _identity(path):
+        return str(entry[2])
+    before = _identity(path)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(READ_SIZE):
+            digest.update(data)
+    if cache and before == _identity(path):
+        _remember(path, digest.hexdigest(), cache_file)
+    return digest.hexdigest()
+
+
+def _identity(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_hashes(cache_file: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(cache_file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        log.warning("%s cannot be read (%s); the hashes are computed anew", cache_file, error)
+        return {}
+    return table if isinstance(table, dict) else {}
+
+
+def _remember(path: Path, sha256: str, cache_file: Path) -> None:
+    with _hashes_lock:
+        table = {name: entry for name, entry in _read_hashes(cache_file).items() if Path(name).exists()}
+        table[str(path.resolve())] = [*_identity(path), sha256]
+        try:
+            _write_whole(cache_file, json.dumps(table, indent=1))
+        except OSError as error:
+            log.warning("%s cannot be written (%s); hashes are computed again next time", cache_file, error)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write so that a reader sees the old text or the new one, never half of either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(name, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
