@@ -62,13 +62,18 @@ def main(
 def build_parser() -> argparse.ArgumentParser:
     """The parser; its help texts are the documentation of the flags."""
     parser = argparse.ArgumentParser(
-        prog="wgp.py", description="ZGP makes images with the Z-Image models: a local page, or a list of tasks."
+        prog="wgp.py",
+        description="ZGP makes images with the Z-Image models, on a local page or from a list of tasks.",
     )
     parser.add_argument("--version", action="version", version=f"ZGP {VERSION}")
     parser.add_argument(
-        "--verbose", type=int, choices=range(len(LOG_LEVELS)), default=0, metavar="LEVEL",
+        "--verbose",
+        type=int,
+        choices=range(len(LOG_LEVELS)),
+        default=0,
+        metavar="LEVEL",
         help="how much is logged: 0 warnings and errors (the default), 1 what happens, 2 details",
-    )  # fmt: skip
+    )
     _add_page_flags(parser.add_argument_group("the page"))
     _add_task_flags(parser.add_argument_group("without a page"))
     _add_generation_flags(parser.add_argument_group("generation"))
@@ -77,58 +82,79 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_page_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--server-port", type=_port, default=0, metavar="PORT",
+        "--server-port",
+        type=_port,
+        default=0,
+        metavar="PORT",
         help=f"port of the page; 0 (the default) takes the variable SERVER_PORT, else {DEFAULT_PORT}",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--server-name", default="", metavar="HOST",
-        help="address the page listens on; without it the variable SERVER_NAME, else 127.0.0.1, which only this "
-        "computer reaches",
-    )  # fmt: skip
+        "--server-name",
+        default="",
+        metavar="HOST",
+        help="address the page listens on; without it the variable SERVER_NAME, else 127.0.0.1, which only "
+        "this computer reaches",
+    )
     group.add_argument("--listen", action="store_true", help="let other computers reach the page (0.0.0.0)")
     group.add_argument("--share", action="store_true", help="make the page public through a Gradio tunnel")
     group.add_argument("--open-browser", action="store_true", help="open the page in the browser")
     group.add_argument(
-        "--theme", choices=("default", "gradio"), default="default",
+        "--theme",
+        choices=("default", "gradio"),
+        default="default",
         help="the page's looks: default is ZGP's own, gradio is Gradio's",
-    )  # fmt: skip
+    )
 
 
 def _add_task_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--process", type=Path, metavar="FILE",
-        help="run the tasks of FILE and exit: .json (one object of settings or a list of them) or .txt (one prompt "
-        "per line, # begins a comment). Exit code 0: all done, 1: something failed or was invalid, 2: bad usage, "
-        "130: stopped with Ctrl-C",
-    )  # fmt: skip
+        "--process",
+        type=Path,
+        metavar="FILE",
+        help="run the tasks of FILE and exit: .json (one object of settings or a list of them) or .txt (one "
+        "prompt per line, # begins a comment). Exit code 0: all done, 1: something failed or was invalid, "
+        "2: bad usage, 130: stopped with Ctrl-C",
+    )
     group.add_argument("--model", metavar="ID", help="with --process: the model of tasks that name none")
     group.add_argument("--dry-run", action="store_true", help="with --process: check the tasks, run none")
-    group.add_argument("--list-models", action="store_true", help="list the models and what of them is on disk")
     group.add_argument(
-        "--json", action="store_true",
+        "--list-models", action="store_true", help="list the models and what of them is on disk"
+    )
+    group.add_argument(
+        "--json",
+        action="store_true",
         help="with --process or --list-models: print one JSON object per line and result",
-    )  # fmt: skip
+    )
 
 
 def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--output-dir", type=Path, metavar="DIR",
+        "--output-dir",
+        type=Path,
+        metavar="DIR",
         help="save the images in DIR (default: outputs/, with a folder for each day)",
-    )  # fmt: skip
+    )
     group.add_argument(
         "--seed", type=_value_of("seed"), metavar="N", help="default seed of every model; -1 is random"
     )
     group.add_argument(
-        "--steps", type=_value_of("num_inference_steps"), metavar="N", help="default number of steps of every model"
+        "--steps",
+        type=_value_of("num_inference_steps"),
+        metavar="N",
+        help="default number of steps of every model",
     )
-    group.add_argument("--gpu", type=_device, default="", metavar="DEVICE", help="where to compute: cuda:N or cpu")
+    group.add_argument(
+        "--gpu", type=_device, default="", metavar="DEVICE", help="where to compute: cuda:N or cpu"
+    )
     dtypes = group.add_mutually_exclusive_group()
     dtypes.add_argument("--bf16", action="store_true", help="compute the transformer in bfloat16")
     dtypes.add_argument("--fp16", action="store_true", help="compute the transformer in float16")
     group.add_argument(
-        "--attention", choices=("auto", "sdpa", "flash"), default="auto",
+        "--attention",
+        choices=("auto", "sdpa", "flash"),
+        default="auto",
         help="attention method; auto takes the best that this computer has",
-    )  # fmt: skip
+    )
 
 
 def _port(text: str) -> int:
@@ -247,8 +273,8 @@ def check_address(host: str, port: int) -> None:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise UserError(
-                    f"Port {port} is in use, perhaps by a ZGP that already runs: open http://localhost:{port}, "
-                    "or choose another port with --server-port PORT."
+                    f"Port {port} is in use, perhaps by a ZGP that runs already: see http://localhost:{port} "
+                    "or name another port with --server-port PORT."
                 ) from error
             raise UserError(
                 f"The page cannot listen on {host}, port {port} ({error.strerror or error}): choose another "

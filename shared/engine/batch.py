@@ -29,7 +29,7 @@ class Valid:
 
 
 class Reporter:
-    """Results on standard output, as lines for people or as one JSON object each; all else on standard error."""
+    """Results go to standard output, as lines or as one JSON object each; all else to standard error."""
 
     def __init__(self, file: Path, as_json: bool):
         self._file, self._as_json = file, as_json
@@ -69,10 +69,10 @@ class Reporter:
         job, images = engine.store.job(job_id), engine.store.images(job_id)
         seconds = round((job.finished or job.created) - (job.started or job.created), 3)
         if self._as_json:
-            files = [{k: getattr(i, k) for k in ("path", "index", "seed", "width", "height")} for i in images]
             outcome = {"item": task.number, "job": job.id, "status": job.status, "error": job.error}
-            more = {"images": files, "notes": job.notes, "ignored": task.validated.ignored, "seconds": seconds}
-            self._object(outcome | more)
+            outcome |= {"seconds": seconds, "notes": job.notes, "ignored": task.validated.ignored}
+            names = ("path", "index", "seed", "width", "height")
+            self._object(outcome | {"images": [{k: getattr(i, k) for k in names} for i in images]})
             return
         for note in job.notes:
             print(f"item {task.number}: {note}", file=sys.stderr)
@@ -91,7 +91,8 @@ class Reporter:
     def progress(self, text: str) -> None:
         """Replace the progress line; "" removes it."""
         if self._shows_progress and (text or self._width):
-            print("\r" + text.ljust(self._width) + ("" if text else "\r"), end="", file=sys.stderr, flush=True)
+            line = "\r" + text.ljust(self._width) + ("" if text else "\r")
+            print(line, end="", file=sys.stderr, flush=True)
             self._width = len(text)
 
     def _object(self, content: dict[str, Any]) -> None:
@@ -99,7 +100,7 @@ class Reporter:
 
 
 def validate_tasks(tasks: Sequence[Task], catalog: Catalog, model_id: str, reporter: Reporter) -> list[Valid]:
-    """The tasks that can run; the problems of the others are reported. `model_id`: for those that name none."""
+    """The tasks that can run; reports the problems of the others. `model_id`: for those that name none."""
     valid = []
     for task in tasks:
         values = task.values

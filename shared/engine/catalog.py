@@ -81,13 +81,16 @@ def catalog(
 ) -> Catalog:
     """Read all cards under `root`. `overrides` are default settings that win over the cards' own."""
     if handler_for is None:
-        from models import handler_for
+        import models as families
+
+        handler_for = families.handler_for
     cards, card_errors = load_cards(root, SETTINGS)
     errors = [str(error) for error in card_errors]
     models = {}
+    folders = Folders(root, ckpts)
     for card in cards.values():
         try:
-            models[card.id] = _describe(card, handler_for(card.architecture), Folders(root, ckpts), overrides or {})
+            models[card.id] = _describe(card, handler_for(card.architecture), folders, overrides or {})
         except UserError as error:
             errors.append(f"{card.path.name}: {error}")
     return Catalog(models, errors)

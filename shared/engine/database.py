@@ -23,9 +23,10 @@ BUSY_SECONDS = 10.0
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE jobs (
-            id INTEGER PRIMARY KEY AUTOINCREMENT, status TEXT NOT NULL, position REAL NOT NULL DEFAULT 0,
-            settings TEXT NOT NULL, source TEXT NOT NULL, output_dir TEXT, attempts INTEGER NOT NULL DEFAULT 0,
-            cancel INTEGER NOT NULL DEFAULT 0, phase TEXT NOT NULL DEFAULT '', step INTEGER NOT NULL DEFAULT 0,
+            id INTEGER PRIMARY KEY AUTOINCREMENT, status TEXT NOT NULL,
+            position REAL NOT NULL DEFAULT 0, settings TEXT NOT NULL, source TEXT NOT NULL, output_dir TEXT,
+            attempts INTEGER NOT NULL DEFAULT 0, cancel INTEGER NOT NULL DEFAULT 0,
+            phase TEXT NOT NULL DEFAULT '', step INTEGER NOT NULL DEFAULT 0,
             steps INTEGER NOT NULL DEFAULT 0, seconds_left REAL, error TEXT, notes TEXT NOT NULL DEFAULT '[]',
             created REAL NOT NULL, started REAL, finished REAL)""",
         "CREATE INDEX jobs_in_order ON jobs (status, position, id)",
@@ -91,8 +92,8 @@ class Database:
             version = _version(connection)
             if version > len(MIGRATIONS):
                 raise UserError(
-                    f"The queue file {self.path} was written by a newer ZGP (schema {version}, this one knows "
-                    f"{len(MIGRATIONS)}): start the newer ZGP, or move that file away to begin a new queue."
+                    f"The queue file {self.path} was written by a newer ZGP (schema {version}, this one "
+                    f"knows {len(MIGRATIONS)}): start the newer ZGP, or move that file away."
                 )
             for statements in MIGRATIONS[version:]:
                 for statement in statements:
@@ -117,7 +118,7 @@ def set_aside_if_damaged(path: Path) -> str | None:
                 os.rename(part, aside.with_name(aside.name + suffix))
     finally:
         lock.release()
-    notice = f"The queue file {path} is damaged; it was kept as {aside.name} and a new, empty queue was begun."
+    notice = f"The queue file {path} is damaged: it was kept as {aside.name}, and an empty queue was begun."
     log.warning(notice)
     return notice
 

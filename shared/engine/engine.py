@@ -46,7 +46,9 @@ class EngineConfig:
 
     @classmethod
     def at(cls, root: Path, **others: Any) -> EngineConfig:
-        places = {"ckpts": root / "ckpts", "output_dir": root / "outputs", "database": root / "outputs/zgp.sqlite3"}
+        """The configuration with the usual places under `root`; `others` are fields that differ."""
+        outputs = root / "outputs"
+        places = {"ckpts": root / "ckpts", "output_dir": outputs, "database": outputs / "zgp.sqlite3"}
         return cls(root=root, **{**places, **others})
 
     @property
@@ -118,7 +120,7 @@ class Engine:
         self.store.request_cancel(job_id)
 
     def follow(self, job_id: int, poll: float = 0.05) -> Iterator[Event]:
-        """Every event of a job from its first one on, as it comes; ends after "done", "failed", "cancelled"."""
+        """Every event of a job from its first one on, as it comes; ends after done, failed or cancelled."""
         self.store.job(job_id)
         seen = 0
         while True:

@@ -20,8 +20,8 @@ class FileHashes:
     """Starts hashing at once, small files first, in one thread of low priority."""
 
     def __init__(self, files: Mapping[str, Path], hash_of: Callable[[Path], str] = sha256_of):
-        paths = sorted({path for path in files.values() if path.is_file()}, key=lambda path: path.stat().st_size)
-        self._paths, self._hash_of = paths, hash_of
+        paths = {path for path in files.values() if path.is_file()}
+        self._paths, self._hash_of = sorted(paths, key=lambda path: path.stat().st_size), hash_of
         self._known: dict[str, str | None] = {path.name: None for path in paths}
         self._small_done = threading.Event()
         threading.Thread(target=self._run, name="file hashes", daemon=True).start()

@@ -6,7 +6,6 @@ import gc
 import logging
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from shared.engine.catalog import HandlerFor, ModelInfo, catalog

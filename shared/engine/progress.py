@@ -32,7 +32,9 @@ class Progress:
         self._step_times = []
         self._write(0, 0, None)
 
-    def step(self, step: int, total: int, previews: Callable[[], Sequence[Image.Image]] | None = None) -> None:
+    def step(
+        self, step: int, total: int, previews: Callable[[], Sequence[Image.Image]] | None = None
+    ) -> None:
         """Step `step` of `total` is complete. `previews()` is only called when a preview is due."""
         now = self._clock()
         self._step_times.append(now)

@@ -54,7 +54,10 @@ class JobStore:
 
     def queue(self, limit: int = 1000) -> list[Job]:
         """The running job, then the waiting ones in the order in which they will run."""
-        return [_job(row) for row in self._select_jobs("status = 'queued', position, id", (QUEUED, RUNNING), limit)]
+        return [
+            _job(row)
+            for row in self._select_jobs("status = 'queued', position, id", (QUEUED, RUNNING), limit)
+        ]
 
     def request_cancel(self, job_id: int) -> None:
         """Cancel a waiting job at once; ask the worker to stop a running one; nothing for an ended one."""
@@ -66,7 +69,7 @@ class JobStore:
                 cx.execute("UPDATE jobs SET cancel = 1 WHERE id = ?", (job_id,))
 
     def events(self, after_seq: int, job_id: int | None = None, limit: int = 1000) -> list[Event]:
-        """Events with a higher number than `after_seq`, in order. Steps and previews of ended jobs are gone."""
+        """Events after number `after_seq`, in order. Steps and previews of ended jobs are gone."""
         only, values = ("", []) if job_id is None else (" AND job_id = ?", [job_id])
         rows = self._db.connection().execute(
             f"SELECT * FROM events WHERE seq > ?{only} ORDER BY seq LIMIT ?", [after_seq, *values, limit]
@@ -79,7 +82,11 @@ class JobStore:
 
     def preview(self, job_id: int) -> tuple[int, bytes] | None:
         """(event number, JPEG) of a running job's newest preview."""
-        row = self._db.connection().execute("SELECT seq, jpeg FROM previews WHERE job_id = ?", (job_id,)).fetchone()
+        row = (
+            self._db.connection()
+            .execute("SELECT seq, jpeg FROM previews WHERE job_id = ?", (job_id,))
+            .fetchone()
+        )
         return None if row is None else (row["seq"], row["jpeg"])
 
     def images(self, job_id: int | None = None, limit: int = 100) -> list[ImageRecord]:
@@ -138,10 +145,20 @@ class JobStore:
         """Replace the job's preview."""
         with self._db.transaction() as cx:
             seq = _add_event(cx, job_id, "preview")
-            cx.execute("INSERT OR REPLACE INTO previews (job_id, seq, jpeg) VALUES (?, ?, ?)", (job_id, seq, jpeg))
+            cx.execute(
+                "INSERT OR REPLACE INTO previews (job_id, seq, jpeg) VALUES (?, ?, ?)", (job_id, seq, jpeg)
+            )
 
     def add_image(
-        self, job_id: int, *, index: int, path: str, seed: int, width: int, height: int, metadata: dict[str, Any]
+        self,
+        job_id: int,
+        *,
+        index: int,
+        path: str,
+        seed: int,
+        width: int,
+        height: int,
+        metadata: dict[str, Any],
     ) -> int:
         """Record a saved image file and return its id."""
         with self._db.transaction() as cx:
@@ -150,7 +167,14 @@ class JobStore:
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (job_id, index, path, seed, width, height, time.time(), _to_json(metadata)),
             ).lastrowid
-            data = {"id": image_id, "index": index, "path": path, "seed": seed, "width": width, "height": height}
+            data = {
+                "id": image_id,
+                "index": index,
+                "path": path,
+                "seed": seed,
+                "width": width,
+                "height": height,
+            }
             _add_event(cx, job_id, "image", data)
         assert image_id is not None
         return image_id
@@ -242,20 +266,38 @@ def _add_event(cx: sqlite3.Connection, job_id: int, kind: str, data: dict[str, A
 
 
 def _to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _job(row: sqlite3.Row) -> Job:
     return Job(
-        id=row["id"], status=row["status"], settings=json.loads(row["settings"]), source=row["source"],
-        output_dir=row["output_dir"], attempts=row["attempts"], phase=row["phase"], step=row["step"],
-        steps=row["steps"], seconds_left=row["seconds_left"], error=row["error"], notes=json.loads(row["notes"]),
-        created=row["created"], started=row["started"], finished=row["finished"],
+        id=row["id"],
+        status=row["status"],
+        settings=json.loads(row["settings"]),
+        source=row["source"],
+        output_dir=row["output_dir"],
+        attempts=row["attempts"],
+        phase=row["phase"],
+        step=row["step"],
+        steps=row["steps"],
+        seconds_left=row["seconds_left"],
+        error=row["error"],
+        notes=json.loads(row["notes"]),
+        created=row["created"],
+        started=row["started"],
+        finished=row["finished"],
     )
 
 
 def _image(row: sqlite3.Row) -> ImageRecord:
     return ImageRecord(
-        id=row["id"], job_id=row["job_id"], index=row["number"], path=row["path"], seed=row["seed"],
-        width=row["width"], height=row["height"], created=row["created"], metadata=json.loads(row["metadata"]),
+        id=row["id"],
+        job_id=row["job_id"],
+        index=row["number"],
+        path=row["path"],
+        seed=row["seed"],
+        width=row["width"],
+        height=row["height"],
+        created=row["created"],
+        metadata=json.loads(row["metadata"]),
     )

@@ -13,7 +13,7 @@ from shared.errors import UserError
 
 @dataclass(frozen=True)
 class Task:
-    """One item of a file, counted from 1. `values` is as the file has it: not yet valid, not even surely a dict."""
+    """One item of a file, counted from 1. `values` is whatever the file has there, not yet validated."""
 
     number: int
     values: Any
@@ -27,7 +27,9 @@ def read_tasks(path: Path) -> list[Task]:
     try:
         items = reader(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check the name and its permissions.") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): check the name and its permissions."
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: save it as UTF-8 and start again.") from error
     except json.JSONDecodeError as error:
@@ -36,7 +38,7 @@ def read_tasks(path: Path) -> list[Task]:
             "expected one object of settings or a list of them."
         ) from error
     except RecursionError as error:
-        raise UserError(f"{path} is nested too deeply: expected one object of settings or a list of them.") from error
+        raise UserError(f"{path} is nested too deeply: expected settings or a list of them.") from error
     if not items:
         raise UserError(f"{path} holds no tasks: expected at least one.")
     return [Task(number, values) for number, values in enumerate(items, start=1)]

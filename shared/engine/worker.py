@@ -116,7 +116,13 @@ class Worker:
             self._save(job, model, index, image, notes, result.extra)
 
     def _save(
-        self, job: Job, model: LoadedModel, index: int, image: Image.Image, notes: list[str], extra: dict[str, Any]
+        self,
+        job: Job,
+        model: LoadedModel,
+        index: int,
+        image: Image.Image,
+        notes: list[str],
+        extra: dict[str, Any],
     ) -> None:
         settings, now = job.settings, datetime.now()
         seed = settings["seed"] + index
@@ -133,7 +139,13 @@ class Worker:
         stem = saving.output_stem(now, seed, settings["prompt"])
         path = saving.save_image(image, folder, stem, settings["image_format"], meta)
         self._store.add_image(
-            job.id, index=index, path=str(path), seed=seed, width=image.width, height=image.height, metadata=meta
+            job.id,
+            index=index,
+            path=str(path),
+            seed=seed,
+            width=image.width,
+            height=image.height,
+            metadata=meta,
         )
 
 
