@@ -143,9 +143,7 @@ def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="default number of steps of every model",
     )
-    group.add_argument(
-        "--gpu", type=_device, default="", metavar="DEVICE", help="where to compute: cuda:N or cpu"
-    )
+    group.add_argument("--gpu", type=_device, metavar="DEVICE", help="where to compute: cuda:N or cpu")
     dtypes = group.add_mutually_exclusive_group()
     dtypes.add_argument("--bf16", action="store_true", help="compute the transformer in bfloat16")
     dtypes.add_argument("--fp16", action="store_true", help="compute the transformer in float16")
@@ -198,7 +196,7 @@ def _check_combinations(parser: argparse.ArgumentParser, options: argparse.Names
 def _engine_flags(options: argparse.Namespace) -> dict[str, Any]:
     wanted = {"seed": options.seed, "num_inference_steps": options.steps}
     flags = {
-        "gpu": options.gpu,
+        "gpu": options.gpu or "",
         "dtype": "bf16" if options.bf16 else "fp16" if options.fp16 else "",
         "attention": options.attention,
         "verbose": options.verbose,

@@ -121,10 +121,12 @@ def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output
 
     KeyboardInterrupt cancels what is not done yet, reports it, and is raised again.
     """
-    # Queued before the worker starts, so that it begins with them instead of warming up the default model.
-    jobs = [(task, engine.submit(task.values, "cli", output_dir)[0]) for task in tasks]
+    jobs: list[tuple[Valid, int]] = []
     reported = 0
     try:
+        # Queued before the worker starts, so that it begins with them instead of warming up the default model.
+        for task in tasks:
+            jobs.append((task, engine.submit(task.values, "cli", output_dir)[0]))
         engine.start()
         for task, job_id in jobs:
             for event in engine.follow(job_id):

@@ -1,0 +1,375 @@
+"""The command line: its flags, task files, the list of models, and how it ends."""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from shared import cli
+from shared.engine.records import CANCELLED
+from shared.engine.store import JobStore
+from shared.engine.tasks import read_tasks
+from shared.errors import UserError
+from shared.version import VERSION
+from tests.fake_family import handler_for, make_root
+
+ROOT = Path(__file__).resolve().parents[1]
+FAKE_WORKER = (sys.executable, "-m", "tests.fake_family")
+TIMEOUT = 60
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_root(tmp_path / "project")
+
+
+@pytest.fixture
+def wgp(root, monkeypatch):
+    """Runs the command line on the fake family; returns the exit code."""
+    for name in ("SERVER_PORT", "SERVER_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments):
+        return cli.main(
+            [str(argument) for argument in arguments],
+            root=root,
+            handler_for=handler_for,
+            worker_command=FAKE_WORKER,
+            restart_seconds=0.01,
+        )
+
+    yield run
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    def write(content, name="tasks.json"):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        return path
+
+    return write
+
+
+def objects(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+# -- usage --------------------------------------------------------------------------------------------------
+
+
+def test_help_and_listing_import_nothing_heavy():
+    code = (
+        "import sys; from shared import cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'gradio', 'transformers', 'diffusers', 'mmgp', 'accelerate'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    for flag in ("--help", "--list-models"):
+        subprocess.run(
+            [sys.executable, "-c", code, flag],
+            cwd=ROOT,
+            check=True,
+            timeout=TIMEOUT,
+            stdout=subprocess.DEVNULL,
+        )
+
+
+def test_the_front_door_answers_from_any_folder(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "wgp.py", "--version"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert (done.returncode, done.stdout) == (0, f"ZGP {VERSION}\n")
+
+
+def test_every_flag_says_what_it_does():
+    for action in cli.build_parser()._actions:
+        assert action.help and action.help is not argparse.SUPPRESS, action.option_strings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--bogus"], "--bogus"),
+        (["--gpu", "cuda"], "cuda:0"),
+        (["--server-port", "99999"], "65535"),
+        (["--steps", "0"], "from 1 to 100"),
+        (["--seed", "1e3"], "whole number"),
+        (["--seed", str(10**30)], "whole number"),
+        (["--bf16", "--fp16"], "not allowed with"),
+        (["--attention", "sage"], "sdpa"),
+        (["--dry-run"], "--dry-run needs --process"),
+        (["--model", "fake"], "--model needs --process"),
+        (["--json"], "--json needs"),
+        (["--listen", "--server-name", "localhost"], "exclude each other"),
+        (["--process", "a.txt", "--list-models"], "exclude each other"),
+    ],
+)
+def test_bad_usage_ends_with_2_and_a_sentence(wgp, capsys, arguments, sentence):
+    with pytest.raises(SystemExit) as end:
+        wgp(*arguments)
+    assert end.value.code == 2 and sentence in capsys.readouterr().err
+
+
+# -- task files ---------------------------------------------------------------------------------------------
+
+
+def test_a_json_file_holds_one_task_or_a_list(tasks):
+    assert [task.values for task in read_tasks(tasks({"prompt": "a"}))] == [{"prompt": "a"}]
+    found = read_tasks(tasks([{"prompt": "a"}, 3]))
+    assert [(task.number, task.values) for task in found] == [(1, {"prompt": "a"}), (2, 3)]
+
+
+def test_a_text_file_holds_a_prompt_per_line(tasks):
+    content = "\ufeffa red circle\n\n# a comment\n  绿色 🟢  \r\n"
+    found = read_tasks(tasks(content, "prompts.TXT"))
+    assert [task.values for task in found] == [{"prompt": "a red circle"}, {"prompt": "绿色 🟢"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("tasks.zip", "PK", ".json or .txt"),
+        ("tasks", "{}", ".json or .txt"),
+        ("tasks.json", "{", "not JSON"),
+        ("tasks.json", "[" * 100_000, "nested too deeply|not JSON"),
+        ("tasks.json", "[]", "holds no tasks"),
+        ("tasks.txt", "# nothing\n", "holds no tasks"),
+    ],
+)
+def test_an_unreadable_file_is_one_sentence_and_ends_with_2(wgp, tasks, capsys, name, content, sentence):
+    path = tasks(content, name)
+    with pytest.raises(UserError, match=sentence) as error:
+        read_tasks(path)
+    assert wgp("--process", path) == 2
+    assert capsys.readouterr().err == f"wgp.py: {error.value}\n"
+
+
+def test_a_missing_file_and_a_binary_one_end_with_2(wgp, tmp_path, capsys):
+    assert wgp("--process", tmp_path / "none.json") == 2
+    assert "none.json cannot be read" in capsys.readouterr().err
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\xd8")
+    assert wgp("--process", tmp_path / "binary.txt") == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+# -- running them -------------------------------------------------------------------------------------------
+
+
+def test_process_makes_the_images_and_ends_with_0(wgp, tasks, tmp_path, capsys):
+    path = tasks(
+        [{"prompt": "a", "seed": 1}, {"prompt": "b", "seed": 2, "model_type": "other", "video_length": 9}]
+    )
+    assert wgp("--process", path, "--output-dir", tmp_path / "out") == 0
+    output = capsys.readouterr()
+    first, second = output.out.splitlines()
+    assert first.startswith("item 1: done in") and second.startswith("item 2: done in")
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+    assert "item 2: 'video_length' is ignored" in output.err
+
+
+def test_valid_tasks_run_though_others_are_invalid(wgp, tasks, capsys):
+    path = tasks(
+        [{"prompt": "", "seed": -5}, {"prompt": "a", "seed": 1}, "text", {"prompt": "a", "model_type": "x"}]
+    )
+    assert wgp("--process", path) == 1
+    output = capsys.readouterr()
+    assert output.out.startswith("item 2: done") and len(output.out.splitlines()) == 1
+    for start in ("item 1: prompt", "item 1: seed", "item 3: ", "item 4: There is no model 'x'"):
+        assert f"{path}, {start}" in output.err
+
+
+def test_a_failed_task_is_named_and_the_next_runs(wgp, tasks, capsys):
+    assert wgp("--process", tasks("user_error\na circle\n", "p.txt")) == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "item 1: failed: The fake model cannot do that: ask for something else."
+    assert second.startswith("item 2: done")
+
+
+def test_json_output_is_one_object_per_result(wgp, tasks, capsys):
+    path = tasks([{"prompt": "a", "seed": 1, "batch_size": 2, "mode": "x"}, {"prompt": "surprise"}, 3])
+    assert wgp("--process", path, "--json") == 1
+    results = {result["item"]: result for result in objects(capsys)}
+    assert results[1]["status"] == "done" and list(results[1]["ignored"]) == ["mode"]
+    assert [image["seed"] for image in results[1]["images"]] == [1, 2]
+    assert all(Path(image["path"]).is_file() for image in results[1]["images"])
+    assert results[2]["status"] == "failed" and "LookupError" in results[2]["error"]
+    assert results[3]["status"] == "invalid" and results[3]["error"]
+
+
+def test_dry_run_starts_nothing(wgp, tasks, root, capsys):
+    assert wgp("--process", tasks([{"prompt": "a tree", "seed": 7}]), "--dry-run") == 0
+    assert capsys.readouterr().out == "item 1: fake, 64x64, 3 steps, 1 image(s), seed 7: a tree\n"
+    assert wgp("--process", tasks([{"prompt": ""}]), "--dry-run") == 1
+    assert not (root / "outputs").exists()
+
+
+def test_defaults_from_flags_yield_to_the_file(wgp, tasks, capsys):
+    path = tasks([{"prompt": "a"}, {"prompt": "b", "seed": 1, "num_inference_steps": 2}])
+    flags = ("--dry-run", "--json", "--seed", 9, "--steps", 4, "--model", "other")
+    assert wgp("--process", path, *flags) == 0
+    settings = [result["settings"] for result in objects(capsys)]
+    assert [(s["seed"], s["num_inference_steps"], s["model_type"]) for s in settings] == [
+        (9, 4, "other"),
+        (1, 2, "other"),
+    ]
+
+
+def test_an_unknown_model_flag_ends_with_2(wgp, tasks, capsys):
+    assert wgp("--process", tasks("a", "p.txt"), "--model", "fakk") == 2
+    assert "did you mean 'fake'" in capsys.readouterr().err
+
+
+RUN_CLI = """
+import sys; from pathlib import Path; from shared import cli; from tests.fake_family import handler_for
+command = (sys.executable, "-m", "tests.fake_family")
+sys.exit(cli.main(sys.argv[2:], root=Path(sys.argv[1]), handler_for=handler_for, worker_command=command))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send Ctrl-C to one process")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_cancels_and_ends_with_130(root, tasks, tmp_path, number):
+    path = tasks([{"prompt": f"hold {tmp_path / 'never'}"}, {"prompt": "b"}])
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN_CLI, root, "--process", path, "--json"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    store = JobStore(root / "outputs" / "zgp.sqlite3")
+    while not any(job.step for job in store.jobs()):
+        assert process.poll() is None
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 130 and b"Traceback" not in errors
+    assert [json.loads(line)["status"] for line in output.splitlines()] == [CANCELLED, CANCELLED]
+    assert {job.status for job in store.jobs()} == {CANCELLED}
+
+
+# -- the models ---------------------------------------------------------------------------------------------
+
+
+def test_the_list_of_models_shows_what_is_here_and_what_is_broken(wgp, root, capsys):
+    (root / "finetunes" / "torn.json").write_text("{")
+    assert wgp("--list-models") == 0
+    header, *rows, broken = capsys.readouterr().out.splitlines()
+    assert header.split() == ["id", "name", "architecture", "on", "disk", "size"]
+    assert {row.split()[0] for row in rows} == {"fake", "other", "absent"}
+    assert any("1 of 1 files missing" in row for row in rows if row.startswith("absent"))
+    assert broken.startswith("broken: ") and "torn.json" in broken
+
+
+def test_the_list_of_models_as_json(wgp, root, capsys):
+    (root / "finetunes" / "torn.json").write_text("{")
+    assert wgp("--list-models", "--json") == 0
+    models = {line.get("id"): line for line in objects(capsys)}
+    assert models["fake"]["available"] and models["fake"]["size_bytes"] == len("weights of fake.bin")
+    assert models["absent"]["missing"] == ["absent.bin"]
+    assert "torn.json" in models[None]["error"]
+
+
+@pytest.mark.parametrize(("size", "text"), [(0, "-"), (7_300_000, "7.3 MB"), (12_300_000_000, "12.3 GB")])
+def test_sizes_for_people(size, text):
+    assert cli.size_text(size) == text
+
+
+# -- the page -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Replaces the page; holds the engine and what it was launched with."""
+    calls = []
+    page = types.ModuleType("shared.ui.app")
+    page.launch = lambda engine, **options: calls.append((engine, engine.supervises, options))
+    monkeypatch.setitem(sys.modules, "shared.ui.app", page)
+    return calls
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_the_page_gets_an_engine_that_already_runs(wgp, launched, free_port):
+    assert wgp("--server-port", free_port, "--open-browser", "--theme", "gradio") == 0
+    [(engine, supervised, options)] = launched
+    assert options == {
+        "host": "127.0.0.1", "port": free_port, "share": False, "open_browser": True, "theme": "gradio"
+    }  # fmt: skip
+    assert supervised and not engine.supervises and engine.worker_pid is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "expected"),
+    [
+        ([], {}, ("127.0.0.1", 7860)),
+        ([], {"SERVER_PORT": "8000", "SERVER_NAME": "localhost"}, ("localhost", 8000)),
+        (["--server-port", "9000", "--server-name", "0.0.0.0"], {"SERVER_PORT": "8000"}, ("0.0.0.0", 9000)),
+        (["--listen"], {"SERVER_NAME": "localhost"}, ("0.0.0.0", 7860)),
+    ],
+)
+def test_the_address_comes_from_flags_then_environment(monkeypatch, flags, environment, expected):
+    for name in ("SERVER_PORT", "SERVER_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cli.page_address(cli.build_parser().parse_args(flags)) == expected
+
+
+def test_a_wrong_port_in_the_environment_is_a_sentence(wgp, launched, monkeypatch, capsys):
+    monkeypatch.setenv("SERVER_PORT", "http")
+    assert wgp() == 2 and not launched
+    assert "SERVER_PORT: 'http' is not a port" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_a_sentence_and_starts_nothing(wgp, launched, root, capsys):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen(1)
+        port = holder.getsockname()[1]
+        assert wgp("--server-port", port) == 2
+    sentence = capsys.readouterr().err
+    assert str(port) in sentence and "--server-port" in sentence and "Traceback" not in sentence
+    assert not launched and not (root / "outputs").exists()
+
+
+def test_an_address_of_another_computer_is_a_sentence(wgp, launched, free_port, capsys):
+    assert wgp("--server-name", "192.0.2.1", "--server-port", free_port) == 2
+    assert "--server-name" in capsys.readouterr().err and not launched
+
+
+def test_ctrl_c_on_the_page_is_a_usual_end(wgp, monkeypatch, launched, free_port, capsys):
+    def interrupted(engine, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["shared.ui.app"], "launch", interrupted)
+    assert wgp("--server-port", free_port) == 0
+    assert capsys.readouterr().err == "Stopped.\n"
+
+
+def test_flags_reach_the_worker(wgp, launched, free_port, tmp_path):
+    flags = ["--gpu", "cpu", "--fp16", "--attention", "sdpa", "--output-dir", tmp_path / "out", "--steps", 5]
+    assert wgp("--server-port", free_port, *flags) == 0
+    engine = launched[0][0]
+    assert (engine.config.gpu, engine.config.dtype, engine.config.attention) == ("cpu", "fp16", "sdpa")
+    assert engine.catalog.models["fake"].defaults["num_inference_steps"] == 5
+    job_id, _ = engine.submit({"model_type": "fake", "prompt": "a"})
+    assert engine.store.job(job_id).output_dir == str(tmp_path / "out")
