@@ -249,8 +249,6 @@ def _to_number(value: Any) -> float:
 
 
 def _to_integer(value: Any) -> int:
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,30}\s*", value):
-        return int(value)  # not through float, which would round seeds above 2**53
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     number = _to_number(value)

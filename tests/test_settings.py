@@ -129,6 +129,7 @@ def test_values_that_mean_a_valid_one_are_accepted(name, value, expected):
         ("prompt", "x" * 10_001, "10,001 characters"),
         ("prompt", "half \ud83d", "half a character"),
         ("image_format", "gif", "one of png, jpeg, webp"),
+        ("image_format", "\ud83d\n", "one of png, jpeg, webp"),
         ("model_type", "", "model_type is empty"),
     ],
 )
@@ -137,6 +138,16 @@ def test_what_cannot_be_used_gets_one_clear_sentence(name, value, said):
     assert sentence.startswith(name) and said in sentence
     assert "expected" in sentence and "\n" not in sentence and len(sentence) < 200
     sentence.encode()  # printable anywhere
+
+
+@pytest.mark.parametrize(
+    "value", [float("inf"), float("nan"), "-inf", 10**400], ids=["inf", "nan", "-inf", "huge"]
+)
+def test_infinity_is_refused_without_limits_too(monkeypatch, value):
+    monkeypatch.setitem(
+        SETTINGS, "free", settings.Setting(name="free", kind=float, default=0.0, label="F", help="F.")
+    )
+    assert "expected a number" in problems(free=value)[0]
 
 
 def test_all_problems_are_reported_at_once():
