@@ -114,7 +114,13 @@ def test_the_a1111_text():
 def test_the_a1111_text_of_a_model_without_guidance():
     settings = {"model_type": "m", "prompt": "x\0y", "resolution": "64x64", "num_inference_steps": 8}
     meta = metadata.build(
-        settings, seed=5, index=0, model_name="Mine, 2: new", model_files={"a": None}, notes=[], extra={}
+        settings,
+        seed=5,
+        index=0,
+        model_name="Mine, 2: new",
+        model_files={"a": None, "b": "f" * 64},
+        notes=[],
+        extra={},
     )
     assert metadata.to_parameters_text(meta) == (
         "xy\n"
@@ -190,7 +196,14 @@ def test_metadata_of_wan2gp_are_read(tmp_path):
     assert metadata.settings_from(WAN2GP) == {
         "model_type": "z_image", "prompt": "圆", "seed": 3, "batch_size": 1,
     }  # fmt: skip
-    assert "Seed: 3" in metadata.to_parameters_text(WAN2GP)
+    assert metadata.to_parameters_text(WAN2GP) == (
+        "圆\nSampler: Euler, CFG scale: 1, Seed: 3, Model: z_image, Version: WanGP v12.60 - Z-Image"
+    )
+
+
+def test_the_a1111_text_of_odd_metadata_is_still_a_text():
+    odd = {"prompt": "x", "seed": [1], "zgp": {"version": 3, "model_files": {"a": 5, "b": "f" * 64}}}
+    assert "Model hash: 5, Version: ZGP 3" in metadata.to_parameters_text(odd)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def to_parameters_text(meta: Mapping[str, Any]) -> str:
     "CFG scale" is `guidance_scale` as set here, 1 where the model has none.
     """
     made = meta.get("zgp", {})
-    hashes = [digest for digest in made.get("model_files", {}).values() if digest]
+    transformer_hash = next(iter(made.get("model_files", {}).values()), None)
     negative = meta.get("negative_prompt")
     fields = {
         "Steps": meta.get("num_inference_steps"),
@@ -80,9 +80,9 @@ def to_parameters_text(meta: Mapping[str, Any]) -> str:
         "Shift": meta.get("flow_shift"),
         "Seed": meta.get("seed"),
         "Size": meta.get("resolution"),
-        "Model hash": hashes[0][:10] if hashes else None,
+        "Model hash": str(transformer_hash)[:10] if transformer_hash else None,
         "Model": made.get("model_name", meta.get("model_type")),
-        "Version": f"ZGP {made.get('version', VERSION)}",
+        "Version": f"ZGP {made['version']}" if "version" in made else meta.get("type"),
     }
     shown = [f"{name}: {_quoted(value)}" for name, value in fields.items() if value is not None]
     lines = [meta["prompt"], *([f"Negative prompt: {negative}"] if negative else []), ", ".join(shown)]
