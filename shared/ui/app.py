@@ -40,7 +40,6 @@ def launch(
     page = build(engine)
     outputs = engine.config.output_dir.resolve()
     outputs.mkdir(parents=True, exist_ok=True)
-    gr.set_static_paths([outputs])  # pictures are served where they lie, not copied to a temporary folder first
     try:
         page.queue(default_concurrency_limit=None).launch(
             server_name=host,

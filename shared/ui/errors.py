@@ -16,7 +16,7 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 def toast(sentence: str) -> gr.Error:
     """The exception that shows `sentence` and stops the chain of events."""
-    return gr.Error(html.escape(sentence, quote=False), title="That did not work", print_exception=False)
+    return gr.Error(html.escape(sentence, quote=False), print_exception=False)
 
 
 def shows_errors(handler: Handler) -> Handler:

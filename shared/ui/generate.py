@@ -9,22 +9,18 @@ from typing import Any
 import gradio as gr
 
 from shared.engine.engine import Engine
-from shared.engine.records import CANCELLED, DONE, FAILED, Job
+from shared.engine.records import CANCELLED, DONE, FAILED, Event
 from shared.ui import recall
 from shared.ui.errors import shows_errors
 from shared.ui.form import Form, Updates
 from shared.ui.notice import notice_area, notice_html
-from shared.ui.stage import WELCOME, stage_html
-from shared.ui.viewer import Recent, Viewer
+from shared.ui.pictures import Pictures, picture_area
+from shared.ui.stage import stage_area, stage_html
 from shared.ui.watch import Sight, watch
+from shared.ui.welcome import Welcome
 
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-PICTURES = [".png", ".jpg", ".jpeg", ".webp"]
-
-# An idle page has no timer: it looks at the queue again when its tab comes back into view.
-_LOOK_AGAIN = """document.addEventListener('visibilitychange', () => {
-  if (!document.hidden) trigger('focus');
-});"""
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+PICTURE_FILES = [".png", ".jpg", ".jpeg", ".webp"]
 
 
 class Generate:
@@ -32,47 +28,44 @@ class Generate:
 
     def __init__(self, engine: Engine, page: gr.Blocks):
         self._engine = engine
-        self.seen = gr.State(None)  # the newest event this tab has shown; None until the first look
+        self._pictures = Pictures(engine)
+        self.seen = gr.State(None)  # the newest event this tab has shown; None until its first look
         self.submitted = gr.State(None)  # the job this tab added last
         with gr.Row(elem_id="generate-area"):
             with gr.Column(scale=4, min_width=320, elem_id="form"):
                 self.form = Form(engine.catalog)
                 self.drop = gr.File(
-                    label="Use settings from a picture", file_types=PICTURES, height=110, elem_id="drop"
+                    label="Use settings from a picture", file_types=PICTURE_FILES, height=64, elem_id="drop"
                 )
             with gr.Column(scale=6, min_width=320, elem_id="results"):
                 self.notice = notice_area()
-                self.stage = gr.HTML(WELCOME, js_on_load=_LOOK_AGAIN, elem_id="stage")
-                self.viewer = Viewer(engine)
-                self.recent = Recent(engine)
+                self.welcome = Welcome(engine.catalog.model(engine.catalog.default_model), self._is_new())
+                self.stage = stage_area()
+                self.viewer = picture_area("viewer")
+                self.recent = picture_area("recent")
         self._wire(page)
 
-    # -- events -------------------------------------------------------------------------------------------
-
     def _wire(self, page: gr.Blocks) -> None:
-        form, viewer = self.form, self.viewer
+        form, controls = self.form, self.form.controls
         form.generate.click(self.submit, form.inputs, [self.submitted, self.notice], **QUIET)
-        # "always_last": a job added while this tab follows is seen by a second round, which ends at once
-        # when the first has shown it; so no job is followed twice and none is missed.
+        form.cancel.click(self.cancel, None, None, **QUIET)
+        # "always_last": what is added while this tab follows gets a second round, which ends at once when the
+        # first has already shown it. So no job is followed twice and none is missed.
         gr.on(
             [page.load, self.submitted.change, self.stage.focus], self.follow, self.seen, self._followed,
-            trigger_mode="always_last", concurrency_limit=None, **QUIET,
+            trigger_mode="always_last", **QUIET,
         )  # fmt: skip
-        form.cancel.click(self.cancel, None, None, **QUIET)
-        form.last_seed.click(self.last_seed, viewer.selected, form.controls["seed"], **QUIET)
-        filled = [*form.outputs, self.notice]
-        viewer.use.click(self.use_settings, viewer.selected, filled, **QUIET)
-        self.drop.upload(
-            self.read_picture, [self.drop, form.controls["model_type"]], [*filled, self.drop], **QUIET
-        )
-        self.recent.gallery.select(self.pick, self.recent.ids, viewer.outputs, **QUIET)
+        suited = [*form.outputs, *self.welcome.examples]
+        controls["model_type"].input(self.change_model, form.inputs, suited, **QUIET)
+        form.last_seed.click(self.last_seed, None, controls["seed"], **QUIET)
+        self.welcome.fills(controls["prompt"])
+        filled = [*suited, self.notice]
+        self.drop.upload(self.read_picture, [self.drop, controls["model_type"]], [*filled, self.drop], **QUIET)
+        for area in (self.viewer, self.recent):
+            area.pick(self.pick, None, self.viewer, **QUIET)
+            area.use(self.use_settings, None, filled, **QUIET)
 
-    @property
-    def _followed(self) -> list[Any]:
-        return [
-            self.seen, self.stage, self.notice, self.form.generate, self.form.cancel,
-            *self.viewer.outputs, *self.recent.outputs,
-        ]  # fmt: skip
+    # -- what the user does -------------------------------------------------------------------------------
 
     @shows_errors
     def submit(self, *values: Any) -> tuple[int, str]:
@@ -83,31 +76,31 @@ class Generate:
     @shows_errors
     def cancel(self) -> None:
         """Stop the job on the stage."""
-        queue = self._engine.store.queue(limit=1)
-        if queue:
-            self._engine.cancel(queue[0].id)
-
-    async def follow(self, seen: int | None) -> AsyncIterator[Updates]:
-        """Show the queue until it is empty. A new tab begins with the newest pictures."""
-        store = self._engine.store
-        if seen is None:
-            seen = store.last_seq()
-            yield {**self._newest(), **self.recent.show()}
-        async for sight in watch(store, seen):
-            yield self._show(sight)
+        for job in self._engine.store.queue(limit=1):
+            self._engine.cancel(job.id)
 
     @shows_errors
-    def last_seed(self, selected: int | None) -> Any:
-        """The seed of the picture on view."""
-        return gr.skip() if selected is None else self._engine.store.image(selected).seed
+    def change_model(self, *values: Any) -> Updates:
+        """Show what acts on the model just chosen."""
+        model = self._engine.catalog.model(values[0])
+        return {**self.form.change_model(values), **self.welcome.suit(model)}
 
     @shows_errors
-    def use_settings(self, selected: int) -> Updates:
+    def last_seed(self) -> Any:
+        """The seed of the newest batch."""
+        newest = self._engine.store.images(limit=1)
+        return self._engine.store.images(newest[0].job_id)[0].seed if newest else gr.skip()
+
+    @shows_errors
+    def pick(self, event: gr.EventData) -> str:
+        """Put a picture on view, with its batch."""
+        return self._pictures.viewer(int(event.id))
+
+    @shows_errors
+    def use_settings(self, event: gr.EventData) -> Updates:
         """Fill the form from the picture on view."""
-        record = self._engine.store.image(selected)
-        default = self._engine.catalog.default_model
-        found = recall.from_metadata(record.metadata, Path(record.path).name, self._engine.catalog, default)
-        return self._fill(found)
+        record, catalog = self._engine.store.image(int(event.id)), self._engine.catalog
+        return self._fill(recall.from_metadata(record.metadata, "this picture", catalog, catalog.default_model))
 
     @shows_errors
     def read_picture(self, path: str, model_id: str) -> Updates:
@@ -115,42 +108,48 @@ class Generate:
         found = recall.from_file(Path(path), Path(path).name, self._engine.catalog, model_id)
         return {**self._fill(found), self.drop: None}
 
-    @shows_errors
-    def pick(self, ids: list[int], event: gr.SelectData) -> Updates:
-        """Put a recent picture on view, with its batch."""
-        return self.viewer.show(*self.recent.picked(ids, event.index))
+    # -- what jobs do -------------------------------------------------------------------------------------
 
-    # -- what is shown ------------------------------------------------------------------------------------
+    async def follow(self, seen: int | None) -> AsyncIterator[Updates]:
+        """Show the queue until it is empty. A new tab begins with the newest pictures."""
+        store = self._engine.store
+        if seen is None:
+            seen = store.last_seq()
+            yield {self.viewer: self._pictures.newest(), self.recent: self._pictures.recent()}
+        async for sight in watch(store, seen):
+            yield self._show(sight)
 
-    def _fill(self, found: recall.Recalled) -> Updates:
-        return {**self.form.fill(found.settings), self.notice: notice_html(found.report)}
-
-    def _newest(self) -> Updates:
-        newest = self._engine.store.images(limit=1)
-        return self.viewer.show(self._engine.store.images(newest[0].job_id)) if newest else {}
+    @property
+    def _followed(self) -> list[Any]:
+        shown = [self.notice, self.welcome.column, self.stage, self.viewer, self.recent]
+        return [self.seen, *shown, self.form.generate, self.form.cancel]
 
     def _show(self, sight: Sight) -> Updates:
-        updates: Updates = {self.seen: sight.seq, **self._buttons(sight.queue)}
-        for event in sight.ended:
-            if event.kind == DONE:
-                updates.update(self.viewer.show(self._engine.store.images(event.job_id)))
-            elif event.kind == FAILED:
-                updates[self.notice] = notice_html([event.data.get("error") or "The job failed."], "error")
-            elif event.kind == CANCELLED:
-                updates[self.notice] = notice_html(["Cancelled."])
-        if sight.ended:
-            updates.update(self.recent.show())
-        if sight.queue:
-            updates.update(self.viewer.hide())
-        return {**updates, self.stage: self._stage(sight)}
-
-    def _stage(self, sight: Sight) -> str:
-        if sight.queue:
-            return stage_html(sight)
-        return "" if self._engine.store.images(limit=1) else WELCOME
-
-    def _buttons(self, queue: list[Job]) -> Updates:
-        return {
-            self.form.generate: "Add to queue" if queue else "Generate",
-            self.form.cancel: gr.update(visible=bool(queue)),
+        busy = bool(sight.queue)
+        updates: Updates = {
+            self.seen: sight.seq,
+            self.stage: stage_html(sight) if busy else "",
+            self.welcome.column: gr.update(visible=not busy and self._is_new()),
+            self.form.generate: "Add to queue" if busy else "Generate",
+            self.form.cancel: gr.update(visible=busy),
         }
+        for event in sight.ended:
+            updates.update(self._show_end(event))
+        if sight.ended:
+            updates[self.recent] = self._pictures.recent()
+        return updates
+
+    def _show_end(self, event: Event) -> Updates:
+        if event.kind == DONE:
+            return {self.viewer: self._pictures.job(event.job_id)}
+        if event.kind == FAILED:
+            return {self.notice: notice_html([event.data.get("error") or "The job failed."], "error")}
+        return {self.notice: notice_html(["Cancelled."])} if event.kind == CANCELLED else {}
+
+    def _fill(self, found: recall.Recalled) -> Updates:
+        model = self._engine.catalog.model(found.settings["model_type"])
+        filled = {**self.form.fill(found.settings), **self.welcome.suit(model)}
+        return {**filled, self.notice: notice_html(found.report)}
+
+    def _is_new(self) -> bool:
+        return not self._engine.store.images(limit=1)

@@ -14,7 +14,7 @@ _CLOSE = """element.addEventListener('click', (event) => {
 
 def notice_area() -> gr.HTML:
     """The component; its value comes from `notice_html`, "" hides it."""
-    return gr.HTML("", js_on_load=_CLOSE, elem_id="notice")
+    return gr.HTML("", js_on_load=_CLOSE, elem_id="notice", apply_default_css=False)
 
 
 def notice_html(lines: Sequence[str], kind: str = "info") -> str:

@@ -1,17 +1,22 @@
-// Ctrl+Enter generates, Esc cancels. A tab that comes back into view looks at the queue again, so an idle
-// page needs no timer.
+// Ctrl+Enter generates, Esc cancels.
 () => {
   const press = (id) => {
     const button = document.getElementById(id);
     if (button && button.offsetParent !== null && !button.disabled) button.click();
   };
   document.addEventListener("keydown", (event) => {
-    const typing = document.activeElement;
+    const focused = document.activeElement;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       press("generate");
-    } else if (event.key === "Escape" && (typing === document.body || typing.tagName === "TEXTAREA")) {
+    } else if (event.key === "Escape" && event.isTrusted && (focused === document.body || focused.tagName === "TEXTAREA")) {
       press("cancel");
     }
+  });
+
+  // Gradio leaves the list of a dropdown open when a value of one's own is typed into it and the focus moves on.
+  document.addEventListener("focusout", (event) => {
+    if (event.target.getAttribute("role") !== "combobox") return;
+    setTimeout(() => event.target.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true })), 50);
   });
 }

@@ -1,19 +1,26 @@
-"""The stage: the live preview of the running batch, its progress and the queue; or, before all, a welcome."""
+"""The stage: the live preview of the running batch, its progress and the queue."""
 
 from __future__ import annotations
 
 import base64
 from html import escape
 
+import gradio as gr
+
 from shared.engine.records import Job
 from shared.settings import parse_resolution
 from shared.ui.text import DOT, duration_text, plural, size_text
 from shared.ui.watch import Sight
 
-WELCOME = """<div class="zgp-welcome">
-<p class="zgp-welcome-title">Describe a picture, then press Generate.</p>
-<p>Click an example to begin. The Mini model is built in: it draws simple shapes on any computer, at once.</p>
-</div>"""
+# An idle page has no timer: it looks at the queue again when its tab comes back into view.
+_LOOK_AGAIN = """document.addEventListener('visibilitychange', () => {
+  if (!document.hidden) trigger('focus');
+});"""
+
+
+def stage_area() -> gr.HTML:
+    """The component; its value comes from `stage_html`, "" while nothing runs."""
+    return gr.HTML("", js_on_load=_LOOK_AGAIN, elem_id="stage", apply_default_css=False)
 
 
 def stage_html(sight: Sight) -> str:

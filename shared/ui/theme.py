@@ -26,6 +26,8 @@ def zgp_theme() -> gr.themes.Base:
         font_mono=[Font(name) for name in MONO],
     )
     return theme.set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
         body_background_fill="*neutral_100",
         body_background_fill_dark="*neutral_950",
         block_background_fill="white",
@@ -39,6 +41,9 @@ def zgp_theme() -> gr.themes.Base:
         block_shadow="none",
         input_background_fill="white",
         input_background_fill_dark="*neutral_950",
+        input_border_width="1px",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_500",
         input_border_color="*neutral_300",
         input_border_color_dark="*neutral_700",
         input_border_color_focus="*primary_500",
@@ -55,6 +60,7 @@ def zgp_theme() -> gr.themes.Base:
         button_secondary_background_fill_hover_dark="*neutral_800",
         button_secondary_border_color="*neutral_300",
         button_secondary_border_color_dark="*neutral_700",
+        button_border_width="1px",
         button_large_text_weight="600",
         slider_color="*primary_600",
         slider_color_dark="*primary_500",

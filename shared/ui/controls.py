@@ -1,0 +1,64 @@
+"""From an entry of SETTINGS to its control: ranges, defaults and labels stand there, never here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from shared.settings import Setting
+
+Builder = Callable[..., Any]
+
+
+def control(setting: Setting, **options: Any) -> Any:
+    """The component that edits `setting`. `options` (value, visible, info, choices) go to the component."""
+    builder = _BY_NAME.get(setting.name) or (_choice if setting.choices else _BY_KIND[setting.kind])
+    return builder(setting, label=setting.label, elem_id=setting.name, **options)
+
+
+def _text(setting: Setting, **options: Any) -> Any:
+    return gr.Textbox(**options)
+
+
+def _prompt(setting: Setting, **options: Any) -> Any:
+    return gr.Textbox(lines=3, max_lines=12, autofocus=True, placeholder="What should the picture show?", **options)
+
+
+def _negative_prompt(setting: Setting, **options: Any) -> Any:
+    return gr.Textbox(lines=1, max_lines=6, placeholder="What should it not show?", **options)
+
+
+def _slider(setting: Setting, **options: Any) -> Any:
+    return gr.Slider(setting.minimum, setting.maximum, step=setting.step, buttons=[], **options)
+
+
+def _seed(setting: Setting, **options: Any) -> Any:
+    return gr.Number(precision=0, **options)
+
+
+def _choice(setting: Setting, **options: Any) -> Any:
+    return gr.Radio(list(setting.choices), **options)
+
+
+def _checkbox(setting: Setting, **options: Any) -> Any:
+    return gr.Checkbox(**options)
+
+
+def _model(setting: Setting, **options: Any) -> Any:
+    return gr.Dropdown(filterable=False, **options)
+
+
+def _resolution(setting: Setting, **options: Any) -> Any:
+    return gr.Dropdown(allow_custom_value=True, **options)
+
+
+_BY_NAME: dict[str, Builder] = {
+    "model_type": _model,
+    "prompt": _prompt,
+    "negative_prompt": _negative_prompt,
+    "resolution": _resolution,
+    "seed": _seed,
+}
+_BY_KIND: dict[type, Builder] = {str: _text, int: _slider, float: _slider, bool: _checkbox}

@@ -1,0 +1,119 @@
+"""Finished pictures: one batch on view with what made it, and the recent pictures below.
+
+Both are HTML made from the store's records. A click sends the picture's number back; nothing else is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+import gradio as gr
+
+from shared.engine.catalog import Catalog
+from shared.engine.engine import Engine
+from shared.engine.records import ImageRecord
+from shared.imaging import metadata
+from shared.ui.text import plural, settings_line
+from shared.ui.thumbnails import thumbnail
+
+RECENT = 24
+THUMBNAILS = ".thumbnails"
+
+# 'pick' puts a picture on view, 'use' takes its settings; both carry the picture's number as `id`.
+_CLICKS = """element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-id]');
+  if (button) trigger(button.dataset.use ? 'use' : 'pick', {id: Number(button.dataset.id)});
+});"""
+
+
+def picture_area(elem_id: str) -> gr.HTML:
+    """An empty component for `viewer_html` or `recent_html`, with the events `pick` and `use`."""
+    return gr.HTML("", js_on_load=_CLICKS, elem_id=elem_id, apply_default_css=False)
+
+
+class Pictures:
+    """Looks pictures up in the store and renders them."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+
+    def newest(self) -> str:
+        """The viewer with the newest batch; "" when there is none."""
+        newest = self._present(self._engine.store.images(limit=1))
+        return self.viewer(newest[0].id) if newest else ""
+
+    def job(self, job_id: int) -> str:
+        """The viewer with the pictures of a job."""
+        records = self._present(self._engine.store.images(job_id))
+        return viewer_html(records, records[0], self._engine.catalog) if records else ""
+
+    def viewer(self, image_id: int) -> str:
+        """The viewer with one picture among its batch; UserError when there is no such picture."""
+        record = self._engine.store.image(image_id)
+        batch = self._present(self._engine.store.images(record.job_id))
+        return viewer_html(batch, record, self._engine.catalog)
+
+    def recent(self) -> str:
+        """The newest pictures of all jobs as thumbnails; "" when there is none."""
+        records = self._present(self._engine.store.images(limit=RECENT))
+        if not records:
+            return ""
+        folder = self._engine.config.output_dir / THUMBNAILS
+        tiles = "".join(_tile(record, thumbnail(Path(record.path), folder)) for record in records)
+        return (
+            f'<h2 class="zgp-heading">Recent <span>{plural(len(records), "picture")}</span></h2>'
+            f'<div class="zgp-grid">{tiles}</div>'
+        )
+
+    def _present(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
+        """Those whose files still exist inside the one folder that the page may serve."""
+        root = self._engine.config.output_dir.resolve()
+        return [record for record in records if _is_file_in(Path(record.path), root)]
+
+
+def viewer_html(batch: Sequence[ImageRecord], shown: ImageRecord, catalog: Catalog) -> str:
+    """The shown picture large, its batch as a strip, its prompt, settings and notes, and what to do with it."""
+    settings = metadata.settings_from(shown.metadata)
+    model_id = str(settings.get("model_type", ""))
+    name = catalog.models[model_id].name if model_id in catalog.models else model_id
+    line = settings_line(settings, name, shown.seed, shown.width, shown.height)
+    prompt = escape(str(settings.get("prompt", "")))
+    notes = shown.metadata.get("zgp", {}).get("notes", [])
+    url, file_name = file_url(Path(shown.path)), escape(Path(shown.path).name)
+    return (
+        f'<figure class="zgp-viewer"><a class="zgp-canvas" href="{url}" target="_blank" title="Open in full size">'
+        f'<img src="{url}" alt="{prompt}" width="{shown.width}" height="{shown.height}"></a>'
+        + _strip(batch, shown)
+        + f'<figcaption><p class="zgp-prompt">{prompt}</p><p class="zgp-line">{escape(line)}</p>'
+        + "".join(f'<p class="zgp-note">{escape(str(note))}</p>' for note in notes)
+        + f'<p class="zgp-actions"><a class="zgp-button" href="{url}" download="{file_name}">Download</a>'
+        f'<button type="button" class="zgp-button" data-use="1" data-id="{shown.id}">Use these settings</button>'
+        "</p></figcaption></figure>"
+    )
+
+
+def file_url(path: Path) -> str:
+    """Where Gradio serves the file, relative to the page."""
+    return "gradio_api/file=" + quote(path.resolve().as_posix())
+
+
+def _strip(batch: Sequence[ImageRecord], shown: ImageRecord) -> str:
+    if len(batch) < 2:
+        return ""
+    tiles = "".join(_tile(record, Path(record.path), record.id == shown.id) for record in batch)
+    return f'<div class="zgp-strip">{tiles}</div>'
+
+
+def _tile(record: ImageRecord, file: Path, shown: bool = False) -> str:
+    label = escape(f"Seed {record.seed}: {record.metadata.get('prompt', '')}")
+    return (
+        f'<button type="button" class="zgp-tile" data-id="{record.id}" aria-pressed="{str(shown).lower()}" '
+        f'title="{label}"><img src="{file_url(file)}" alt="{label}" loading="lazy"></button>'
+    )
+
+
+def _is_file_in(path: Path, root: Path) -> bool:
+    return path.is_file() and path.resolve().is_relative_to(root)

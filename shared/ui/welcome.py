@@ -1,0 +1,53 @@
+"""Before the first picture: one line of help and prompts to click. The Mini models know a small world of
+shapes; the others take any description.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from shared.engine.catalog import ModelInfo
+
+HELP = """<p class="zgp-welcome-title">Describe a picture, then press Generate.</p>
+<p>Or begin with one of these:</p>"""
+
+MINI = (
+    "a red circle above a blue square on a yellow background",
+    "a large green star on a white background",
+    "a small purple heart in the top left corner on an orange background",
+    "a black triangle to the left of a pink circle on a gray background",
+    "a small yellow moon on a blue background",
+)
+ANY = (
+    "a lighthouse on a cliff at dawn, long exposure of the sea, pale light",
+    "portrait of an old fisherman, weathered face, window light, 85 mm photograph",
+    "a paper theatre of a forest with foxes, layered cut paper, soft shadows",
+    "a red tram on a rainy street at night, reflections, film photograph",
+    "a poster of a mountain hut with the words 'OPEN ALL WINTER'",
+)
+
+
+class Welcome:
+    """The column on the right of a first visit."""
+
+    def __init__(self, model: ModelInfo, visible: bool):
+        with gr.Column(visible=visible, elem_id="welcome") as self.column:
+            gr.HTML(HELP)
+            with gr.Row(elem_id="examples"):
+                self.examples = [gr.Button(text, size="sm", elem_classes="zgp-chip") for text in examples_for(model)]
+
+    def fills(self, prompt: gr.Textbox) -> None:
+        """Clicking an example writes it into `prompt`, without asking the server."""
+        for example in self.examples:
+            example.click(None, example, prompt, js="(text) => text")
+
+    def suit(self, model: ModelInfo) -> dict[Any, Any]:
+        """Show the examples of this model."""
+        return dict(zip(self.examples, examples_for(model), strict=True))
+
+
+def examples_for(model: ModelInfo) -> tuple[str, ...]:
+    """Five prompts that suit the model."""
+    return MINI if "mini" in model.id else ANY
