@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from pathlib import Path
 
 import pytest
@@ -41,11 +41,12 @@ def in_another_process(code, *arguments):
 
 
 def test_a_submitted_job_keeps_everything(store):
-    job_id = store.submit({"prompt": "绿色 🟢", "seed": 2**53 - 1}, source="cli", output_dir="/somewhere")
+    settings = {"prompt": "绿色 🟢", "seed": 2**53 - 1}
+    job_id = store.submit(settings, source="cli", output_dir="/somewhere", notes=["clamped"])
     job = store.job(job_id)
     assert (job.status, job.source, job.output_dir, job.attempts) == ("queued", "cli", "/somewhere", 0)
-    assert job.settings == {"prompt": "绿色 🟢", "seed": 2**53 - 1}
-    assert kinds(store, job_id) == ["queued"]
+    assert (job.settings, job.notes) == (settings, ["clamped"])
+    assert kinds(store, job_id) == ["queued", "note"]
 
 
 def test_unknown_numbers_are_one_sentence(store):
@@ -94,6 +95,19 @@ def test_a_job_is_claimed_once_however_many_ask(store):
     with ThreadPoolExecutor(4) as pool:
         claimed = [job_id for claims in pool.map(claim_all, stores) for job_id in claims]
     assert len(claimed) == 40 and set(claimed) == ids
+
+
+def test_a_job_that_another_process_is_just_claiming_is_not_claimed_again(store):
+    job_id = submit(store)
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("UPDATE jobs SET status = 'running' WHERE id = ?", (job_id,))
+    with ThreadPoolExecutor(1) as pool:
+        claim = pool.submit(store.claim_next)  # still sees the job waiting
+        with pytest.raises(TimeoutError):
+            claim.result(timeout=0.1)
+        other.execute("COMMIT")
+        assert claim.result(timeout=30) is None
 
 
 def test_many_processes_write_at_once(store):
@@ -282,6 +296,14 @@ def test_a_newer_schema_is_left_alone(store):
     with pytest.raises(UserError, match="newer ZGP"):
         JobStore(store.path)
     assert list(store.path.parent.glob("*damaged*")) == []
+
+
+def test_a_place_that_cannot_hold_the_file_is_a_sentence(tmp_path):
+    (tmp_path / "folder.sqlite3").mkdir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "folder.sqlite3", tmp_path / "file" / "zgp.sqlite3"):
+        with pytest.raises(UserError, match="cannot be opened"):
+            JobStore(path)
 
 
 def test_the_file_is_in_wal_mode_and_knows_its_version(store):

@@ -124,7 +124,7 @@ def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output
     jobs: list[tuple[Valid, int]] = []
     reported = 0
     try:
-        # Queued before the worker starts, so that it begins with them instead of warming up the default model.
+        # Queued before the worker starts, which then begins with them instead of warming up its default.
         for task in tasks:
             jobs.append((task, engine.submit(task.values, "cli", output_dir)[0]))
         engine.start()

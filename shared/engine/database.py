@@ -56,14 +56,22 @@ class _Handle:
 
 
 class Database:
-    """One SQLite file, one connection per thread. `notice` says what was set aside, if anything was."""
+    """One SQLite file, one connection per thread; UserError when it cannot be opened.
+
+    `notice` is a sentence when a damaged file was set aside, else None.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self._local = threading.local()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.notice = set_aside_if_damaged(path)
-        self._migrate()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.notice = set_aside_if_damaged(path)
+            self._migrate()
+        except (OSError, sqlite3.OperationalError) as error:
+            raise UserError(
+                f"The queue file {path} cannot be opened ({error}): check its folder and the free space."
+            ) from error
 
     def connection(self) -> sqlite3.Connection:
         """This thread's connection, opened on first use."""

@@ -110,9 +110,9 @@ class Engine:
         if output_dir is None and not self.config.dated_folders:
             output_dir = self.config.output_dir
         folder = None if output_dir is None else str(output_dir.absolute())
-        job_id = self.store.submit(validated.settings, source=source, output_dir=folder)
-        for note in validated.notes:
-            self.store.note(job_id, note)
+        job_id = self.store.submit(
+            validated.settings, source=source, output_dir=folder, notes=validated.notes
+        )
         return job_id, validated
 
     def cancel(self, job_id: int) -> None:

@@ -19,10 +19,6 @@ def is_expected(error: BaseException) -> bool:
     return isinstance(error, UserError) or is_out_of_memory(error) or is_disk_full(error)
 
 
-def is_user_error(error: BaseException) -> bool:
-    return isinstance(error, UserError)
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True  # torch's class is known by name: this file must not import torch

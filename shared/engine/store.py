@@ -29,7 +29,14 @@ class JobStore:
 
     # -- clients ------------------------------------------------------------------------------------------
 
-    def submit(self, settings: dict[str, Any], *, source: str = "ui", output_dir: str | None = None) -> int:
+    def submit(
+        self,
+        settings: dict[str, Any],
+        *,
+        source: str = "ui",
+        output_dir: str | None = None,
+        notes: Sequence[str] = (),
+    ) -> int:
         """Append a job to the queue and return its id; `settings` must already be valid."""
         with self._db.transaction() as cx:
             job_id = cx.execute(
@@ -39,6 +46,8 @@ class JobStore:
             assert job_id is not None
             cx.execute("UPDATE jobs SET position = ? WHERE id = ?", (job_id, job_id))
             _add_event(cx, job_id, QUEUED)
+            for text in notes:
+                _note(cx, job_id, text)
         return job_id
 
     def job(self, job_id: int) -> Job:

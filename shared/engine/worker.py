@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +31,7 @@ from shared.engine.progress import Progress
 from shared.engine.records import CANCELLED, DONE, FAILED, Job
 from shared.engine.store import JobStore
 from shared.engine.supervisor import RESTART_ME
-from shared.errors import Cancelled
+from shared.errors import Cancelled, UserError
 from shared.imaging import metadata, saving
 from shared.weights.files import Folders
 
@@ -41,6 +42,16 @@ RETRY_SECONDS = 1.0
 PREDECESSOR_SECONDS = 30.0
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended; `release`: the model goes from memory, `restart`: this process must end."""
+
+    status: str
+    error: str | None = None
+    release: bool = False
+    restart: bool = False
 
 
 class Worker:
@@ -71,27 +82,30 @@ class Worker:
         job = persist(self._store.claim_next)
         if job is None:
             return False
-        status, error = self._outcome(job)
-        if error is not None and not failures.is_user_error(error):
-            # The exception's traceback holds the job's tensors, so it goes first.
-            error.__traceback__ = None
+        outcome = self._outcome(job)
+        if outcome.release:
             self._host.release()
-        text = None if error is None else failures.sentence(error, str(self._log_file))
-        persist(lambda: self._store.finish(job.id, status, text))
-        if error is not None and failures.ruins_the_device(error):
+        persist(lambda: self._store.finish(job.id, outcome.status, outcome.error))
+        if outcome.restart:
             sys.exit(RESTART_ME)
         return True
 
-    def _outcome(self, job: Job) -> tuple[str, Exception | None]:
+    def _outcome(self, job: Job) -> Outcome:
+        # The exception must not leave this function: its traceback holds the job's tensors.
         try:
             self._make_images(job)
         except Cancelled:
-            return CANCELLED, None
+            return Outcome(CANCELLED)
         except Exception as error:
             expected = failures.is_expected(error)
             log.error("Job %d failed: %s", job.id, error, exc_info=None if expected else error)
-            return FAILED, error
-        return DONE, None
+            return Outcome(
+                FAILED,
+                failures.sentence(error, str(self._log_file)),
+                release=not isinstance(error, UserError),
+                restart=failures.ruins_the_device(error),
+            )
+        return Outcome(DONE)
 
     def _make_images(self, job: Job) -> None:
         progress = Progress(self._store, job.id)
