@@ -49,14 +49,14 @@ BACKENDS: dict[str, tuple[Attend, str | None]] = {
 
 
 def get(name: str) -> Attend:
-    """The backend called `name` ("auto" = sdpa). Raises UserError when it does not exist or is not installed."""
+    """The backend called `name` ("auto" = sdpa). Raises UserError when it does not exist or cannot run."""
     name = "sdpa" if name in ("", "auto") else name
     if name not in BACKENDS:
         raise UserError(f"Attention backend '{name}' does not exist; choose one of: {', '.join(BACKENDS)}.")
     function, package = BACKENDS[name]
     if package and importlib.util.find_spec(package) is None:
         raise UserError(
-            f"Attention backend '{name}' needs the package {package}, which is not installed; use --attention sdpa."
+            f"Attention backend '{name}' needs the package {package}, which is missing; use --attention sdpa."
         )
     if package and not torch.cuda.is_available():
         raise UserError(f"Attention backend '{name}' runs on CUDA cards only; use --attention sdpa.")

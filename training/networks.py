@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from models.z_image.transformer_z_image import (
+    Attention,
     ZImageConfig,
     ZImageTransformer2DModel,
     padded,
@@ -15,6 +16,7 @@ from models.z_image.transformer_z_image import (
     positions,
     unpatchify,
 )
+from shared.attention import sdpa
 from training.grammar import SHAPES
 from training.render import Batch
 
@@ -44,6 +46,7 @@ VAE = dict(
     scaling_factor=0.3611,  # the real model's numbers, so that both are exercised
     shift_factor=0.1159,
 )
+
 AUX_LAYER = 4  # the auxiliary head reads the image tokens after this many main layers
 CELLS = 8  # it predicts an 8x8 coverage mask inside each 16x16 pixel token
 
@@ -62,6 +65,21 @@ def make_transformer(seed: int = 0) -> ZImageTransformer2DModel:
     for linear in (final.linear, final.adaLN_modulation[1]):
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
+    return model
+
+
+def train_in_bf16(model: ZImageTransformer2DModel) -> ZImageTransformer2DModel:
+    """Make `model` fast under autocast on a CPU: products in bf16, norms and attention (slow there) in fp32."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return sdpa(q.float(), k.float(), v.float())
+
+    for module in model.modules():
+        if isinstance(module, nn.RMSNorm):
+            module.register_forward_pre_hook(lambda _, args: (args[0].float(),))
+        elif isinstance(module, Attention):
+            module.attend = attend
     return model
 
 

@@ -1,11 +1,12 @@
 """Trains the Mini models, one stage at a time; each stage can stop and go on.
 
-    python -m training.train text  --out RUN                 tokenizer and frozen text encoder
-    python -m training.train vae   --out RUN --seconds 150
-    python -m training.train base  --out RUN --seconds 900 --stop-after 500     run again to go on
-    python -m training.train turbo --out RUN --seconds 240
+    python -m training.train text  --out RUN                 tokenizer, and the linear code of the latents
+    python -m training.train vae   --out RUN --seconds 1500
+    python -m training.train base  --out RUN --seconds 4800      (stop it with Ctrl-C; run it again to go on)
+    python -m training.train turbo --out RUN --seconds 1000
 
-Seconds are those of one H100; two CPU cores need about three hours for a base of similar quality (--batch 16).
+The defaults are those of one CPU core, which is faster than two threads as soon as anything else runs; `vae` may run
+beside `base` on another core, the latents do not depend on it. With a GPU use --batch 1024 and a tenth of the time.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from models.z_image.transformer_z_image import SEQ_MULTI_OF, ZImageTransformer2DModel, padded
+from models.z_image.transformer_z_image import SEQ_MULTI_OF, ZImageTransformer2DModel
 from training.data import Pool, make_pool, unconditional
 from training.grammar import held_out, sample
-from training.networks import VAE, AuxiliaryHead, forward_batch, make_transformer, make_vae
+from training.networks import VAE, AuxiliaryHead, forward_batch, make_transformer, make_vae, train_in_bf16
 from training.render import jitter, render, to_batch
 from training.sampling import sample_latents, sigmas, to_pictures, write_sheet
 from training.score import judge, summarize
 from training.text import features, make_encoder, tokenize, train_tokenizer
 
 log = logging.getLogger("training")
-SIZES = {  # (height, width) in pixels -> how often
-    (128, 128): 0.5,
-    (128, 192): 0.08,
-    (192, 128): 0.08,
-    (160, 160): 0.06,
-    (192, 192): 0.12,
-    (192, 256): 0.03,
-    (256, 192): 0.03,
-    (256, 256): 0.10,
+SQUARE = {(128, 128): 1.0}
+SIZES = {  # (height, width) in pixels -> how often, once the shapes are there
+    (128, 128): 0.72,
+    (128, 192): 0.09,
+    (192, 128): 0.09,
+    (192, 192): 0.07,
+    (256, 256): 0.03,
 }
+SQUARE_UNTIL = 0.7  # share of the base stage that sees 128x128 only
+CAPTION_SHARES = {32: 0.88, 64: 0.12}  # batches by padded caption length
 SCALE, SHIFT = float(VAE["scaling_factor"]), float(VAE["shift_factor"])  # type: ignore[arg-type]
 TEACHER_GUIDANCE = 2.5  # baked into the guidance-free Mini
 
@@ -92,20 +93,29 @@ def principal_latents(device: str) -> dict[str, Tensor]:
     return {"mean": mean, "encode": vectors * gain, "decode": (vectors / gain).T}
 
 
+def load_code(args: argparse.Namespace, device: str) -> dict[str, Tensor]:
+    return {name: x.to(device) for name, x in torch.load(args.out / "code.pt").items()}
+
+
 def encode_linear(code: dict[str, Tensor], images: Tensor) -> Tensor:
     """[B, 3, H, W] -> [B, 16, H/8, W/8], standard deviation 1."""
     x = patches(images).movedim(1, -1)
     return ((x - code["mean"]) @ code["encode"]).movedim(-1, 1)
 
 
+def decode_linear(code: dict[str, Tensor], latents: Tensor) -> Tensor:
+    """The inverse of `encode_linear`, as well as 16 of 192 components can."""
+    return F.pixel_shuffle((latents.movedim(1, -1) @ code["decode"] + code["mean"]).movedim(-1, 1), 8)
+
+
 def train_vae(args: argparse.Namespace, device: str) -> None:
     file = args.out / "vae.pt"
     torch.manual_seed(0)
-    vae, code, before = make_vae().to(device), principal_latents(device), 0.0
+    vae, code, before = make_vae().to(device), load_code(args, device), 0.0
     if file.exists():
         state = torch.load(file, map_location=device)
         vae.load_state_dict(state["vae"])
-        code, before = state["code"], state["elapsed"]
+        before = state["elapsed"]
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr or 3e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     clock, rng = Clock(args.seconds, before, args.stop_after), random.Random(int(before))
     pool = to_batch([sample(rng) for _ in range(20_000 if device == "cuda" else 1000)]).to(device)
@@ -113,7 +123,7 @@ def train_vae(args: argparse.Namespace, device: str) -> None:
     while clock.running():
         set_rate(optimizer, args.lr or 3e-3, step, clock.progress, 0.5)
         side = random.choice((128, 128, 128, 192, 256))
-        count = max(1, (args.batch or 192) * 128 * 128 // side**2)
+        count = max(1, (args.batch or 8) * 128 * 128 // side**2)
         index = torch.randint(len(pool.back), (count,), device=device)
         images, _ = render(jitter(pool[index]), side, side)
         target = encode_linear(code, images)
@@ -138,8 +148,7 @@ def train_vae(args: argparse.Namespace, device: str) -> None:
                 psnr,
                 error.square().mean().item(),
             )
-    state = {"vae": vae.state_dict(), "code": code, "elapsed": clock.elapsed}
-    torch.save(state, file)
+    torch.save({"vae": vae.state_dict(), "elapsed": clock.elapsed}, file)
 
 
 # ---------------------------------------------------------------- transformer
@@ -169,21 +178,18 @@ class Feeder:
 
     def __init__(self, args: argparse.Namespace, device: str) -> None:
         folder = str(args.out / "tokenizer")
-        self.device, self.batch = device, args.batch or 1024
+        self.device, self.batch = device, args.batch or 16
         tokenizer = AutoTokenizer.from_pretrained(folder)
         self.encoder = make_encoder(len(tokenizer)).to(device)
         pool = make_pool(folder, args.pool, seed=int(time.time()) % 10_000)
         self.buckets = {
             length: torch.nonzero(padded_lengths(pool) == length)[:, 0].to(device)
-            for length in range(SEQ_MULTI_OF, 97, SEQ_MULTI_OF)
+            for length in CAPTION_SHARES
         }
-        self.weights = [
-            w if len(b) else 0 for w, b in zip((0.68, 0.29, 0.03), self.buckets.values(), strict=True)
-        ]
         log.info("pool by caption length %s", {k: len(v) for k, v in self.buckets.items()})
         self.pool: Pool = pool.to(device)
         self.nothing = unconditional(tokenizer)
-        self.code = {k: v.to(device) for k, v in torch.load(args.out / "vae.pt")["code"].items()}
+        self.code = load_code(args, device)
 
     def words(self, name: str, count: int) -> tuple[Tensor, Tensor]:
         """`count` copies of one of the 'no prompt' captions: features and lengths."""
@@ -191,10 +197,10 @@ class Feeder:
         found = features(self.encoder, ids[None].to(self.device))
         return found.expand(count, -1, -1), torch.full((count,), length, device=self.device)
 
-    def next(self) -> dict[str, Any]:
+    def next(self, sizes: dict[tuple[int, int], float]) -> dict[str, Any]:
         """latents [B, 16, h, w], features, lengths, kept [B] (prompt not dropped), scenes and their coverage."""
-        height, width = random.choices(list(SIZES), list(SIZES.values()))[0]
-        longest = random.choices(list(self.buckets), self.weights)[0]
+        height, width = random.choices(list(sizes), list(sizes.values()))[0]
+        longest = random.choices(list(CAPTION_SHARES), list(CAPTION_SHARES.values()))[0]
         bucket = self.buckets[longest]
         count = max(2, self.batch * 128 * 128 // (height * width))
         index = bucket[torch.randint(len(bucket), (count,), device=self.device)]
@@ -237,15 +243,12 @@ class Evaluator:
         tokenizer = AutoTokenizer.from_pretrained(str(args.out / "tokenizer"))
         ids, lengths = tokenize(tokenizer, [s.caption for s in self.scenes])
         self.prompt = (features(feeder.encoder, ids.to(feeder.device)), lengths.to(feeder.device))
-        self.vae = make_vae().to(feeder.device)
-        self.vae.load_state_dict(torch.load(args.out / "vae.pt", map_location=feeder.device)["vae"])
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, name: str, *, side: int = 128, sheet: str = "", **how: Any) -> float:
         negative = self.feeder.words("negative", len(self.scenes))
         latents = sample_latents(model, self.prompt, negative, size=(side // 8, side // 8), **how)  # type: ignore[arg-type]
-        decoded = torch.cat([self.vae.decode(z / SCALE + SHIFT).sample for z in latents.split(32)])
-        pictures = to_pictures(decoded)
+        pictures = to_pictures(decode_linear(self.feeder.code, latents))
         result = summarize([judge(p, s) for p, s in zip(pictures, self.scenes, strict=True)])
         log.info("%s %dpx %s: %s", name, side, how, result)
         if sheet:
@@ -265,7 +268,7 @@ def optimize(
     flat: float = 0.55,
 ) -> bool:
     """The loop both transformer stages share: rates, averaging, checkpoints, evaluation. True when complete."""
-    file, rate = args.out / f"{name}.pt", args.lr or 3e-3
+    file, rate = args.out / f"{name}.pt", args.lr or 2e-3
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers = make_optimizers(model, rate)
     if extra is not None:
@@ -284,8 +287,8 @@ def optimize(
     while clock.running():
         for optimizer in optimizers:
             set_rate(optimizer, rate, step, clock.progress, flat)
-        data = feeder.next()
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+        data = feeder.next(SQUARE if extra is not None and clock.progress < SQUARE_UNTIL else SIZES)
+        with torch.autocast(device, dtype=torch.bfloat16):
             loss = loss_of(data, clock.progress)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -310,14 +313,18 @@ def optimize(
                 "elapsed": clock.elapsed,
             }
             torch.save(state, file)
-            evaluate(average, f"{name} {clock.elapsed:.0f}s")
+            evaluate(average, f"{name}-{clock.elapsed:.0f}s")
             next_look = clock.elapsed + args.look_every
             clock.paused += time.monotonic() - started
     return clock.progress >= 1
 
 
+def trainable(device: str) -> ZImageTransformer2DModel:
+    return train_in_bf16(make_transformer()).to(device)
+
+
 def train_base(args: argparse.Namespace, device: str) -> None:
-    model, head = make_transformer().to(device), AuxiliaryHead(128).to(device)
+    model, head = trainable(device), AuxiliaryHead(128).to(device)
     feeder = Feeder(args, device)
     look = Evaluator(args, feeder, args.count)
 
@@ -334,11 +341,11 @@ def train_base(args: argparse.Namespace, device: str) -> None:
         return (out.float() - (latents - noise)).square().mean() + weight * auxiliary
 
     def evaluate(average: nn.Module, name: str) -> None:
-        look(average, name, steps=12, guidance=2.5, shift=5.0, sheet="base.png")
+        look(average, name, steps=12, guidance=2.5, shift=5.0, sheet=f"{name}.png")
 
     if not optimize(args, "base", device, model, loss_of, feeder, evaluate, extra=head):
         return
-    final = make_transformer().to(device)
+    final = trainable(device)
     final.load_state_dict(torch.load(args.out / "base.pt", map_location=device)["average"])
     for guidance in (1.5, 2.5, 3.5):
         for shift in (3.0, 6.0):
@@ -352,9 +359,9 @@ def train_base(args: argparse.Namespace, device: str) -> None:
 
 def train_turbo(args: argparse.Namespace, device: str) -> None:
     """Guidance distillation: the student's one forward equals the base's guided pair of forwards."""
-    teacher = make_transformer().to(device).requires_grad_(False)
+    teacher = trainable(device).requires_grad_(False)
     teacher.load_state_dict(torch.load(args.out / "base.pt", map_location=device)["average"])
-    student = make_transformer().to(device)
+    student = trainable(device)
     student.load_state_dict(teacher.state_dict())
     feeder = Feeder(args, device)
     look = Evaluator(args, feeder, args.count)
@@ -376,12 +383,12 @@ def train_turbo(args: argparse.Namespace, device: str) -> None:
         return (out.float() - target).square().mean()
 
     def evaluate(average: nn.Module, name: str) -> None:
-        look(average, name, steps=8, guidance=0.0, shift=3.0, sheet="turbo.png")
+        look(average, name, steps=8, guidance=0.0, shift=3.0, sheet=f"{name}.png")
 
     args.lr = args.lr or 1e-3
     if not optimize(args, "turbo", device, student, loss_of, feeder, evaluate, flat=0.3):
         return
-    final = make_transformer().to(device)
+    final = trainable(device)
     final.load_state_dict(torch.load(args.out / "turbo.pt", map_location=device)["average"])
     for steps, side in ((4, 128), (8, 128), (16, 128), (8, 192), (8, 256)):
         look(final, "turbo", steps=steps, guidance=0.0, shift=3.0, side=side, sheet=f"turbo{side}.png")
@@ -389,6 +396,7 @@ def train_turbo(args: argparse.Namespace, device: str) -> None:
 
 def make_text(args: argparse.Namespace, device: str) -> None:
     train_tokenizer(args.out / "tokenizer")
+    torch.save(principal_latents("cpu"), args.out / "code.pt")
 
 
 STAGES = {"text": make_text, "vae": train_vae, "base": train_base, "turbo": train_turbo}
@@ -405,14 +413,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300, help="length of the whole stage")
     parser.add_argument("--stop-after", type=float, help="seconds to run now; a later run goes on")
     parser.add_argument("--batch", type=int, help="pictures of 128x128 in a step")
-    parser.add_argument("--pool", type=int, default=400_000, help="captioned scenes")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--pool", type=int, default=100_000, help="captioned scenes")
     parser.add_argument("--lr", type=float, help="peak learning rate")
-    parser.add_argument("--average", type=float, default=0.999, help="decay of the averaged weights")
-    parser.add_argument("--look-every", type=float, default=120, help="seconds between evaluations")
-    parser.add_argument("--count", type=int, default=256, help="held-out prompts per evaluation")
+    parser.add_argument("--average", type=float, default=0.998, help="decay of the averaged weights")
+    parser.add_argument("--look-every", type=float, default=600, help="seconds between evaluations")
+    parser.add_argument("--count", type=int, default=96, help="held-out prompts per evaluation")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("high")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     STAGES[args.stage](args, device)

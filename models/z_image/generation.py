@@ -1,0 +1,71 @@
+"""A job's settings to the pipeline's arguments: the one place that knows both names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.z_image.pipeline_z_image import ZImagePipeline
+from models.z_image.preview import LatentRgb
+from shared.settings import parse_resolution
+
+#: settings that are pipeline arguments of the same name
+SAME_NAME = (
+    "negative_prompt",
+    "num_inference_steps",
+    "guidance_scale",
+    "cfg_normalization",
+    "cfg_truncation",
+    "flow_shift",
+)
+
+Previews = Callable[[], list[Image.Image]]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a job made. notes: what was substituted. extra: further entries for the metadata."""
+
+    images: list[Image.Image]
+    notes: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class ZImageProcessor:
+    """Runs the pipeline for a job."""
+
+    def __init__(self, pipe: ZImagePipeline, latent_rgb: LatentRgb) -> None:
+        self.pipe, self.latent_rgb = pipe, latent_rgb
+
+    def generate(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        seeds: Sequence[int],
+        on_phase: Callable[[str], None],
+        on_step: Callable[[int, int, Previews], None],
+        interrupt: Callable[[], bool],
+    ) -> Generation:
+        """One picture for each seed. Raises Cancelled when `interrupt` turns true, UserError for bad values."""
+        width, height = parse_resolution(settings["resolution"])
+
+        def step(number: int, total: int, denoised: Sequence[Tensor]) -> None:
+            on_step(number, total, lambda: [self.latent_rgb.render(x, (width, height)) for x in denoised])
+
+        output = self.pipe(
+            prompt=settings["prompt"],
+            height=height,
+            width=width,
+            num_images_per_prompt=len(seeds),
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            callback=step,
+            on_phase=on_phase,
+            interrupt=interrupt,
+            **{name: settings[name] for name in SAME_NAME if name in settings},
+        )
+        return Generation(output.images, output.notes)

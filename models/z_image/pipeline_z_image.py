@@ -1,0 +1,269 @@
+"""Prompt to picture: text features, Euler steps with optional classifier-free guidance, VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor, nn
+
+from models.z_image import text_encoding
+from models.z_image.schedule import make_sigmas
+from models.z_image.transformer_z_image import Conditioning, ZImageTransformer2DModel
+from shared.errors import UserError
+
+SIZE_MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patches
+DEFAULT_NEGATIVE_PROMPT = (
+    "low quality, worst quality, blurry, pixelated, noisy, artifacts, watermark, text, logo, bad anatomy, bad hands, "
+    "extra limbs"
+)
+
+#: called after each step with its number (from 1), the number of steps and the predicted clean latents [16, H, W]
+StepCallback = Callable[[int, int, Sequence[Tensor]], None]
+
+
+@dataclass(frozen=True)
+class ZImageOutput:
+    """images: PIL images, or one tensor for output_type "pt" ([n, 3, H, W] in 0..1) and "latent" ([n, 16, h, w]).
+
+    notes: what was substituted, one sentence each."""
+
+    images: Any
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance as in the official code: pos + scale * (pos - neg), on when scale > 1."""
+
+    scale: float = 0.0
+    normalization: float = 0.0
+    truncation: float | None = 1.0
+
+    @property
+    def on(self) -> bool:
+        return self.scale > 1
+
+    def acts_at(self, t: float) -> bool:
+        """t = 1 - sigma; guidance ends once t exceeds the truncation."""
+        return self.on and (self.truncation is None or self.truncation > 1 or t <= self.truncation)
+
+    def combine(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """One sample's guided prediction; with normalization c its norm is at most c times the positive one's."""
+        prediction = positive + self.scale * (positive - negative)
+        if self.normalization > 0:
+            limit = self.normalization * torch.linalg.vector_norm(positive)
+            prediction = prediction * (limit / torch.linalg.vector_norm(prediction)).clamp(max=1.0)
+        return prediction
+
+
+class ZImagePipeline(Mapping[str, nn.Module]):
+    """Callable as in the model documents, and the mapping of its parts that offloading needs."""
+
+    def __init__(
+        self,
+        transformer: ZImageTransformer2DModel,
+        text_encoder: nn.Module,
+        vae: AutoencoderKL,
+        tokenizer: Any,
+        scheduler_config: Mapping[str, Any],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.transformer, self.text_encoder, self.vae = transformer, text_encoder, vae
+        self.tokenizer, self.scheduler_config = tokenizer, scheduler_config
+        self.device = torch.device(device)
+        self.residency: Any = None  # holds the parts on the device for as long as the pipeline lives
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return {"transformer": self.transformer, "text_encoder": self.text_encoder, "vae": self.vae}[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("transformer", "text_encoder", "vae"))
+
+    def __len__(self) -> int:
+        return 3
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        height: int = 1024,
+        width: int = 1024,
+        num_inference_steps: int = 8,
+        guidance_scale: float = 0.0,
+        cfg_normalization: float | bool = 0.0,
+        cfg_truncation: float | None = 1.0,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Sequence[Tensor] | None = None,
+        negative_prompt_embeds: Sequence[Tensor] | None = None,
+        flow_shift: float | None = None,
+        max_sequence_length: int = 512,
+        output_type: str = "pil",
+        callback: StepCallback | None = None,
+        on_phase: Callable[[str], None] = lambda phase: None,
+        interrupt: Callable[[], bool] | None = None,
+    ) -> ZImageOutput:
+        """Make `num_images_per_prompt` pictures of each prompt.
+
+        height, width: pixels, multiples of 16. num_inference_steps: forwards of the transformer.
+        guidance_scale: see Guidance. generator: one for all pictures, or one for each; noise is drawn on its device.
+        latents: the noise itself, [n, 16, height / 8, width / 8]. *_embeds: features [L, hidden] instead of prompts.
+        flow_shift: static shift of the schedule instead of the model's. interrupt: asked before every layer.
+        Raises UserError for values that make no picture, Cancelled when interrupted.
+        """
+        check_size(height, width, num_inference_steps)
+        guidance = Guidance(guidance_scale, float(cfg_normalization or 0), cfg_truncation)
+        notes: list[str] = []
+
+        on_phase("Encoding prompt")
+        prompts = _as_list(prompt, prompt_embeds)
+        positive = self._features(prompts, prompt_embeds, max_sequence_length, notes)
+        negative: list[Tensor] = []
+        if guidance.on:
+            texts = _negative_texts(
+                negative_prompt, len(positive), notes if negative_prompt_embeds is None else []
+            )
+            negative = self._features(texts, negative_prompt_embeds, max_sequence_length, notes)
+
+        rows, columns = height // self.vae_scale_factor, width // self.vae_scale_factor
+        count = len(positive) * num_images_per_prompt
+        samples = self._noise(count, rows, columns, generator, latents)
+
+        on_phase("Denoising")
+        conditionings = self._prepare(positive, rows, columns, num_images_per_prompt)
+        opposites = self._prepare(negative, rows, columns, num_images_per_prompt)
+        sigmas = make_sigmas(num_inference_steps, self.scheduler_config, rows * columns // 4, flow_shift)
+        samples = self._denoise(samples, sigmas, conditionings, opposites, guidance, callback, interrupt)
+        if not all(torch.isfinite(x).all() for x in samples):
+            raise UserError(
+                "The model computed values that are not numbers, so there is no picture: use --bf16 instead of --fp16, "
+                "or another file of this model."
+            )
+        if output_type == "latent":
+            return ZImageOutput(torch.stack(samples), notes)
+        on_phase("Decoding")
+        return ZImageOutput(self._decode(samples, output_type), notes)
+
+    def _features(
+        self, prompts: list[str], embeds: Sequence[Tensor] | None, limit: int, notes: list[str]
+    ) -> list[Tensor]:
+        if embeds is not None:
+            return [x.to(self.device) for x in embeds]
+        known: dict[str, Tensor] = {}
+        for text in prompts:
+            if text in known:
+                continue
+            encoded = text_encoding.encode(self.text_encoder, self.tokenizer, text, self.device, limit)
+            known[text] = encoded.features
+            if encoded.dropped:
+                notes.append(
+                    f"The prompt is {encoded.dropped} tokens longer than the {limit} the model reads; its end was dropped."
+                )
+        return [known[text] for text in prompts]
+
+    def _prepare(self, features: list[Tensor], rows: int, columns: int, repeat: int) -> list[Conditioning]:
+        prepared = {id(x): self.transformer.prepare(x, rows, columns) for x in features}
+        return [prepared[id(x)] for x in features for _ in range(repeat)]
+
+    def _noise(
+        self, count: int, rows: int, columns: int, generator: Any, latents: Tensor | None
+    ) -> list[Tensor]:
+        """Each image's own start, fp32: drawn on the CPU unless the generator lives elsewhere."""
+        shape = (self.transformer.in_channels, rows, columns)
+        if latents is not None:
+            if tuple(latents.shape) != (count, *shape):
+                raise UserError(
+                    f"latents have the shape {tuple(latents.shape)}; this run needs {(count, *shape)}."
+                )
+            return list(latents.to(self.device, torch.float32))
+        generators = list(generator) if isinstance(generator, Sequence) else [generator] * count
+        if len(generators) != count:
+            raise UserError(
+                f"There are {len(generators)} generators for {count} images: give one for each, or one."
+            )
+        return [
+            torch.randn(shape, generator=g, device=g.device if g else "cpu", dtype=torch.float32).to(
+                self.device
+            )
+            for g in generators
+        ]
+
+    def _denoise(
+        self,
+        samples: list[Tensor],
+        sigmas: list[float],
+        conditionings: list[Conditioning],
+        opposites: list[Conditioning],
+        guidance: Guidance,
+        callback: StepCallback | None,
+        interrupt: Callable[[], bool] | None,
+    ) -> list[Tensor]:
+        """Euler: x += (sigma_next - sigma) * velocity, where velocity = -(the transformer's output)."""
+        steps, count = len(sigmas) - 1, len(samples)
+        for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:], strict=False), 1):
+            t = torch.tensor([(1000 - sigma * 1000) / 1000], dtype=torch.float32, device=self.device)
+            if guidance.acts_at(1 - sigma):
+                outputs = self.transformer(samples * 2, t, conditionings + opposites, interrupt)
+                pairs = zip(outputs[:count], outputs[count:], strict=True)
+                outputs = [guidance.combine(pos.float(), neg.float()) for pos, neg in pairs]
+            else:
+                outputs = self.transformer(samples, t, conditionings, interrupt)
+            outputs = [x.float() for x in outputs]
+            if callback is not None:
+                callback(i, steps, [x + sigma * out for x, out in zip(samples, outputs, strict=True)])
+            samples = [x + (sigma - sigma_next) * out for x, out in zip(samples, outputs, strict=True)]
+        return samples
+
+    def _decode(self, samples: list[Tensor], output_type: str) -> Any:
+        config = self.vae.config
+        pictures = []
+        for x in samples:  # one at a time: the VAE's activations are the largest of the whole run
+            z = x[None].to(self.vae.dtype) / config.scaling_factor + config.shift_factor
+            pictures.append((self.vae.decode(z, return_dict=False)[0][0].float() / 2 + 0.5).clamp(0, 1))
+        return torch.stack(pictures) if output_type == "pt" else [to_pil(p) for p in pictures]
+
+
+def check_size(height: int, width: int, steps: int) -> None:
+    for name, value in (("height", height), ("width", width)):
+        if value % SIZE_MULTIPLE or value <= 0:
+            near = max(SIZE_MULTIPLE, round(value / SIZE_MULTIPLE) * SIZE_MULTIPLE)
+            raise UserError(
+                f"The {name} {value} is not a multiple of {SIZE_MULTIPLE}; the nearest is {near}."
+            )
+    if steps < 1:
+        raise UserError(f"num_inference_steps is {steps}; it must be 1 or more.")
+
+
+def to_pil(picture: Tensor) -> Image.Image:
+    """[3, H, W] in 0..1 -> RGB image."""
+    return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).cpu().numpy().astype(np.uint8))
+
+
+def _as_list(prompt: str | Sequence[str] | None, embeds: Sequence[Tensor] | None) -> list[str]:
+    if prompt is None and embeds is None:
+        raise UserError("There is neither a prompt nor prompt_embeds: give one of them.")
+    if prompt is None:
+        return []
+    return [prompt] if isinstance(prompt, str) else list(prompt)
+
+
+def _negative_texts(negative: str | Sequence[str] | None, count: int, notes: list[str]) -> list[str]:
+    """One negative prompt for each prompt; the default where the user gave none."""
+    texts = [negative or ""] * count if negative is None or isinstance(negative, str) else list(negative)
+    if len(texts) != count:
+        raise UserError(
+            f"There are {len(texts)} negative prompts for {count} prompts: give one for each, or one."
+        )
+    if any(not text.strip() for text in texts):
+        notes.append(f"The negative prompt was empty; the default was used: {DEFAULT_NEGATIVE_PROMPT}")
+    return [text if text.strip() else DEFAULT_NEGATIVE_PROMPT for text in texts]

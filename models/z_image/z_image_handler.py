@@ -1,0 +1,179 @@
+"""What the program needs to know of the Z-Image family, and how its models are loaded.
+
+Everything but `load_model` works without torch, so that the page and the listings can ask.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.errors import UserError
+from shared.weights.files import Folders, Required, locate
+
+if TYPE_CHECKING:
+    import torch
+
+    from models.z_image.generation import ZImageProcessor
+    from models.z_image.pipeline_z_image import ZImagePipeline
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = "models/z_image/configs"
+REPOSITORY = "https://huggingface.co/DeepBeepMeep/Z-Image/resolve/main"
+TEXT_ENCODER_FOLDER = "Qwen3"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "config.json", "merges.txt")
+TEXT_ENCODERS = ("qwen3_bf16.safetensors", "qwen3_quanto_bf16_int8.safetensors")
+TRANSFORMER_CONFIG = f"{CONFIGS}/transformer.json"
+VAE_CONFIG = f"{CONFIGS}/vae.json"
+SCHEDULER_CONFIGS = {
+    "z_image": f"{CONFIGS}/scheduler_turbo.json",
+    "z_image_base": f"{CONFIGS}/scheduler_base.json",
+}
+RESOLUTIONS = (
+    "1024x1024", "1024x768", "768x1024", "1280x768", "768x1280", "1152x896", "896x1152",
+    "1920x1088", "1088x1920", "1536x1536", "2048x2048", "768x768", "512x512",
+)  # fmt: skip
+DEFAULTS: dict[str, dict[str, Any]] = {  # documents 001 (Turbo) and 003 (Base)
+    "z_image": {"num_inference_steps": 8, "resolution": "1024x1024"},
+    "z_image_base": {
+        "num_inference_steps": 30, "resolution": "1024x1024", "guidance_scale": 4.0, "flow_shift": 6.0,
+    },
+}  # fmt: skip
+
+
+class family_handler:
+    """The family's entry in the registry; the method names are those of the model documents."""
+
+    @staticmethod
+    def query_supported_types() -> list[str]:
+        return list(DEFAULTS)
+
+    @staticmethod
+    def query_model_family() -> str:
+        return "z_image"
+
+    @staticmethod
+    def query_family_infos() -> dict[str, tuple[int, str]]:
+        return {"z_image": (120, "Z-Image")}
+
+    @staticmethod
+    def query_family_maps() -> tuple[dict[str, str], dict[str, list[str]]]:
+        """(equivalent architectures, compatible ones)."""
+        return {"z_image_base": "z_image"}, {"z_image": ["z_image_base"]}
+
+    @staticmethod
+    def query_model_def(base_model_type: str, model_def: Mapping[str, Any]) -> dict[str, Any]:
+        """What acts on this model, and the sizes it can draw."""
+        guided = base_model_type == "z_image_base"
+        return {
+            "guidance": guided,
+            "negative_prompt": guided,
+            "flow_shift": guided,
+            "size_multiple": 16,
+            "min_size": 64,
+            "max_size": 8192,
+            "resolutions": list(model_def.get("resolutions") or RESOLUTIONS),
+        }
+
+    @staticmethod
+    def query_model_files(base_model_type: str, model_def: Mapping[str, Any]) -> list[Required]:
+        """The files to have on disk before `load_model`."""
+        needed = [Required("transformer", list(model_def["URLs"]))]
+        encoders = model_def.get("text_encoder_URLs")
+        folder = model_def.get("text_encoder_folder") or TEXT_ENCODER_FOLDER
+        if encoders:
+            needed.append(Required("text_encoder", list(encoders), "" if _in_project(folder) else folder))
+        else:
+            urls = [f"{REPOSITORY}/{TEXT_ENCODER_FOLDER}/{name}" for name in TEXT_ENCODERS]
+            needed.append(Required("text_encoder", urls, folder))
+        if not _in_project(folder):
+            needed += [
+                Required(name, [f"{REPOSITORY}/{TEXT_ENCODER_FOLDER}/{name}"], folder)
+                for name in TOKENIZER_FILES
+            ]
+        vae = model_def.get("VAE_URLs") or [f"{REPOSITORY}/ZImageTurbo_VAE_bf16.safetensors"]
+        return [*needed, Required("vae", list(vae))]
+
+    @staticmethod
+    def update_default_settings(
+        base_model_type: str, model_def: Mapping[str, Any], ui_defaults: dict[str, Any]
+    ) -> None:
+        ui_defaults.update(DEFAULTS[base_model_type])
+
+    @staticmethod
+    def fix_settings(
+        base_model_type: str,
+        settings_version: float,
+        model_def: Mapping[str, Any],
+        ui_defaults: dict[str, Any],
+    ) -> None:
+        """Migrate settings of older versions; there are none yet."""
+
+    @staticmethod
+    def validate_generative_settings(
+        base_model_type: str, model_def: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> str | None:
+        """A sentence when these settings cannot run on this model; the common ranges are checked before."""
+        return None
+
+    @staticmethod
+    def get_rgb_factors(base_model_type: str) -> tuple[Sequence[Sequence[float]], Sequence[float]]:
+        """(16 x 3 factors, bias) from latent to preview colours."""
+        table = json.loads((ROOT / CONFIGS / "latent_rgb.json").read_text("utf-8"))
+        return table["factors"], table["bias"]
+
+    @staticmethod
+    def load_model(
+        model_filename: str | Path | Sequence[str | Path],
+        base_model_type: str = "z_image",
+        model_def: Mapping[str, Any] | None = None,
+        *,
+        quantizeTransformer: bool = False,
+        dtype: torch.dtype | None = None,
+        VAE_dtype: torch.dtype | None = None,
+        text_encoder_filename: str | Path | None = None,
+        attention: str = "auto",
+        device: str | torch.device | None = None,
+    ) -> tuple[ZImageProcessor, ZImagePipeline]:
+        """(processor for jobs, callable pipeline). Raises UserError naming a file that is missing or does not fit.
+
+        dtype: of transformer and text encoder; default bfloat16 on a card, float32 on a CPU (bfloat16 is slow there).
+        VAE_dtype: default float32; float16 overflows in this VAE.
+        """
+        from models.z_image.loading import load
+
+        if quantizeTransformer:
+            raise UserError(
+                "quantizeTransformer: quantizing while loading is not possible; use an int8 file."
+            )
+        return load(
+            model_filename,
+            base_model_type,
+            dict(model_def or {}),
+            dtype=dtype,
+            vae_dtype=VAE_dtype,
+            text_encoder_filename=text_encoder_filename,
+            attention=attention,
+            device=device,
+        )
+
+
+def _in_project(folder: str) -> bool:
+    return (ROOT / folder).is_dir()
+
+
+def find(source: str | Path, target: str = "") -> Path:
+    """The file that a card or a caller names, on disk. Raises UserError when it is not there."""
+    path = Path(source)
+    found = (
+        path
+        if path.is_absolute() and path.exists()
+        else locate(str(source), Folders(ROOT, ROOT / "ckpts"), target)
+    )
+    if found is None:
+        raise UserError(
+            f"The file {source} is not on disk: put it into {ROOT / 'ckpts'} or start its download."
+        )
+    return found
