@@ -46,4 +46,7 @@ async def _pictures(engine: Engine, job_id: int) -> dict[str, Any]:
     if job.status != DONE:
         raise UserError(job.error or f"Job {job_id} was {job.status}.")
     records = engine.store.images(job_id)
-    return {"images": [record.path for record in records], "metadata": [record.metadata for record in records]}
+    return {
+        "images": [record.path for record in records],
+        "metadata": [record.metadata for record in records],
+    }

@@ -19,7 +19,8 @@ HEADER = '<header class="zgp-header"><h1>ZGP</h1><p>Z-Image for the GPU poor</p>
 def build(engine: Engine) -> gr.Blocks:
     """The whole page; UserError when there is no model to choose."""
     if not engine.catalog.models:
-        raise UserError(f"There is no usable model card in {engine.config.root / 'defaults'}: restore that folder.")
+        folder = engine.config.root / "defaults"
+        raise UserError(f"There is no usable model card in {folder}: restore that folder.")
     with gr.Blocks(title="ZGP", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(HEADER, elem_id="header")
         Generate(engine, page)

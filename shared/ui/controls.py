@@ -23,7 +23,9 @@ def _text(setting: Setting, **options: Any) -> Any:
 
 
 def _prompt(setting: Setting, **options: Any) -> Any:
-    return gr.Textbox(lines=3, max_lines=12, autofocus=True, placeholder="What should the picture show?", **options)
+    return gr.Textbox(
+        lines=3, max_lines=12, autofocus=True, placeholder="What should the picture show?", **options
+    )
 
 
 def _negative_prompt(setting: Setting, **options: Any) -> Any:
@@ -31,6 +33,7 @@ def _negative_prompt(setting: Setting, **options: Any) -> Any:
 
 
 def _slider(setting: Setting, **options: Any) -> Any:
+    assert setting.minimum is not None and setting.maximum is not None
     return gr.Slider(setting.minimum, setting.maximum, step=setting.step, buttons=[], **options)
 
 

@@ -30,7 +30,7 @@ class Form:
         self._add(model, "prompt")
         self._add(model, "negative_prompt")
         with gr.Row():
-            self._add(model, "resolution", choices=model.capabilities["resolutions"])
+            self._add(model, "resolution", choices=sizes(model))
             self._add(model, "batch_size")
         self._add(model, "num_inference_steps")
         with gr.Row(elem_id="seed-row"):
@@ -43,7 +43,9 @@ class Form:
                     self._add(model, name, info=SETTINGS[name].help)
         with gr.Row(elem_id="actions"):
             self.generate = gr.Button("Generate", variant="primary", size="lg", elem_id="generate", scale=3)
-            self.cancel = gr.Button("Cancel", size="lg", elem_id="cancel", visible=False, scale=1, min_width=96)
+            self.cancel = gr.Button(
+                "Cancel", size="lg", elem_id="cancel", visible=False, scale=1, min_width=96
+            )
         self.random_seed.click(None, None, self.controls["seed"], js="() => -1")
 
     @property
@@ -76,8 +78,7 @@ class Form:
             if name not in model.settings:
                 updates[component] = gr.update(visible=False)
             elif name == "resolution":
-                choices = model.capabilities["resolutions"]
-                updates[component] = gr.update(visible=True, value=values[name], choices=choices)
+                updates[component] = gr.update(visible=True, value=values[name], choices=sizes(model))
             else:
                 updates[component] = gr.update(visible=True, value=values[name])
         return updates
@@ -85,17 +86,29 @@ class Form:
     def _add(self, model: ModelInfo, name: str, **options: Any) -> None:
         setting = SETTINGS[name]
         value = model.defaults.get(name, setting.default)
-        self.controls[name] = control(setting, **{"value": value, "visible": name in model.settings, **options})
+        self.controls[name] = control(
+            setting, **{"value": value, "visible": name in model.settings, **options}
+        )
 
     def _models(self) -> list[tuple[str, str]]:
         return [(label(model), model.id) for model in self._catalog.models.values() if model.card.visible]
+
+
+def sizes(model: ModelInfo) -> list[str]:
+    """The model's usual sizes, its default always among them; any other can be typed."""
+    usual = list(model.capabilities.get("resolutions", []))
+    return usual if model.defaults["resolution"] in usual else [model.defaults["resolution"], *usual]
 
 
 def label(model: ModelInfo) -> str:
     """The name, with what choosing it would download."""
     if model.available:
         return model.name
-    return f"{model.name} (downloads {size_text(model.size_bytes)})" if model.size_bytes else f"{model.name} (download)"
+    return (
+        f"{model.name} ({size_text(model.size_bytes)} to download)"
+        if model.size_bytes
+        else f"{model.name} (to download)"
+    )
 
 
 def about(model: ModelInfo) -> str:

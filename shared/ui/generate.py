@@ -24,7 +24,7 @@ PICTURE_FILES = [".png", ".jpg", ".jpeg", ".webp"]
 
 
 class Generate:
-    """Lays the area out and connects it. `follow` is the one way in which a job's progress reaches the page."""
+    """Lays the area out and connects it. Only `follow` brings a job's progress to the page."""
 
     def __init__(self, engine: Engine, page: gr.Blocks):
         self._engine = engine
@@ -60,7 +60,9 @@ class Generate:
         form.last_seed.click(self.last_seed, None, controls["seed"], **QUIET)
         self.welcome.fills(controls["prompt"])
         filled = [*suited, self.notice]
-        self.drop.upload(self.read_picture, [self.drop, controls["model_type"]], [*filled, self.drop], **QUIET)
+        self.drop.upload(
+            self.read_picture, [self.drop, controls["model_type"]], [*filled, self.drop], **QUIET
+        )
         for area in (self.viewer, self.recent):
             area.pick(self.pick, None, self.viewer, **QUIET)
             area.use(self.use_settings, None, filled, **QUIET)
@@ -99,8 +101,8 @@ class Generate:
     @shows_errors
     def use_settings(self, event: gr.EventData) -> Updates:
         """Fill the form from the picture on view."""
-        record, catalog = self._engine.store.image(int(event.id)), self._engine.catalog
-        return self._fill(recall.from_metadata(record.metadata, "this picture", catalog, catalog.default_model))
+        found, catalog = self._engine.store.image(int(event.id)).metadata, self._engine.catalog
+        return self._fill(recall.from_metadata(found, "this picture", catalog, catalog.default_model))
 
     @shows_errors
     def read_picture(self, path: str, model_id: str) -> Updates:

@@ -1,4 +1,4 @@
-"""A strip above the pictures that stays until it is closed: why a job failed, what a picture's settings did."""
+"""A strip above the pictures that stays until it is closed: why a job failed, what a picture brought."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ class Pictures:
 
     def newest(self) -> str:
         """The viewer with the newest batch; "" when there is none."""
-        newest = self._present(self._engine.store.images(limit=1))
-        return self.viewer(newest[0].id) if newest else ""
+        newest = self._engine.store.images(limit=1)
+        return self.job(newest[0].job_id) if newest else ""
 
     def job(self, job_id: int) -> str:
         """The viewer with the pictures of a job."""
@@ -75,7 +75,7 @@ class Pictures:
 
 
 def viewer_html(batch: Sequence[ImageRecord], shown: ImageRecord, catalog: Catalog) -> str:
-    """The shown picture large, its batch as a strip, its prompt, settings and notes, and what to do with it."""
+    """The shown picture large, its batch as a strip, its prompt, settings and notes, and two buttons."""
     settings = metadata.settings_from(shown.metadata)
     model_id = str(settings.get("model_type", ""))
     name = catalog.models[model_id].name if model_id in catalog.models else model_id
@@ -84,14 +84,15 @@ def viewer_html(batch: Sequence[ImageRecord], shown: ImageRecord, catalog: Catal
     notes = shown.metadata.get("zgp", {}).get("notes", [])
     url, file_name = file_url(Path(shown.path)), escape(Path(shown.path).name)
     return (
-        f'<figure class="zgp-viewer"><a class="zgp-canvas" href="{url}" target="_blank" title="Open in full size">'
+        '<figure class="zgp-viewer">'
+        f'<a class="zgp-canvas" href="{url}" target="_blank" title="Open in full size">'
         f'<img src="{url}" alt="{prompt}" width="{shown.width}" height="{shown.height}"></a>'
         + _strip(batch, shown)
         + f'<figcaption><p class="zgp-prompt">{prompt}</p><p class="zgp-line">{escape(line)}</p>'
         + "".join(f'<p class="zgp-note">{escape(str(note))}</p>' for note in notes)
         + f'<p class="zgp-actions"><a class="zgp-button" href="{url}" download="{file_name}">Download</a>'
-        f'<button type="button" class="zgp-button" data-use="1" data-id="{shown.id}">Use these settings</button>'
-        "</p></figcaption></figure>"
+        f'<button type="button" class="zgp-button" data-use="1" data-id="{shown.id}">'
+        "Use these settings</button></p></figcaption></figure>"
     )
 
 

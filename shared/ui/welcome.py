@@ -36,7 +36,9 @@ class Welcome:
         with gr.Column(visible=visible, elem_id="welcome") as self.column:
             gr.HTML(HELP)
             with gr.Row(elem_id="examples"):
-                self.examples = [gr.Button(text, size="sm", elem_classes="zgp-chip") for text in examples_for(model)]
+                self.examples = [
+                    gr.Button(text, size="sm", elem_classes="zgp-chip") for text in examples_for(model)
+                ]
 
     def fills(self, prompt: gr.Textbox) -> None:
         """Clicking an example writes it into `prompt`, without asking the server."""
