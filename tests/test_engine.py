@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from PIL import Image
 
 from shared.engine import failures, hashes, worker
 from shared.engine.catalog import catalog
-from shared.engine.engine import Engine, EngineConfig, device_environment
-from shared.engine.host import ModelHost, Silent, download_report
+from shared.engine.engine import Engine, EngineConfig, worker_environment
+from shared.engine.host import ModelHost, Silent, check_device, download_report
 from shared.engine.progress import Progress, contact_sheet
 from shared.engine.store import JobStore
 from shared.engine.supervisor import Supervisor, describe_exit
@@ -414,17 +415,54 @@ def test_what_imports_nothing_heavy_stays_light(root):
         "engine = Engine(EngineConfig.at(Path(sys.argv[1]), worker_command=(sys.executable, '-c', '')))\n"
         "engine.start(); engine.stop()\n"
         "heavy = {'torch', 'transformers', 'diffusers', 'mmgp', 'gradio', 'accelerate'} & set(sys.modules)\n"
-        "sys.exit(', '.join(heavy))"
+        "sys.exit(', '.join(heavy) or 0)"
     )
     subprocess.run([sys.executable, "-c", code, root], cwd=ROOT, check=True, timeout=TIMEOUT)
 
 
 @pytest.mark.parametrize(
-    ("gpu", "environment"),
-    [("", {}), ("cpu", {"CUDA_VISIBLE_DEVICES": ""}), ("cuda:1", {"CUDA_VISIBLE_DEVICES": "1"})],
+    ("gpu", "inherited", "visible"),
+    [
+        ("", None, None),
+        ("", "2,3", "2,3"),
+        ("cpu", "2,3", ""),
+        ("cuda:1", None, "1"),
+        ("cuda:1", "2,GPU-7", "GPU-7"),
+    ],
 )
-def test_the_worker_sees_only_the_chosen_device(gpu, environment):
-    assert device_environment(gpu) == environment
+def test_the_worker_sees_only_the_chosen_device(gpu, inherited, visible):
+    variables = {} if inherited is None else {"CUDA_VISIBLE_DEVICES": inherited}
+    assert worker_environment(gpu, variables).get("CUDA_VISIBLE_DEVICES") == visible
+
+
+def test_a_device_that_is_not_visible_is_a_sentence():
+    with pytest.raises(UserError, match="shows 1 devices"):
+        worker_environment("cuda:1", {"CUDA_VISIBLE_DEVICES": "0"})
+
+
+def test_threads_that_wait_leave_the_processor_to_others_unless_the_user_says_otherwise():
+    assert worker_environment("", {})["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert worker_environment("", {"OMP_WAIT_POLICY": "ACTIVE"})["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_a_card_that_is_not_there_is_never_replaced_by_the_cpu(monkeypatch):
+    absent = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: False))
+    monkeypatch.setitem(sys.modules, "torch", absent)
+    with pytest.raises(UserError, match="--gpu came as cuda:7"):
+        check_device("cuda:7")
+    check_device("cpu")
+
+
+def test_a_model_that_goes_gives_its_memory_back(root, monkeypatch):
+    released = []
+    residency = types.SimpleNamespace(release=lambda: released.append(True))
+    pipe = types.SimpleNamespace(residency=residency)
+    monkeypatch.setattr(Handler, "load_model", lambda *arguments, **options: (None, pipe))
+    host = ModelHost(Folders(root, root / "ckpts"), handler_for=handler_for)
+    host.get("fake", Silent())
+    assert not released
+    host.get("other", Silent())
+    assert released == [True]
 
 
 # -- the parts ----------------------------------------------------------------------------------------------
@@ -571,11 +609,23 @@ def test_small_files_are_waited_for_and_large_ones_are_null_until_known(tmp_path
 
     files = {"vae": tmp_path / "large", "transformer": tmp_path / "small", "folder": tmp_path}
     known = hashes.FileHashes(files, hash_of)
-    assert known.known() == {"small": "hash of small", "large": None}
+    assert list(known.known().items()) == [("large", None), ("small", "hash of small")]
     go.set()
     wait_until(lambda: known.known()["large"])
     assert known.known() == {"small": "hash of small", "large": "hash of large"}
     assert asked == ["small", "large"]
+
+
+def test_files_of_the_same_name_keep_their_own_hashes(tmp_path):
+    files = {}
+    for name in ("vae", "text_encoder", "transformer"):
+        (tmp_path / name).mkdir()
+        files[name] = tmp_path / name / ("model.bin" if name != "transformer" else "transformer.bin")
+        files[name].write_bytes(name.encode())
+    known = hashes.FileHashes(files, lambda path: path.read_text()).known()
+    assert known == {
+        "vae/model.bin": "vae", "text_encoder/model.bin": "text_encoder", "transformer.bin": "transformer"
+    }  # fmt: skip
 
 
 def test_a_file_that_cannot_be_hashed_holds_nothing_up(tmp_path):
@@ -622,3 +672,28 @@ def test_the_database_is_tried_again_until_it_works(monkeypatch):
 @pytest.mark.parametrize(("code", "words"), [(3, "exit code 3"), (-250, "killed by signal 250")])
 def test_an_exit_is_described(code, words):
     assert describe_exit(code) == words
+
+
+# -- the built-in model -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_built_in_models_make_the_same_picture_again(tmp_path):
+    config = EngineConfig.at(ROOT, output_dir=tmp_path, database=tmp_path / "zgp.sqlite3")
+    engine = Engine(config)
+    engine.start()
+    try:
+        for model in ("z_image_mini", "z_image_mini_base"):
+            request = {"model_type": model, "prompt": "a red circle", "seed": 3, "num_inference_steps": 2}
+            job = finished(engine, engine.submit({**request, "batch_size": 2})[0])
+            assert (job.status, job.error) == ("done", None)
+            first, second = engine.store.images(job.id)
+            again = metadata.settings_from(metadata.read(second.path))
+            job = finished(engine, engine.submit(again)[0])
+            [repeated] = engine.store.images(job.id)
+            assert Image.open(repeated.path).tobytes() == Image.open(second.path).tobytes()
+            assert Image.open(first.path).tobytes() != Image.open(second.path).tobytes()
+            files = repeated.metadata["zgp"]["model_files"]
+            assert len(files) >= 3 and all(files.values())
+    finally:
+        engine.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from shared.engine.catalog import Catalog, HandlerFor, catalog
 from shared.engine.records import ENDED, Event
 from shared.engine.store import JobStore
 from shared.engine.supervisor import Supervisor
+from shared.errors import UserError
 from shared.settings import Validated, random_seed
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ class Engine:
             self.store,
             [*config.worker_command, *worker_arguments(config)],
             first_arguments=self._warm_arguments(),
-            environment=device_environment(config.gpu),
+            environment=worker_environment(config.gpu, os.environ),
             log_file=config.log_file,
             restart_seconds=config.restart_seconds,
         )
@@ -140,6 +142,8 @@ def worker_arguments(config: EngineConfig) -> list[str]:
     """The command line of the worker process for this configuration."""
     arguments = ["--root", config.root, "--ckpts", config.ckpts, "--output-dir", config.output_dir]
     arguments += ["--database", config.database, "--verbose", config.verbose]
+    if config.gpu:
+        arguments += ["--gpu", config.gpu]
     if config.dtype:
         arguments += ["--dtype", config.dtype]
     if config.attention:
@@ -147,10 +151,26 @@ def worker_arguments(config: EngineConfig) -> list[str]:
     return [str(argument) for argument in arguments]
 
 
-def device_environment(gpu: str) -> dict[str, str]:
-    """Show the worker only the chosen device, so that no library of it can pick another one."""
-    if gpu == "cpu":
-        return {"CUDA_VISIBLE_DEVICES": ""}
-    if gpu.startswith("cuda:"):
-        return {"CUDA_VISIBLE_DEVICES": gpu.removeprefix("cuda:")}
-    return {}
+def worker_environment(gpu: str, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the worker process. UserError when `gpu` is not one of the visible devices."""
+    # By default OpenMP's threads spin while they wait for each other: on a CPU that does anything else
+    # besides, a small model then takes ten times as long.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **inherited}
+    if gpu:
+        # Only the chosen device is shown to the worker, so that no library of it can pick another one.
+        environment["CUDA_VISIBLE_DEVICES"] = "" if gpu == "cpu" else _device_name(gpu, inherited)
+    return environment
+
+
+def _device_name(gpu: str, inherited: Mapping[str, str]) -> str:
+    """What CUDA calls device N of those that this process sees."""
+    number = int(gpu.removeprefix("cuda:"))
+    visible = inherited.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return str(number)
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    if number >= len(names):
+        raise UserError(
+            f"--gpu came as {gpu}, but CUDA_VISIBLE_DEVICES shows {len(names)} devices: choose a lower one."
+        )
+    return names[number]

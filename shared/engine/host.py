@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from shared.engine.catalog import HandlerFor, ModelInfo, catalog
 from shared.engine.hashes import FileHashes
-from shared.errors import Cancelled
+from shared.errors import Cancelled, UserError
 from shared.weights.downloads import DownloadProgress, ensure
 from shared.weights.files import Folders
 
@@ -51,11 +51,12 @@ class ModelHost:
         self,
         folders: Folders,
         *,
+        gpu: str = "",
         dtype: str = "",
         attention: str = "auto",
         handler_for: HandlerFor | None = None,
     ):
-        self._folders, self._dtype, self._attention = folders, dtype, attention
+        self._folders, self._gpu, self._dtype, self._attention = folders, gpu, dtype, attention
         self._handler_for = handler_for
         self._loaded: LoadedModel | None = None
 
@@ -73,7 +74,11 @@ class ModelHost:
 
     def release(self) -> None:
         """Let the model go and give its memory back."""
+        residency = getattr(self._loaded.pipe, "residency", None) if self._loaded else None
         self._loaded = None
+        if residency is not None:
+            residency.release()  # what streams the weights holds on to them elsewhere, too
+            del residency
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available():
@@ -84,6 +89,7 @@ class ModelHost:
         if report.cancelled():
             raise Cancelled
         report.phase("Loading model")
+        check_device(self._gpu)
         log.info("Loading %s from %s", info.id, files["transformer"])
         modules = [path for role, path in files.items() if role.startswith("module")]
         processor, pipe = info.handler.load_model(
@@ -102,6 +108,19 @@ class ModelHost:
         import torch
 
         return {"dtype": getattr(torch, DTYPES[self._dtype])}
+
+
+def check_device(gpu: str) -> None:
+    """UserError when a chosen card is not there, instead of computing on the CPU unasked."""
+    if not gpu.startswith("cuda:"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"--gpu came as {gpu}, but torch finds no such device here: check the driver and the number, "
+            "or choose --gpu cpu."
+        )
 
 
 def download_report(report: Report) -> Any:

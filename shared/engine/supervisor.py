@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shared.engine.lock import ProcessLock
@@ -34,13 +33,13 @@ class Supervisor:
         command: Sequence[str],
         *,
         first_arguments: Sequence[str] = (),
-        environment: dict[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
         log_file: Path,
         restart_seconds: float = 0.5,
     ):
         self._store, self._command, self._log_file = store, list(command), log_file
         self._first_arguments = list(first_arguments)
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = environment
         self._restart_seconds = restart_seconds
         self._lock = ProcessLock(store.path.with_name(store.path.name + ".lock"))
         self._stopping = threading.Event()

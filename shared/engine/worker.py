@@ -97,13 +97,13 @@ class Worker:
         except Cancelled:
             return Outcome(CANCELLED)
         except Exception as error:
-            expected = failures.is_expected(error)
+            expected, ruined = failures.is_expected(error), failures.ruins_the_device(error)
             log.error("Job %d failed: %s", job.id, error, exc_info=None if expected else error)
             return Outcome(
                 FAILED,
                 failures.sentence(error, str(self._log_file)),
-                release=not isinstance(error, UserError),
-                restart=failures.ruins_the_device(error),
+                release=not isinstance(error, UserError) and not ruined,
+                restart=ruined,
             )
         return Outcome(DONE)
 
@@ -204,6 +204,7 @@ def main(arguments: Sequence[str] | None = None, handler_for: HandlerFor | None 
     store.recover_running()  # left by a worker whose supervisor died with it
     host = ModelHost(
         Folders(options.root, options.ckpts),
+        gpu=options.gpu,
         dtype=options.dtype,
         attention=options.attention,
         handler_for=handler_for,
@@ -218,6 +219,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m shared.engine.worker")
     for name in ("--root", "--ckpts", "--output-dir", "--database"):
         parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--gpu", default="")
     parser.add_argument("--dtype", choices=["", *DTYPES], default="")
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--verbose", type=int, choices=range(3), default=0)
