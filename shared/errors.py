@@ -2,7 +2,9 @@
 
 
 class UserError(Exception):
-    """Something the user can mend. `str(error)` is the one sentence shown: what came, what was expected, what to do."""
+    """Something the user can mend. `str(error)` is the one sentence shown: what came, what was expected,
+    what to do.
+    """
 
 
 class Cancelled(Exception):

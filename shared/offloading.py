@@ -1,7 +1,8 @@
 """Weights into models, and models onto the device: the only file that imports mmgp.
 
-mmgp 3.8.2 is used for what it does well (lazy reading of safetensors, quantized layers, streaming weights through a
-small card). Its traps that matter here are worked around in this file, each with the reason beside it.
+mmgp 3.8.2 is used for what it does well (lazy reading of safetensors, quantized layers, streaming weights
+through a small card). Its traps that matter here are worked around in this file, each with the reason beside
+it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import mmgp  # noqa: F401
 import safetensors
 import safetensors.torch
@@ -35,7 +35,9 @@ STREAMED_MB = 3000  # resident share of a text encoder that does not fit
 
 
 def _restore_safetensors() -> None:
-    """Importing mmgp replaces these functions with its own, which transformers 5 calls with an argument they lack."""
+    """Importing mmgp replaces these functions with its own, which transformers 5 calls with an argument they
+    lack.
+    """
     safetensors.safe_open = safetensors2._old_safe_open
     safetensors.torch.load_file = safetensors2._old_torch_load_file
     accelerate_modeling.safe_open = safetensors2._old_safe_open
@@ -88,8 +90,8 @@ def load_weights(
 ) -> None:
     """Fill `model` (made by `build`) from safetensors files; floats become `dtype` (None keeps the file's).
 
-    `unused(name)` tells which tensors of the file the model does not need by design. Raises UserError when a file is
-    missing or damaged, lacks tensors or has others in their place.
+    `unused(name)` tells which tensors of the file the model does not need by design. Raises UserError when a
+    file is missing or damaged, lacks tensors or has others in their place.
     """
     names: list[str] = []
     for file in files:
@@ -111,23 +113,29 @@ def load_weights(
             default_dtype=dtype,
             writable_tensors=False,  # a private mapping of the whole file would count against RAM on Windows
             preprocess_sd=rename,
-            ignore_missing_keys=True,
+            ignore_missing_keys=True,  # named below, in one sentence
             verboseLevel=0,
         )
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        detail = str(error).split("size mismatch for ", 1)[1].split("\n")[0]
-        raise UserError(
-            f"{label} is of another size than its card says ({detail}): check the card."
-        ) from error
-    missing = [name for name, x in model.state_dict().items() if x.is_meta]
-    if missing:
-        raise UserError(
-            f"{label} lacks {len(missing)} of the {len(wanted)} tensors of {type(model).__name__} (first: {missing[0]}): "
-            "it is a file of another model, or incomplete."
-        )
+    except Exception as error:  # mmgp raises bare Exceptions
+        if problem := _problem(model, label, error):
+            raise UserError(problem) from error
+        raise
     _report_extra(label, names, prefix, set(model.state_dict()), unused)
+
+
+def _problem(model: nn.Module, label: str, error: Exception) -> str | None:
+    """What was wrong with the files, in one sentence; None when it is not the files."""
+    if "size mismatch for " in str(error):
+        detail = str(error).split("size mismatch for ", 1)[1].split("\n")[0]
+        return f"{label} is of another size than its card says ({detail}): check the card."
+    state = model.state_dict()
+    missing = [name for name, x in state.items() if x.is_meta]
+    if not missing:
+        return None
+    return (
+        f"{label} lacks {len(missing)} of the {len(state)} tensors of {type(model).__name__} "
+        f"(first: {missing[0]}): it is a file of another model, or incomplete."
+    )
 
 
 def _without(
@@ -140,7 +148,9 @@ def _without(
 
 
 def _source(file: Path) -> Any:
-    """A name with '-of-' in it would be taken for one of several shards: such files are handed over opened."""
+    """A name with '-of-' in it would be taken for one of several shards: such files are handed over
+    opened.
+    """
     if "-of-" not in file.name:
         return str(file)
     weights, metadata = safetensors2.torch_load_file(str(file), writable_tensors=False), None
@@ -230,7 +240,9 @@ class MmgpResidency(Residency):
 def attach(
     parts: Mapping[str, nn.Module], device: torch.device, keep_fp32: Sequence[nn.Module] = ()
 ) -> Residency:
-    """Make `parts` ready to compute on `device`. `keep_fp32`: modules whose fp32 arguments must not be cast."""
+    """Make `parts` ready to compute on `device`. `keep_fp32`: modules whose fp32 arguments must not be
+    cast.
+    """
     for module in keep_fp32:
         module._lock_dtype = None  # type: ignore[assignment]
     return MmgpResidency(parts, device) if device.type == "cuda" else Residency(device)

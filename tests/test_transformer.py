@@ -25,8 +25,9 @@ def pair(size: str, dtype: torch.dtype = torch.float32) -> tuple[Reference, ZIma
     torch.manual_seed(0)
     reference = Reference(**config, n_kv_heads=config["n_heads"])
     with torch.no_grad():
-        for p in reference.parameters():  # norms and pad tokens too, so that each of them matters
-            p.copy_(torch.randn_like(p) * 0.2 + (1.0 if p.ndim == 1 else 0.0))
+        for name, p in reference.named_parameters():  # so that every norm, gate and pad token matters
+            if p.ndim == 1 or "pad_token" in name:
+                p.add_(torch.randn_like(p) * 0.3)
     ours = ZImageTransformer2DModel(ZImageConfig.from_dict(dict(reference.config)))
     ours.load_state_dict(reference.state_dict(), strict=True)
     return reference.to(dtype).eval(), ours.to(dtype).eval()
@@ -70,7 +71,7 @@ def test_fp32_equals_diffusers(size: str, shapes: list[tuple[int, int, int]]) ->
 
 @pytest.mark.parametrize("size", SIZES)
 def test_bf16_is_as_close_as_bf16_allows(size: str) -> None:
-    """Both implementations round differently: neither may be further from fp32 than the other by more than half."""
+    """The two round differently: ours may be at most half again as far from fp32 as diffusers' is."""
     shapes, t = [(14, 22, 45)], [0.4]
     (exact,), _ = both(size, shapes, t)
     (theirs,), (mine,) = both(size, shapes, t, torch.bfloat16)
@@ -145,7 +146,9 @@ def test_full_size_names_match_the_checkpoint() -> None:
     assert len(state) == 521 and sum(p.numel() for p in state.values()) == 6_154_908_736
 
 
-@pytest.mark.parametrize("config", [{"dimm": 3}, {"qk_norm": False}, {"all_patch_size": [4]}, {"n_kv_heads": 2}])
+@pytest.mark.parametrize(
+    "config", [{"dimm": 3}, {"qk_norm": False}, {"all_patch_size": [4]}, {"n_kv_heads": 2}]
+)
 def test_a_config_it_cannot_compute_is_refused(config: dict) -> None:
     with pytest.raises(UserError, match=next(iter(config))):
         ZImageConfig.from_dict(config)

@@ -68,7 +68,9 @@ def export_vae(run: Path, to: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--from", dest="run", type=Path, required=True, help="folder of the training run")
     parser.add_argument("--to", type=Path, default=Path("models/z_image/mini"))
     args = parser.parse_args()

@@ -1,8 +1,8 @@
 """The world the Mini models know: flat pictures of one to three shapes, and the sentences that describe them.
 
 A `Scene` is what a sentence fixes; sizes, places and edges vary around it with every picture (see `render`).
-Scenes whose combination of colours, shapes and layout falls in the held-out tenth never appear in training; the
-adherence score uses only those.
+Scenes whose combination of colours, shapes and layout falls in the held-out tenth never appear in training;
+the adherence score uses only those.
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ def make_transformer(seed: int = 0) -> ZImageTransformer2DModel:
 
 
 def train_in_bf16(model: ZImageTransformer2DModel) -> ZImageTransformer2DModel:
-    """Make `model` fast under autocast on a CPU: products in bf16, norms and attention (slow there) in fp32."""
+    """Make `model` fast under autocast on a CPU: products in bf16, norms and attention (slow there) in
+    fp32.
+    """
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
@@ -90,10 +92,11 @@ def make_vae() -> AutoencoderKL:
 def forward_batch(
     model: ZImageTransformer2DModel, x: Tensor, t: Tensor, caption: Tensor, lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The transformer on a whole batch of equal shapes: x [B, 16, H, W], t [B], caption [B, L, hidden] features.
+    """The transformer on a whole batch of equal shapes: x [B, 16, H, W], t [B], caption [B, L, hidden]
+    features.
 
-    Captions are padded to a common multiple of 32 with the pad token. Returns the prediction [B, 16, H, W] and the
-    image tokens [B, H/2 * W/2, dim] after AUX_LAYER main layers.
+    Captions are padded to a common multiple of 32 with the pad token. Returns the prediction [B, 16, H, W]
+    and the image tokens [B, H/2 * W/2, dim] after AUX_LAYER main layers.
     """
     key, patch = model.config.key, model.config.patch_size
     rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
@@ -133,7 +136,9 @@ class AuxiliaryHead(nn.Module):
         self.net = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, CELLS**2 + len(SHAPES) + 3))
 
     def loss(self, tokens: Tensor, batch: Batch, cover: Tensor, conditioned: Tensor) -> Tensor:
-        """tokens [B, N, dim]; cover [B, 3, H, W] of each object; conditioned [B]: the prompt was not dropped."""
+        """tokens [B, N, dim]; cover [B, 3, H, W] of each object; conditioned [B]: the prompt was not
+        dropped.
+        """
         rows, columns = cover.shape[-2] // 16, cover.shape[-1] // 16
         mask, kind, place = self.net(tokens).split((CELLS**2, len(SHAPES), 3), -1)
         cells = F.avg_pool2d(cover.amax(1), 16 // CELLS)

@@ -63,7 +63,9 @@ def distance_fields() -> Tensor:
 
 @dataclass
 class Batch:
-    """Scenes as tensors. shape: [B, 3] index or -1; colour: [B, 3, 3]; place: [B, 3, (x, y, radius)]; back: [B, 3]."""
+    """Scenes as tensors. shape: [B, 3] index or -1; colour: [B, 3, 3]; place: [B, 3, (x, y, radius)]; back:
+    [B, 3].
+    """
 
     shape: Tensor
     colour: Tensor
@@ -78,7 +80,9 @@ class Batch:
 
 
 def scene_arrays(scenes: Sequence[Scene]) -> list[np.ndarray]:
-    """shape [n, 3] (index or -1), colour [n, 3] (palette index), place [n, 3, 3], background [n] (palette index)."""
+    """shape [n, 3] (index or -1), colour [n, 3] (palette index), place [n, 3, 3], background [n] (palette
+    index).
+    """
     n, names = len(scenes), list(COLOURS)
     shape, colour = np.full((n, MAX_THINGS), -1, np.int8), np.zeros((n, MAX_THINGS), np.int8)
     place = np.zeros((n, MAX_THINGS, 3), np.float32)

@@ -32,7 +32,9 @@ def sample_latents(
     seed: int = 0,
     size: tuple[int, int] = (16, 16),
 ) -> Tensor:
-    """Euler with classifier-free guidance, pos + guidance * (pos - neg). prompt: (features [B, L, D], lengths [B])."""
+    """Euler with classifier-free guidance, pos + guidance * (pos - neg). prompt: (features [B, L, D],
+    lengths [B]).
+    """
     features, lengths = prompt
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(len(features), 16, *size, generator=generator).to(features.device)

@@ -1,8 +1,9 @@
 """Adherence score: does the picture show what the prompt says?
 
-Over held-out prompts, one picture each: is the background's colour right; is each named object's colour present in
-its named place; is its shape right. Shapes are told apart by the best overlap with the five shapes drawn at the
-object's own size and place (on rendered truth this is right in more than 98 % of cases; a test proves it).
+Over held-out prompts, one picture each: is the background's colour right; is each named object's colour
+present in its named place; is its shape right. Shapes are told apart by the best overlap with the five
+shapes drawn at the object's own size and place (on rendered truth this is right in more than 98 % of cases;
+a test proves it).
 
     python -m training.score --model z_image_mini --count 256
 """
@@ -64,7 +65,9 @@ def blob(mask: np.ndarray, thing: Thing) -> np.ndarray | None:
 
 @functools.cache
 def templates() -> dict[str, np.ndarray]:
-    """Each shape at several offsets and scales on a GRID x GRID window of +-1.6 area-equal radii: [n, GRID * GRID]."""
+    """Each shape at several offsets and scales on a GRID x GRID window of +-1.6 area-equal radii: [n, GRID *
+    GRID].
+    """
     axis = ((np.arange(GRID) + 0.5) / GRID * 2 - 1) * 1.6
     window = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
     steps = np.linspace(-0.12, 0.12, 5)

@@ -1,6 +1,6 @@
-"""The Mini models' tokenizer and text encoder: a small byte-level BPE with Qwen3's chat template, and a random,
-frozen, three-layer Qwen3. A linear probe reads every word of the grammar off its features; training it did not
-pay (the transformer learns faster from fixed features)."""
+"""The Mini models' tokenizer and text encoder: a small byte-level BPE with Qwen3's chat template, and a
+random, frozen, three-layer Qwen3. A linear probe reads every word of the grammar off its features; training
+it did not pay (the transformer learns faster from fixed features)."""
 
 from __future__ import annotations
 

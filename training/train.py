@@ -5,8 +5,9 @@
     python -m training.train base  --out RUN --seconds 4800      (stop it with Ctrl-C; run it again to go on)
     python -m training.train turbo --out RUN --seconds 1000
 
-The defaults are those of one CPU core, which is faster than two threads as soon as anything else runs; `vae` may run
-beside `base` on another core, the latents do not depend on it. With a GPU use --batch 1024 and a tenth of the time.
+The defaults are those of one CPU core, which is faster than two threads as soon as anything else runs; `vae`
+may run beside `base` on another core, the latents do not depend on it. With a GPU use --batch 1024 and a
+tenth of the time.
 """
 
 from __future__ import annotations
@@ -198,7 +199,9 @@ class Feeder:
         return found.expand(count, -1, -1), torch.full((count,), length, device=self.device)
 
     def next(self, sizes: dict[tuple[int, int], float]) -> dict[str, Any]:
-        """latents [B, 16, h, w], features, lengths, kept [B] (prompt not dropped), scenes and their coverage."""
+        """latents [B, 16, h, w], features, lengths, kept [B] (prompt not dropped), scenes and their
+        coverage.
+        """
         height, width = random.choices(list(sizes), list(sizes.values()))[0]
         longest = random.choices(list(CAPTION_SHARES), list(CAPTION_SHARES.values()))[0]
         bucket = self.buckets[longest]
@@ -267,7 +270,9 @@ def optimize(
     extra: nn.Module | None = None,
     flat: float = 0.55,
 ) -> bool:
-    """The loop both transformer stages share: rates, averaging, checkpoints, evaluation. True when complete."""
+    """The loop both transformer stages share: rates, averaging, checkpoints, evaluation. True when
+    complete.
+    """
     file, rate = args.out / f"{name}.pt", args.lr or 2e-3
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers = make_optimizers(model, rate)

@@ -51,7 +51,7 @@ class ZImageProcessor:
         on_step: Callable[[int, int, Previews], None],
         interrupt: Callable[[], bool],
     ) -> Generation:
-        """One picture for each seed. Raises Cancelled when `interrupt` turns true, UserError for bad values."""
+        """One picture for each seed. Raises Cancelled once `interrupt` is true, UserError for bad input."""
         width, height = parse_resolution(settings["resolution"])
 
         def step(number: int, total: int, denoised: Sequence[Tensor]) -> None:

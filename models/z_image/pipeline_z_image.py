@@ -19,19 +19,20 @@ from shared.errors import UserError
 
 SIZE_MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patches
 DEFAULT_NEGATIVE_PROMPT = (
-    "low quality, worst quality, blurry, pixelated, noisy, artifacts, watermark, text, logo, bad anatomy, bad hands, "
-    "extra limbs"
+    "low quality, worst quality, blurry, pixelated, noisy, artifacts, watermark, text, logo, "
+    "bad anatomy, bad hands, extra limbs"
 )
 
-#: called after each step with its number (from 1), the number of steps and the predicted clean latents [16, H, W]
+#: called after each step with its number (from 1), the number of steps and the predicted clean latents
 StepCallback = Callable[[int, int, Sequence[Tensor]], None]
 
 
 @dataclass(frozen=True)
 class ZImageOutput:
-    """images: PIL images, or one tensor for output_type "pt" ([n, 3, H, W] in 0..1) and "latent" ([n, 16, h, w]).
+    """images: PIL images; a tensor for output_type "pt" ([n, 3, H, W] in 0..1) and "latent" ([n, 16, h, w]).
 
-    notes: what was substituted, one sentence each."""
+    notes: what was substituted, one sentence each.
+    """
 
     images: Any
     notes: list[str] = field(default_factory=list)
@@ -54,11 +55,12 @@ class Guidance:
         return self.on and (self.truncation is None or self.truncation > 1 or t <= self.truncation)
 
     def combine(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """One sample's guided prediction; with normalization c its norm is at most c times the positive one's."""
+        """One sample's guided prediction; normalization c limits its norm to c times the positive one's."""
         prediction = positive + self.scale * (positive - negative)
         if self.normalization > 0:
             limit = self.normalization * torch.linalg.vector_norm(positive)
-            prediction = prediction * (limit / torch.linalg.vector_norm(prediction)).clamp(max=1.0)
+            norm = torch.linalg.vector_norm(prediction)
+            prediction = torch.where(norm > limit, prediction * (limit / norm), prediction)
         return prediction
 
 
@@ -116,8 +118,9 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         """Make `num_images_per_prompt` pictures of each prompt.
 
         height, width: pixels, multiples of 16. num_inference_steps: forwards of the transformer.
-        guidance_scale: see Guidance. generator: one for all pictures, or one for each; noise is drawn on its device.
-        latents: the noise itself, [n, 16, height / 8, width / 8]. *_embeds: features [L, hidden] instead of prompts.
+        guidance_scale: see Guidance. generator: one for all pictures or one for each; noise is drawn on its
+        device.
+        latents: the noise itself, [n, 16, height / 8, width / 8]. *_embeds: features [L, hidden] for prompts.
         flow_shift: static shift of the schedule instead of the model's. interrupt: asked before every layer.
         Raises UserError for values that make no picture, Cancelled when interrupted.
         """
@@ -146,8 +149,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         samples = self._denoise(samples, sigmas, conditionings, opposites, guidance, callback, interrupt)
         if not all(torch.isfinite(x).all() for x in samples):
             raise UserError(
-                "The model computed values that are not numbers, so there is no picture: use --bf16 instead of --fp16, "
-                "or another file of this model."
+                "The model computed values that are not numbers, so there is no picture: use --bf16 instead "
+                "of --fp16, or another file of this model."
             )
         if output_type == "latent":
             return ZImageOutput(torch.stack(samples), notes)
@@ -167,7 +170,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
             known[text] = encoded.features
             if encoded.dropped:
                 notes.append(
-                    f"The prompt is {encoded.dropped} tokens longer than the {limit} the model reads; its end was dropped."
+                    f"The prompt is {encoded.dropped} tokens longer than the {limit} the model reads; "
+                    "its end was dropped."
                 )
         return [known[text] for text in prompts]
 

@@ -16,7 +16,7 @@ LONGEST_SIDE = 512  # of a preview, in pixels
 
 @dataclass(frozen=True)
 class LatentRgb:
-    """factors: 16 rows of (red, green, blue) and a bias, so that latent @ factors + bias is a picture in -1..1."""
+    """factors: 16 rows of (red, green, blue), and a bias: latent @ factors + bias is a picture in -1..1."""
 
     factors: Sequence[Sequence[float]]
     bias: Sequence[float]

@@ -16,7 +16,9 @@ def calculate_shift(
     base_shift: float = 0.5,
     max_shift: float = 1.15,
 ) -> float:
-    """mu for schedulers with `use_dynamic_shifting`: a line through (base_seq_len, base_shift) and (max_..., max_...)."""
+    """mu for schedulers with `use_dynamic_shifting`: linear from (base_seq_len, base_shift) to the max
+    pair.
+    """
     slope = (max_shift - base_shift) / (max_seq_len - base_seq_len)
     return base_shift + slope * (image_seq_len - base_seq_len)
 

@@ -56,7 +56,7 @@ def tokenize(tokenizer: Any, prompt: str, max_sequence_length: int) -> tuple[lis
 def encode(
     text_encoder: nn.Module, tokenizer: Any, prompt: str, device: torch.device, max_sequence_length: int = 512
 ) -> Encoded:
-    """Features of one prompt at its true length: the model is causal, so no padding is needed and none is done."""
+    """Features of one prompt at its true length: a causal model needs no padding."""
     ids, dropped = tokenize(tokenizer, prompt, max_sequence_length)
     output = text_encoder(input_ids=torch.tensor([ids], device=device), use_cache=False)
     return Encoded(output.last_hidden_state[0], dropped)

@@ -6,9 +6,9 @@ Two decisions shape this file:
 
 * Everything that does not depend on time (caption embedding and refinement, RoPE tables) is computed once per
   prompt by `prepare`, not once per step.
-* A batch is a list of sequences. Each layer visits every sequence before the next layer starts, so weights that
-  are streamed from RAM travel once per step, no sequence is ever padded to another's length, no attention mask
-  exists, and a picture is bit-identical alone and in any batch.
+* A batch is a list of sequences. Each layer visits every sequence before the next layer starts, so weights
+  that are streamed from RAM travel once per step, no sequence is ever padded to another's length, no
+  attention mask exists, and a picture is bit-identical alone and in any batch.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class FeedForward(nn.Module):
 
 
 class ZImageTransformerBlock(nn.Module):
-    """Attention and feed-forward, each normed before and after; `modulation` scales and gates them by time."""
+    """Attention and feed-forward, each normed before and after; `modulation`: scaled and gated by time."""
 
     def __init__(self, dim: int, heads: int, eps: float, modulation: bool = True) -> None:
         super().__init__()

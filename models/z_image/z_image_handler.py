@@ -137,10 +137,11 @@ class family_handler:
         attention: str = "auto",
         device: str | torch.device | None = None,
     ) -> tuple[ZImageProcessor, ZImagePipeline]:
-        """(processor for jobs, callable pipeline). Raises UserError naming a file that is missing or does not fit.
+        """(processor for jobs, callable pipeline). Raises UserError naming a file that is missing or does
+        not fit.
 
-        dtype: of transformer and text encoder; default bfloat16 on a card, float32 on a CPU (bfloat16 is slow there).
-        VAE_dtype: default float32; float16 overflows in this VAE.
+        dtype: of transformer and text encoder; default bfloat16 on a card, float32 on a CPU (bfloat16 is
+        slow there). VAE_dtype: default float32; float16 overflows in this VAE.
         """
         from models.z_image.loading import load
 
