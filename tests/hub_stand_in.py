@@ -33,6 +33,7 @@ class Stored:
     large: bool = True
     promised_size: int | None = None  # the length told by the hub, when it is not the true one
     promised_hash: str | None = None
+    tells_size: bool = True  # whether the redirect to the store has X-Linked-Size
 
     @property
     def etag(self) -> str:
@@ -145,7 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
         size = len(stored.data) if stored.promised_size is None else stored.promised_size
         self.send_header("Location", f"http://localhost:{self.hub.port}/store/{name}?signature=secret")
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("X-Linked-Size", str(size))
+        if stored.tells_size:
+            self.send_header("X-Linked-Size", str(size))
         self.send_header("X-Linked-Etag", f'"{stored.etag}"')
         self.send_header("Content-Length", "0")
         self.end_headers()

@@ -75,6 +75,13 @@ def test_a_small_file_is_checked_with_the_hash_of_git(hub, fetch):
         fetch(hub.url("other.json"))
 
 
+def test_the_size_of_a_redirect_is_not_taken_for_the_size_of_the_file(hub, fetch):
+    hub.files[NAME].tells_size = False
+    told: list[DownloadProgress] = []
+    assert fetch(progress=told.append).read_bytes() == MODEL
+    assert told[-1].total_bytes == len(MODEL)
+
+
 def test_an_empty_file_is_a_file(hub, fetch):
     hub.files["empty.txt"] = Stored(b"", large=False)
     assert fetch(hub.url("empty.txt")).read_bytes() == b""

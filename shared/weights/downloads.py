@@ -198,15 +198,17 @@ def _ask(client: httpx.Client, remote: _Remote) -> _Remote:
     answer = next((one for one in answers if "x-linked-etag" in one.headers), last)
     _check_status(answer, remote)
     etag = answer.headers.get("x-linked-etag") or answer.headers.get("etag") or ""
-    return replace(remote, size=_size_in(answer), etag=etag.removeprefix("W/").strip('"'))
+    size = _size_in(answer)
+    size = _size_in(last) if size is None else size
+    return replace(remote, size=size, etag=etag.removeprefix("W/").strip('"'))
 
 
 def _size_in(answer: httpx.Response) -> int | None:
-    """The length of the whole file, from an answer about all or a range of it."""
-    whole = answer.headers.get("x-linked-size")
-    if whole is None and answer.status_code == 206:
+    """The length of the whole file, from an answer that redirects to it, has it or has a range of it."""
+    whole = answer.headers.get("x-linked-size", "")
+    if not whole and answer.status_code == 206:
         whole = answer.headers.get("content-range", "").rpartition("/")[2]
-    elif whole is None:
+    elif not whole and answer.status_code == 200:
         whole = answer.headers.get("content-length", "")
     return int(whole) if whole.isascii() and whole.isdigit() else None
 
