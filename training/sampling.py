@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.z_image.transformer_z_image import ZImageTransformer2DModel
+from training.grammar import Scene
 from training.networks import forward_batch
 
 
@@ -63,3 +64,37 @@ def write_sheet(pictures: Sequence[np.ndarray], path: Path, columns: int = 8) ->
     for i, picture in enumerate(pictures):
         sheet.paste(Image.fromarray(picture), (i % columns * (width + 2), i // columns * (height + 2)))
     sheet.save(path)
+
+
+class CardPainter:
+    """Draws scenes with a model card through the program's own pipeline, one picture each, seed = its number."""
+
+    def __init__(self, card: str, overrides: dict[str, float]) -> None:
+        from models.z_image.z_image_handler import family_handler
+        from shared.cards import load_cards
+        from shared.settings import SETTINGS
+
+        root = Path(__file__).resolve().parents[1]
+        cards, errors = load_cards(root, SETTINGS)
+        if card not in cards:
+            raise SystemExit(f"There is no card '{card}'; the cards are {', '.join(cards)}. {errors or ''}")
+        model = cards[card]
+        defaults = {name: setting.default for name, setting in SETTINGS.items()}
+        family_handler.update_default_settings(model.architecture, model.model, defaults)
+        self.settings = defaults | model.defaults | overrides
+        if not family_handler.query_model_def(model.architecture, model.model)["flow_shift"]:
+            del self.settings["flow_shift"]
+        self.processor, _ = family_handler.load_model(model.model["URLs"][0], model.architecture, model.model)
+
+    def __call__(self, scenes: Sequence[Scene]) -> list[np.ndarray]:
+        pictures = []
+        for seed, scene in enumerate(scenes):
+            made = self.processor.generate(
+                self.settings | {"prompt": scene.caption},
+                seeds=[seed],
+                on_phase=lambda phase: None,
+                on_step=lambda step, total, previews: None,
+                interrupt=lambda: False,
+            )
+            pictures.append(np.asarray(made.images[0]))
+        return pictures
