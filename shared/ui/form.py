@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 import gradio as gr
 
-from shared.engine.catalog import Catalog, ModelInfo
+from shared.engine.catalog import ModelInfo
+from shared.engine.engine import Engine
 from shared.settings import SETTINGS
 from shared.ui.controls import control
-from shared.ui.text import size_text
 
 Updates = dict[Any, Any]
 
@@ -21,12 +22,13 @@ KEPT = ("prompt", "negative_prompt", "seed", "batch_size", "image_format")
 class Form:
     """Controls, model description and buttons, laid out top to bottom."""
 
-    def __init__(self, catalog: Catalog):
-        self._catalog = catalog
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        catalog = engine.catalog
         self.controls: dict[str, Any] = {}
         model = catalog.model(catalog.default_model)
         self._add(model, "model_type", choices=self._models(), value=model.id)
-        self.about = gr.Markdown(about(model), elem_id="about")
+        self.about = gr.HTML(about_html(model), elem_id="about")
         self._add(model, "prompt")
         self._add(model, "negative_prompt")
         with gr.Row():
@@ -61,7 +63,7 @@ class Form:
     def read(self, values: tuple[Any, ...]) -> dict[str, Any]:
         """The settings to submit: those that act on the chosen model; an emptied field means the default."""
         given = dict(zip(self.controls, values, strict=True))
-        acting = self._catalog.model(given["model_type"]).settings
+        acting = self._engine.catalog.model(given["model_type"]).settings
         return {name: given[name] for name in acting if given[name] is not None}
 
     def change_model(self, values: tuple[Any, ...]) -> Updates:
@@ -71,9 +73,9 @@ class Form:
 
     def fill(self, settings: Mapping[str, Any]) -> Updates:
         """Show these settings; what they leave out takes the default of their model."""
-        model = self._catalog.model(settings["model_type"])
+        model = self._engine.catalog.model(settings["model_type"])
         values = {**model.defaults, **settings}
-        updates: Updates = {self.about: about(model)}
+        updates: Updates = {self.about: about_html(model)}
         for name, component in self.controls.items():
             if name not in model.settings:
                 updates[component] = gr.update(visible=False)
@@ -83,6 +85,10 @@ class Form:
                 updates[component] = gr.update(visible=True, value=values[name])
         return updates
 
+    def refresh(self) -> Updates:
+        """The models as they are now: after a download or an edited card."""
+        return {self.controls["model_type"]: gr.update(choices=self._models())}
+
     def _add(self, model: ModelInfo, name: str, **options: Any) -> None:
         setting = SETTINGS[name]
         value = model.defaults.get(name, setting.default)
@@ -91,7 +97,9 @@ class Form:
         )
 
     def _models(self) -> list[tuple[str, str]]:
-        return [(label(model), model.id) for model in self._catalog.models.values() if model.card.visible]
+        return [
+            (label(model), model.id) for model in self._engine.catalog.models.values() if model.card.visible
+        ]
 
 
 def sizes(model: ModelInfo) -> list[str]:
@@ -101,19 +109,14 @@ def sizes(model: ModelInfo) -> list[str]:
 
 
 def label(model: ModelInfo) -> str:
-    """The name, with what choosing it would download."""
-    if model.available:
-        return model.name
-    return (
-        f"{model.name} ({size_text(model.size_bytes)} to download)"
-        if model.size_bytes
-        else f"{model.name} (to download)"
-    )
+    """The name; a model that is not on disk says so."""
+    return model.name if model.available else f"{model.name} (to download)"
 
 
-def about(model: ModelInfo) -> str:
+def about_html(model: ModelInfo) -> str:
     """The description; for a model that is not on disk, also the files that come with its first picture."""
+    text = escape(model.description)
     if model.available:
-        return model.description
-    files = ", ".join(f"`{source.rsplit('/', 1)[-1]}`" for source in model.missing)
-    return f"{model.description} Its first picture downloads {files}."
+        return text
+    files = ", ".join(escape(source.rsplit("/", 1)[-1]) for source in model.missing)
+    return f"{text}<br>Its first picture downloads {files}."

@@ -33,7 +33,7 @@ class Generate:
         self.submitted = gr.State(None)  # the job this tab added last
         with gr.Row(elem_id="generate-area"):
             with gr.Column(scale=4, min_width=320, elem_id="form"):
-                self.form = Form(engine.catalog)
+                self.form = Form(engine)
                 self.drop = gr.File(
                     label="Use settings from a picture", file_types=PICTURE_FILES, height=64, elem_id="drop"
                 )
@@ -113,18 +113,23 @@ class Generate:
     # -- what jobs do -------------------------------------------------------------------------------------
 
     async def follow(self, seen: int | None) -> AsyncIterator[Updates]:
-        """Show the queue until it is empty. A new tab begins with the newest pictures."""
+        """Show the queue until it is empty. A new tab begins with the models and the newest pictures."""
         store = self._engine.store
         if seen is None:
             seen = store.last_seq()
-            yield {self.viewer: self._pictures.newest(), self.recent: self._pictures.recent()}
+            yield self._arrival()
         async for sight in watch(store, seen):
             yield self._show(sight)
 
     @property
     def _followed(self) -> list[Any]:
         shown = [self.notice, self.welcome.column, self.stage, self.viewer, self.recent]
-        return [self.seen, *shown, self.form.generate, self.form.cancel]
+        return [self.seen, *shown, self.form.controls["model_type"], self.form.generate, self.form.cancel]
+
+    def _arrival(self) -> Updates:
+        self._engine.reload_catalog()
+        pictures = {self.viewer: self._pictures.newest(), self.recent: self._pictures.recent()}
+        return {**self.form.refresh(), **pictures}
 
     def _show(self, sight: Sight) -> Updates:
         busy = bool(sight.queue)

@@ -17,8 +17,8 @@ MINI = (
     "a red circle above a blue square on a yellow background",
     "a large green star on a white background",
     "a small purple heart in the top left corner on an orange background",
-    "a black triangle to the left of a pink circle on a gray background",
-    "a small yellow moon on a blue background",
+    "a black triangle to the left of a red circle on a white background",
+    "a yellow star, a red heart and a white circle in a row on a blue background",
 )
 ANY = (
     "a lighthouse on a cliff at dawn, long exposure of the sea, pale light",
