@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,6 +19,7 @@ from shared.errors import UserError
 from shared.imaging import metadata
 from shared.settings import SETTINGS
 from shared.ui import recall
+from shared.ui.form import about_html, label
 from shared.ui.notice import notice_html
 from shared.ui.stage import queue_text, stage_html, status_text
 from shared.ui.text import duration_text, settings_line, size_text
@@ -68,6 +70,17 @@ def test_stage_shows_preview_progress_and_queue():
     assert 'src="data:image/jpeg;base64,anBlZw=="' in html
     assert 'aria-valuenow="38"' in html and "about 2 s left" in html and "1 more job in the queue" in html
     assert queue_text([a_job()]) == ""
+
+
+def test_a_model_to_download_names_its_weights():
+    model = SimpleNamespace(
+        name="Big",
+        description="<b>",
+        available=False,
+        missing=["https://h/a.safetensors", "https://h/b.json"],
+    )
+    assert label(model) == "Big (to download)"
+    assert about_html(model) == "&lt;b&gt;<br>Its first picture downloads a.safetensors, 1 small file."
 
 
 def test_stage_keeps_the_shape_of_the_picture_before_the_first_preview():

@@ -12,8 +12,11 @@ from shared.engine.catalog import ModelInfo
 from shared.engine.engine import Engine
 from shared.settings import SETTINGS
 from shared.ui.controls import control
+from shared.ui.text import plural
 
 Updates = dict[Any, Any]
+
+SMALL_FILES = (".json", ".txt")  # configurations and vocabularies: counted, not named
 
 # What the user typed stays when the model changes; everything else follows the model.
 KEPT = ("prompt", "negative_prompt", "seed", "batch_size", "image_format")
@@ -118,5 +121,8 @@ def about_html(model: ModelInfo) -> str:
     text = escape(model.description)
     if model.available:
         return text
-    files = ", ".join(escape(source.rsplit("/", 1)[-1]) for source in model.missing)
-    return f"{text}<br>Its first picture downloads {files}."
+    names = [source.rsplit("/", 1)[-1] for source in model.missing]
+    weights = [name for name in names if not name.endswith(SMALL_FILES)]
+    small = len(names) - len(weights)
+    parts = [*map(escape, weights), *([plural(small, "small file")] if small else [])]
+    return f"{text}<br>Its first picture downloads {', '.join(parts)}."

@@ -1,4 +1,4 @@
-// Ctrl+Enter generates, Esc cancels.
+// Ctrl+Enter generates, Esc cancels; on a phone, where the pictures lie below the form, Generate goes there.
 () => {
   const press = (id) => {
     const button = document.getElementById(id);
@@ -12,6 +12,11 @@
     } else if (event.key === "Escape" && event.isTrusted && (focused === document.body || focused.tagName === "TEXTAREA")) {
       press("cancel");
     }
+  });
+
+  document.addEventListener("click", (event) => {
+    if (innerWidth > 700 || !event.target.closest("#generate")) return;
+    setTimeout(() => document.getElementById("results").scrollIntoView({ behavior: "smooth" }), 300);
   });
 
   // Gradio leaves the list of a dropdown open when a value of one's own is typed into it and the focus moves on.
