@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def _restore_safetensors() -> None:
     """Importing mmgp replaces these functions with its own, which transformers 5 calls with an argument they
     lack.
     """
-    safetensors.safe_open = safetensors2._old_safe_open
+    safetensors.safe_open = safetensors2._old_safe_open  # type: ignore[misc]
     safetensors.torch.load_file = safetensors2._old_torch_load_file
     accelerate_modeling.safe_open = safetensors2._old_safe_open
     accelerate_modeling.safe_load_file = safetensors2._old_torch_load_file
@@ -57,17 +57,27 @@ def default_device() -> torch.device:
     )
 
 
+def preferred_dtype(file: Path, device: torch.device) -> torch.dtype:
+    """bfloat16 on a card. On a CPU float32, unless the file is bfloat16 and the processor multiplies that:
+    twice as fast there (AVX512_BF16, AMX) and half the memory."""
+    if device.type != "cpu":
+        return torch.bfloat16
+    stored = {entry["dtype"] for entry in header(file).values()}
+    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if "BF16" in stored and fast else torch.float32
+
+
 def build(make: Callable[[], nn.Module]) -> nn.Module:
     """A model without memory: its weights come from `load_weights`."""
     with init_empty_weights():
         return make().eval().requires_grad_(False)
 
 
-def tensor_names(file: Path) -> list[str]:
-    """The names in a safetensors file, from its header alone."""
+def header(file: Path) -> dict[str, Any]:
+    """The entries (dtype, shape, data_offsets) of a safetensors file by tensor name."""
     with open(file, "rb") as f:
         (size,) = struct.unpack("<Q", f.read(8))
-        return [name for name in json.loads(f.read(size)) if name != "__metadata__"]
+        return {name: entry for name, entry in json.loads(f.read(size)).items() if name != "__metadata__"}
 
 
 def common_prefix(names: Sequence[str], wanted: Sequence[str]) -> str:
@@ -98,7 +108,7 @@ def load_weights(
         if not file.is_file():  # mmgp would try to download it
             raise UserError(f"{file} does not exist: download it or correct the path in the model's card.")
         check_safetensors(file)
-        names += tensor_names(file)
+        names += header(file)
     wanted = list(model.state_dict())
     prefix = common_prefix(names, wanted)
     label = ", ".join(file.name for file in files)
@@ -246,15 +256,3 @@ def attach(
     for module in keep_fp32:
         module._lock_dtype = None  # type: ignore[assignment]
     return MmgpResidency(parts, device) if device.type == "cuda" else Residency(device)
-
-
-@contextlib.contextmanager
-def released_on_error(residency: Residency) -> Iterator[None]:
-    """After an exception in the middle of a forward no block may stay on the card."""
-    try:
-        yield
-    except BaseException:
-        unload = getattr(getattr(residency, "_offload", None), "unload_all", None)
-        if unload is not None:
-            unload()
-        raise

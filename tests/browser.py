@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 from shared.cli import main
 folder = Path(sys.argv[1])
-sys.exit(main(["--server-port", sys.argv[2]], output_dir=folder, database=folder / "zgp.sqlite3"))
+sys.exit(main(["--server-port", sys.argv[2]], output_dir=folder, database=folder / ".zgp" / "zgp.sqlite3"))
 """
 
 

@@ -251,7 +251,7 @@ def test_ctrl_c_cancels_and_ends_with_130(root, tasks, tmp_path, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    store = JobStore(root / "outputs" / "zgp.sqlite3")
+    store = JobStore(root / "outputs" / ".zgp" / "zgp.sqlite3")
     while not any(job.step for job in store.jobs()):
         assert process.poll() is None
     process.send_signal(number)

@@ -99,7 +99,7 @@ from pathlib import Path
 from shared.engine.engine import Engine, EngineConfig
 from shared.ui.app import build
 folder = Path({str(tmp_path)!r})
-build(Engine(EngineConfig.at(Path.cwd(), output_dir=folder, database=folder / "zgp.sqlite3")))
+build(Engine(EngineConfig.at(Path.cwd(), output_dir=folder, database=folder / ".zgp" / "zgp.sqlite3")))
 print([name for name in {HEAVY!r} if name in sys.modules])
 """
     result = subprocess.run(
@@ -403,7 +403,7 @@ def test_generate_endpoint_says_what_is_wrong(server):
 
 @pytest.mark.browser
 def test_only_pictures_are_served(server):
-    for private in (server.folder / "zgp.sqlite3", ROOT / "wgp.py"):
+    for private in (server.folder / ".zgp" / "zgp.sqlite3", ROOT / "wgp.py"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{server.url}gradio_api/file={private.as_posix()}")
         assert refused.value.code in (403, 404)
@@ -415,7 +415,7 @@ def test_a_taken_port_is_one_sentence(tmp_path, models):
     from shared.engine.engine import Engine, EngineConfig
     from shared.ui.app import launch
 
-    engine = Engine(EngineConfig.at(ROOT, output_dir=tmp_path, database=tmp_path / "zgp.sqlite3"))
+    engine = Engine(EngineConfig.at(ROOT, output_dir=tmp_path, database=tmp_path / ".zgp" / "zgp.sqlite3"))
     port = free_port()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from models.z_image.pipeline_z_image import DEFAULT_NEGATIVE_PROMPT
-from training.grammar import COLOURS, sample
+from training.grammar import COLOURS, Scene, sample
 from training.render import Batch, scene_arrays
 from training.text import tokenize
 
@@ -47,7 +47,8 @@ class Pool:
 def _part(job: tuple[str, int, int]) -> list[np.ndarray]:
     folder, count, seed = job
     torch.set_num_threads(1)
-    rng, scenes = random.Random(seed), []
+    rng = random.Random(seed)
+    scenes: list[Scene] = []
     while len(scenes) < count:
         scene = sample(rng)
         if not scene.held_out:

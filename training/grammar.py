@@ -205,7 +205,8 @@ def phrase(text: str, background: str, rng: random.Random) -> str:
 
 def held_out(count: int, seed: int = 0) -> list[Scene]:
     """`count` scenes that training never shows, background named."""
-    rng, scenes = random.Random(seed), []
+    rng = random.Random(seed)
+    scenes: list[Scene] = []
     while len(scenes) < count:
         scene = sample(rng)
         if scene.held_out and scene.names_background:

@@ -56,15 +56,12 @@ def make_transformer(seed: int = 0) -> ZImageTransformer2DModel:
     torch.manual_seed(seed)
     model = ZImageTransformer2DModel(TRANSFORMER)
     for block in (*model.noise_refiner, *model.layers):
-        linear = block.adaLN_modulation[0]
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
+        weight, bias = block.adaLN_modulation.parameters()
+        nn.init.zeros_(weight)
         with torch.no_grad():
-            linear.bias.view(4, -1)[1::2] = 0.3
-    final = model.all_final_layer[TRANSFORMER.key]
-    for linear in (final.linear, final.adaLN_modulation[1]):
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
+            bias.zero_().view(4, -1)[1::2] = 0.3
+    for parameter in model.all_final_layer.parameters():
+        nn.init.zeros_(parameter)
     return model
 
 

@@ -67,7 +67,7 @@ def write_sheet(pictures: Sequence[np.ndarray], path: Path, columns: int = 8) ->
 
 
 class CardPainter:
-    """Draws scenes with a model card through the program's own pipeline, one picture each, seed = its number."""
+    """Draws scenes through the program's own pipeline with a model card: one each, seed = its number."""
 
     def __init__(self, card: str, overrides: dict[str, float]) -> None:
         from models.z_image.z_image_handler import family_handler

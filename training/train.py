@@ -112,7 +112,8 @@ def decode_linear(code: dict[str, Tensor], latents: Tensor) -> Tensor:
 def train_vae(args: argparse.Namespace, device: str) -> None:
     file = args.out / "vae.pt"
     torch.manual_seed(0)
-    vae, code, before = make_vae().to(device), load_code(args, device), 0.0
+    vae = make_vae().to(device, memory_format=torch.channels_last)
+    code, before = load_code(args, device), 0.0
     if file.exists():
         state = torch.load(file, map_location=device)
         vae.load_state_dict(state["vae"])
@@ -128,10 +129,11 @@ def train_vae(args: argparse.Namespace, device: str) -> None:
         index = torch.randint(len(pool.back), (count,), device=device)
         images, _ = render(jitter(pool[index]), side, side)
         target = encode_linear(code, images)
-        mean, log_variance = vae.encoder(images).chunk(2, 1)
-        error = (mean - SHIFT) * SCALE - target
         noisy = target + torch.rand(count, 1, 1, 1, device=device) * 0.15 * torch.randn_like(target)
-        difference = vae.decoder(noisy / SCALE + SHIFT) - images
+        with torch.autocast(device, dtype=torch.bfloat16):
+            moments, decoded = vae.encoder(images), vae.decoder(noisy / SCALE + SHIFT)
+        mean, log_variance = moments.float().chunk(2, 1)
+        error, difference = (mean - SHIFT) * SCALE - target, decoded.float() - images
         edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
         decoding = difference.abs().mean() + 0.5 * edges + difference.square().mean()
         loss = decoding + error.square().mean() + 1e-3 * (log_variance + 12).square().mean()
@@ -157,7 +159,8 @@ def train_vae(args: argparse.Namespace, device: str) -> None:
 
 def make_optimizers(model: ZImageTransformer2DModel, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of attention and feed-forward, AdamW for the rest."""
-    matrices, rest = [], []
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, parameter in model.named_parameters():
         inner = parameter.ndim == 2 and ("attention.to_" in name or "feed_forward" in name)
         (matrices if inner else rest).append(parameter)

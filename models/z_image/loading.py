@@ -43,7 +43,6 @@ def load(
 ) -> tuple[ZImageProcessor, ZImagePipeline]:
     """See `family_handler.load_model`."""
     place = torch.device(device) if device else offloading.default_device()
-    dtype = dtype or (torch.float32 if place.type == "cpu" else torch.bfloat16)
     files = {
         need.role: need
         for need in family_handler.query_model_files(base_model_type, {"URLs": [], **model_def})
@@ -57,7 +56,9 @@ def load(
     tokenizer_folder = ROOT / folder if folder else find(text_encoder_filename).parent
 
     names = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
-    transformer = _transformer(model_def, [find(name) for name in names], dtype)
+    paths = [find(name) for name in names]
+    dtype = dtype or offloading.preferred_dtype(paths[0], place)
+    transformer = _transformer(model_def, paths, dtype)
     transformer.set_attention_backend(attention)
     vae_config = model_def.get("vae_config") or VAE_CONFIG
     pipe = ZImagePipeline(
@@ -107,7 +108,7 @@ def _transformer(
 
 def _text_encoder(folder: Path, file: Path, dtype: torch.dtype) -> torch.nn.Module:
     model = offloading.build(functools.partial(text_encoding.make_text_encoder, folder))
-    layers = len(model.layers)  # type: ignore[arg-type]
+    layers = model.config.num_hidden_layers
     offloading.load_weights(
         model, [file], dtype=dtype, unused=functools.partial(text_encoding.unused, layers)
     )
@@ -117,7 +118,7 @@ def _text_encoder(folder: Path, file: Path, dtype: torch.dtype) -> torch.nn.Modu
 def _vae(config: str | Mapping[str, Any], file: Path, dtype: torch.dtype) -> AutoencoderKL:
     model = offloading.build(lambda: AutoencoderKL.from_config(read_config(config)))
     offloading.load_weights(model, [file], dtype=dtype)
-    return model  # type: ignore[return-value]
+    return model
 
 
 def _latent_rgb_file(vae_config: str | Mapping[str, Any]) -> Path:

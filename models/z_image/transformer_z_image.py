@@ -58,7 +58,9 @@ class ZImageConfig:
                 raise UserError(f"Transformer config has {key} = {value}; Z-Image has {fixed[key]}.")
             if key not in fixed and key not in known and not key.startswith("_"):
                 raise UserError(f"Transformer config has the unknown key '{key}'; known: {sorted(known)}.")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known
+        }
         return cls(**values)
 
     @property
@@ -111,8 +113,8 @@ class TimestepEmbedder(nn.Module):
         steps = torch.arange(half, dtype=torch.float32, device=t.device)
         angles = t.float()[:, None] * torch.exp(steps * (-math.log(10000.0) / half))
         sinusoid = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        weight = self.mlp[0].weight
-        return self.mlp(sinusoid.to(weight.dtype) if weight.dtype.is_floating_point else sinusoid)
+        dtype = next(self.mlp.parameters()).dtype
+        return self.mlp(sinusoid.to(dtype) if dtype.is_floating_point else sinusoid)
 
 
 class Attention(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import gradio as gr
@@ -48,7 +47,8 @@ def launch(
             share=share,
             inbrowser=open_browser,
             allowed_paths=[str(outputs)],
-            blocked_paths=_private_files(engine),
+            # the queue and the log are nobody's download
+            blocked_paths=[str(engine.config.database.resolve().parent)],
             prevent_thread_lock=True,
             quiet=True,
             **look(theme),
@@ -65,9 +65,3 @@ def launch(
     finally:
         page.close(verbose=False)
 
-
-def _private_files(engine: Engine) -> list[str]:
-    """The job database lies among the pictures and is nobody's download."""
-    database = engine.config.database.resolve()
-    names = [database.name, f"{database.name}-wal", f"{database.name}-shm", engine.config.log_file.name]
-    return [os.fspath(database.with_name(name)) for name in names]
