@@ -13,7 +13,7 @@ import logging
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mmgp  # noqa: F401
 import safetensors
@@ -29,6 +29,7 @@ from shared.errors import UserError
 from shared.weights.files import check_safetensors
 
 log = logging.getLogger(__name__)
+M = TypeVar("M", bound=nn.Module)
 
 ACTIVATION_BYTES = 3 << 30  # VRAM kept free for activations and the VAE
 STREAMED_MB = 3000  # resident share of a text encoder that does not fit
@@ -67,7 +68,7 @@ def preferred_dtype(file: Path, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if "BF16" in stored and fast else torch.float32
 
 
-def build(make: Callable[[], nn.Module]) -> nn.Module:
+def build(make: Callable[[], M]) -> M:
     """A model without memory: its weights come from `load_weights`."""
     with init_empty_weights():
         return make().eval().requires_grad_(False)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen3Model
 
 from models.z_image import text_encoding
 from models.z_image.generation import ZImageProcessor
@@ -103,10 +103,10 @@ def _transformer(
     config = ZImageConfig.from_dict(read_config(model_def.get("transformer_config") or TRANSFORMER_CONFIG))
     model = offloading.build(lambda: ZImageTransformer2DModel(config))
     offloading.load_weights(model, files, dtype=dtype)
-    return model  # type: ignore[return-value]
+    return model
 
 
-def _text_encoder(folder: Path, file: Path, dtype: torch.dtype) -> torch.nn.Module:
+def _text_encoder(folder: Path, file: Path, dtype: torch.dtype) -> Qwen3Model:
     model = offloading.build(functools.partial(text_encoding.make_text_encoder, folder))
     layers = model.config.num_hidden_layers
     offloading.load_weights(

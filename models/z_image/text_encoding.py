@@ -22,7 +22,7 @@ class Encoded:
     dropped: int
 
 
-def make_text_encoder(folder: Path) -> nn.Module:
+def make_text_encoder(folder: Path) -> Qwen3Model:
     """Qwen3 without its last decoder layer and final norm: its last hidden state is the full model's
     `hidden_states[-2]` (Tongyi-MAI/Z-Image)."""
     config = Qwen3Config.from_pretrained(folder)

@@ -50,7 +50,8 @@ class EngineConfig:
     def at(cls, root: Path, **others: Any) -> EngineConfig:
         """The configuration with the usual places under `root`; `others` are fields that differ."""
         outputs = root / "outputs"
-        places = {"ckpts": root / "ckpts", "output_dir": outputs, "database": outputs / ".zgp" / "zgp.sqlite3"}
+        database = outputs / ".zgp" / "zgp.sqlite3"
+        places = {"ckpts": root / "ckpts", "output_dir": outputs, "database": database}
         return cls(root=root, **{**places, **others})
 
     @property
