@@ -151,7 +151,7 @@ def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
         "--attention",
         choices=("auto", "sdpa", "flash"),
         default="auto",
-        help="attention method; auto takes the best that this computer has",
+        help="attention method: sdpa (PyTorch's own, the default) or flash (needs the package flash-attn)",
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.z_image import text_encoding
 from models.z_image.schedule import make_sigmas
 from models.z_image.transformer_z_image import Conditioning, ZImageTransformer2DModel
-from shared.errors import UserError
+from shared.errors import Cancelled, UserError
 
 SIZE_MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patches
 DEFAULT_NEGATIVE_PROMPT = (
@@ -155,7 +155,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         if output_type == "latent":
             return ZImageOutput(torch.stack(samples), notes)
         on_phase("Decoding")
-        return ZImageOutput(self._decode(samples, output_type), notes)
+        return ZImageOutput(self._decode(samples, output_type, interrupt), notes)
 
     def _features(
         self, prompts: list[str], embeds: Sequence[Tensor] | None, limit: int, notes: list[str]
@@ -228,10 +228,12 @@ class ZImagePipeline(Mapping[str, nn.Module]):
             samples = [x + (sigma - sigma_next) * out for x, out in zip(samples, outputs, strict=True)]
         return samples
 
-    def _decode(self, samples: list[Tensor], output_type: str) -> Any:
+    def _decode(self, samples: list[Tensor], output_type: str, interrupt: Callable[[], bool] | None) -> Any:
         config = self.vae.config
         pictures = []
         for x in samples:  # one at a time: the VAE's activations are the largest of the whole run
+            if interrupt is not None and interrupt():
+                raise Cancelled
             z = x[None].to(self.vae.dtype) / config.scaling_factor + config.shift_factor
             pictures.append((self.vae.decode(z, return_dict=False)[0][0].float() / 2 + 0.5).clamp(0, 1))
         return torch.stack(pictures) if output_type == "pt" else [to_pil(p) for p in pictures]
