@@ -30,8 +30,10 @@ PROMPT = "a red circle above a blue square on a yellow background"
 
 @dataclass(frozen=True)
 class Workload:
-    """size: pixels of a side. guidance: ours and diffusers' scale. transformer: a random one of these
-    dimensions.
+    """size: pixels of a side. guidance: both sides' scale. transformer: a random one of these dimensions.
+
+    dtype: of both transformers; ours takes bfloat16 by itself for a bfloat16 file on a CPU that multiplies
+    it.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Workload:
     guidance: float
     size: int
     transformer: dict[str, Any] | None = None
+    dtype: torch.dtype = torch.float32
 
 
 MIDDLE = dict(
@@ -50,6 +53,7 @@ WORKLOADS = (
     Workload("Mini, 8 steps, 256x256", 8, 0.0, 256),
     Workload("random 0.1 B, 2 steps, 512x512 (1024 tokens)", 2, 0.0, 512, MIDDLE),
     Workload("random 0.1 B, 2 steps, guidance, 512x512", 2, 2.5, 512, MIDDLE),
+    Workload("random 0.1 B bf16, 2 steps, 512x512", 2, 0.0, 512, MIDDLE, torch.bfloat16),
 )
 
 
@@ -62,7 +66,7 @@ def ours(work: Workload) -> Any:
     if work.transformer:
         torch.manual_seed(0)
         config = ZImageConfig.from_dict({**work.transformer, "cap_feat_dim": 96})
-        pipe.transformer = ZImageTransformer2DModel(config).eval().requires_grad_(False)
+        pipe.transformer = ZImageTransformer2DModel(config).to(work.dtype).eval().requires_grad_(False)
     return pipe
 
 
@@ -76,6 +80,7 @@ def theirs(work: Workload, pipe: Any) -> Any:
     config = {k: v for k, v in asdict(pipe.transformer.config).items() if k != "patch_size"}
     transformer = ZImageTransformer2DModel(**config, n_kv_heads=config["n_heads"]).eval()
     transformer.load_state_dict(pipe.transformer.state_dict())
+    transformer.to(work.dtype)
     encoder = Qwen3Model.from_pretrained(mini.ROOT / "models/z_image/mini/text_encoder", dtype=torch.float32)
     result = ZImagePipeline(
         FlowMatchEulerDiscreteScheduler(shift=6.0), pipe.vae, encoder.eval(), pipe.tokenizer, transformer
