@@ -21,10 +21,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """PyTorch's scaled dot-product attention; it picks its own kernel for the device."""
-    q, k, v, dtype = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), q.dtype
-    if q.device.type == "cpu" and dtype != torch.float32:
-        q, k, v = q.float(), k.float(), v.float()  # PyTorch's half-precision kernel for CPUs takes twice as long
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).to(dtype)
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return out.transpose(1, 2).flatten(2)
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
