@@ -30,7 +30,7 @@ def known_flags() -> set[str]:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_every_flag_in_the_documents_exists(path) -> None:
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", path.read_text("utf-8")))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", path.read_text("utf-8")))
     assert named <= known_flags()
 
 
