@@ -9,6 +9,7 @@ memory is what a run adds to the process that has just loaded the model, each in
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import statistics
@@ -143,6 +144,8 @@ def added_memory(run: Callable[[], Any]) -> float:
     """MB that a run adds at its peak to the memory before it."""
     process, done = psutil.Process(), threading.Event()
     gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed while loading would otherwise hide allocations
     before = peak = process.memory_info().rss
 
     def watch() -> None:

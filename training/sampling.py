@@ -75,7 +75,7 @@ class CardPainter:
 
         root = Path(__file__).resolve().parents[1]
         model = catalog(root, root / "ckpts").model(card)
-        self.settings = model.defaults | overrides
+        self.settings = {**model.defaults, **overrides}
         source = model.required[0].alternatives[0]
         self.processor, _ = model.handler.load_model(source, model.architecture, model.card.model)
 
