@@ -23,6 +23,11 @@ QUICK_DEATHS = 3
 STOP_SECONDS = 5.0
 RESTART_ME = 75  # exit code of a worker that ended a job and then needs a fresh process
 
+# The page answers before the model is loaded, and while it computes: the worker yields the processor to it.
+WINDOWS_FLAGS = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(
+    subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0
+)
+
 
 class Supervisor:
     """`first_arguments` are only given to the first worker: a restarted one does nothing unasked."""
@@ -133,7 +138,7 @@ class Supervisor:
                 stderr=output,
                 # Ctrl-C in the terminal is for this process only, which then ends the worker.
                 start_new_session=sys.platform != "win32",
-                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+                creationflags=WINDOWS_FLAGS,
             )
 
     def _end_worker(self) -> None:

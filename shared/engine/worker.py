@@ -38,6 +38,7 @@ from shared.weights.files import Folders
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.02
+NICENESS = 10  # the page answers before the model is loaded, and while it computes
 RETRY_SECONDS = 1.0
 PREDECESSOR_SECONDS = 30.0
 
@@ -193,6 +194,8 @@ def main(arguments: Sequence[str] | None = None, handler_for: HandlerFor | None 
     """Run until the standard input ends. `handler_for` replaces the registry of families in tests."""
     options = _parse(arguments)
     end_with_standard_input()
+    if hasattr(os, "nice"):  # on Windows the supervisor asks for the same when it starts this process
+        os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
     faulthandler.enable()
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[options.verbose]
