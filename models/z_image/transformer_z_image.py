@@ -206,6 +206,15 @@ class RopeTable:
         return torch.cat([axis[positions[:, i]] for i, axis in enumerate(self.axes)], dim=-1)
 
 
+def dit_time(t: Tensor) -> Tensor:
+    """TwinFlow's m(t) = sign(t) * (1 - |t|): noise level -1..1 (1 = noise) to the transformer's time, in fp64.
+
+    sign(0) = 0, so a target of 0 (the image) maps to 0 and not to 1: the models were trained with that.
+    """
+    t = t.double()
+    return t.sign() * (1 - t.abs())
+
+
 def padded(length: int) -> int:
     return -(-length // SEQ_MULTI_OF) * SEQ_MULTI_OF
 
@@ -238,7 +247,8 @@ class ZImageTransformer2DModel(nn.Module):
 
     _offload_hooks = ["prepare"]  # touches the pad tokens, which belong to the root module
 
-    def __init__(self, config: ZImageConfig | None = None) -> None:
+    def __init__(self, config: ZImageConfig | None = None, *, second_time_embedder: bool = False) -> None:
+        """second_time_embedder: whether the file has TwinFlow's `t_embedder_2`."""
         super().__init__()
         self.config = c = config or ZImageConfig()
         self.in_channels = c.in_channels
@@ -254,6 +264,8 @@ class ZImageTransformer2DModel(nn.Module):
         self.noise_refiner = blocks(c.n_refiner_layers)
         self.context_refiner = blocks(c.n_refiner_layers, modulation=False)
         self.t_embedder = TimestepEmbedder(min(c.dim, ADALN_EMBED_DIM))
+        if second_time_embedder:
+            self.t_embedder_2 = TimestepEmbedder(min(c.dim, ADALN_EMBED_DIM))
         self.cap_embedder = nn.Sequential(
             nn.RMSNorm(c.cap_feat_dim, eps=c.norm_eps), nn.Linear(c.cap_feat_dim, c.dim)
         )
@@ -303,21 +315,41 @@ class ZImageTransformer2DModel(nn.Module):
         """t: [B] = 1 - sigma (0 is noise, 1 the image) -> [B, 256]."""
         return self.t_embedder(t * self.config.t_scale).to(self.dtype)
 
+    @property
+    def has_second_time_embedder(self) -> bool:
+        return hasattr(self, "t_embedder_2")
+
+    def embed_twin_time(self, m_t: Tensor, m_tt: Tensor) -> Tensor:
+        """TwinFlow's embedding of a time and the target time to jump to, both as `dit_time` gives them.
+
+        m_t, m_tt: [B] in -1..1 -> [B, 256] (or [B, dim] where that is smaller), in the activations' dtype:
+        E1(1000 |m_t|) + E2(1000 (m_tt - m_t)) * |m_tt - m_t|. E2 is `t_embedder_2`; a file without it uses
+        E1 twice. Source: TwinFlow's Z-Image wrapper (arXiv 2512.05150).
+        """
+        m_t, m_tt = m_t.double(), m_tt.double()
+        gap, scale = m_tt - m_t, self.config.t_scale
+        second = self.t_embedder_2 if self.has_second_time_embedder else self.t_embedder
+        first, step = self.t_embedder(m_t.abs() * scale), second(gap * scale)
+        return (first.float() + step.float() * gap.abs().float()[:, None]).to(self.dtype)
+
     def forward(
         self,
         latents: list[Tensor],
         t: Tensor,
         conditionings: list[Conditioning],
         interrupt: Callable[[], bool] | None = None,
+        *,
+        target_t: Tensor | None = None,
     ) -> list[Tensor]:
         """The predicted direction x - z (image minus noise) for each latent.
 
         latents: n tensors [in_channels, H, W] of any sizes. t: [1] or [n], 1 - sigma.
         conditionings: n, from `prepare`.
         interrupt: asked before every layer; when it answers true, Cancelled is raised.
+        target_t: like t, where a TwinFlow model is to jump to; t and target_t are then `dit_time`s.
         """
         patch = self.config.patch_size
-        temb = self.embed_time(t)
+        temb = self.embed_time(t) if target_t is None else self.embed_twin_time(t, target_t)
         tembs = [temb[i : i + 1] for i in range(len(temb))] if len(temb) > 1 else [temb] * len(latents)
         ropes = [c.rope[:, : c.image_tokens] for c in conditionings]
         seqs = [self._embed_image(patchify(x, patch), c) for x, c in zip(latents, conditionings, strict=True)]
