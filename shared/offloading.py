@@ -103,8 +103,9 @@ def load_weights(
 ) -> None:
     """Fill `model` (made by `build`) from safetensors files; floats become `dtype` (None keeps the file's).
 
-    `renames`: parts of the file's names, and what the model calls them. `unused(name)` tells which tensors of the file the model does not need by design. Raises UserError when a
-    file is missing or damaged, lacks tensors or has others in their place.
+    `renames`: parts of the file's names, and what the model calls them. `unused(name)` tells which tensors of
+    the file the model does not need by design. Raises UserError when a file is missing or damaged, lacks
+    tensors or has others in their place.
     """
     names: list[str] = []
     for file in files:

@@ -207,7 +207,7 @@ class RopeTable:
 
 
 def dit_time(t: Tensor) -> Tensor:
-    """TwinFlow's m(t) = sign(t) * (1 - |t|): noise level -1..1 (1 = noise) to the transformer's time, in fp64.
+    """TwinFlow's m(t) = sign(t) * (1 - |t|), in fp64: noise level -1..1 (1 = noise) to transformer time.
 
     sign(0) = 0, so a target of 0 (the image) maps to 0 and not to 1: the models were trained with that.
     """
