@@ -72,6 +72,7 @@ def load(
         read_config(model_def.get("scheduler_config") or SCHEDULER_CONFIGS[base_model_type]),
         place,
     )
+    pipe.unified_solver = bool(model_def.get("unified_solver"))
     embedders = [m for m in transformer.modules() if isinstance(m, TimestepEmbedder)]
     pipe.residency = offloading.attach(pipe, place, keep_fp32=(transformer, *embedders))
     return ZImageProcessor(pipe, LatentRgb.read(_latent_rgb_file(vae_config))), pipe
