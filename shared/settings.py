@@ -46,12 +46,12 @@ SETTINGS: dict[str, Setting] = {
             "guidance and negative prompts.",
         ),
         Setting(
-            name="prompt", kind=str, default="", label="Prompt", minimum=1, maximum=10_000,
+            name="prompt", kind=str, default="", label="Prompt", minimum=1, maximum=100_000,
             help="Describe the picture in plain words: subject, setting, light, style. English and Chinese "
             "work best with the large models.",
         ),
         Setting(
-            name="negative_prompt", kind=str, default="", label="Negative prompt", maximum=10_000,
+            name="negative_prompt", kind=str, default="", label="Negative prompt", maximum=100_000,
             needs="negative_prompt",
             help="What the picture should not show. It acts only while guidance is on.",
         ),

@@ -24,5 +24,5 @@ def test_adherence(card: str) -> None:
 
 @pytest.mark.slow
 def test_wider_and_larger_pictures_also_follow_the_prompt() -> None:
-    result = score(CardPainter("z_image_mini", {"resolution": "192x128"}), 16, seed=12)  # type: ignore[dict-item]
+    result = score(CardPainter("z_image_mini", {"resolution": "192x128"}), 16, seed=12)
     assert result.background >= 0.9 and result.colour_and_place >= 0.8, result

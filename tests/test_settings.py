@@ -126,7 +126,7 @@ def test_values_that_mean_a_valid_one_are_accepted(name, value, expected):
         ("prompt", " \n\t", "prompt is empty"),
         ("prompt", ["a", "b"], "came as a list"),
         ("prompt", 5, "came as 5"),
-        ("prompt", "x" * 10_001, "10,001 characters"),
+        ("prompt", "x" * 100_001, "100,001 characters"),
         ("prompt", "half \ud83d", "half a character"),
         ("image_format", "gif", "one of png, jpeg, webp"),
         ("image_format", "\ud83d\n", "one of png, jpeg, webp"),

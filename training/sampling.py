@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,22 +70,14 @@ def write_sheet(pictures: Sequence[np.ndarray], path: Path, columns: int = 8) ->
 class CardPainter:
     """Draws scenes through the program's own pipeline with a model card: one each, seed = its number."""
 
-    def __init__(self, card: str, overrides: dict[str, float]) -> None:
-        from models.z_image.z_image_handler import family_handler
-        from shared.cards import load_cards
-        from shared.settings import SETTINGS
+    def __init__(self, card: str, overrides: Mapping[str, Any]) -> None:
+        from shared.engine.catalog import catalog
 
         root = Path(__file__).resolve().parents[1]
-        cards, errors = load_cards(root, SETTINGS)
-        if card not in cards:
-            raise SystemExit(f"There is no card '{card}'; the cards are {', '.join(cards)}. {errors or ''}")
-        model = cards[card]
-        defaults = {name: setting.default for name, setting in SETTINGS.items()}
-        family_handler.update_default_settings(model.architecture, model.model, defaults)
-        self.settings = defaults | model.defaults | overrides
-        if not family_handler.query_model_def(model.architecture, model.model)["flow_shift"]:
-            del self.settings["flow_shift"]
-        self.processor, _ = family_handler.load_model(model.model["URLs"][0], model.architecture, model.model)
+        model = catalog(root, root / "ckpts").model(card)
+        self.settings = model.defaults | overrides
+        source = model.required[0].alternatives[0]
+        self.processor, _ = model.handler.load_model(source, model.architecture, model.card.model)
 
     def __call__(self, scenes: Sequence[Scene]) -> list[np.ndarray]:
         pictures = []

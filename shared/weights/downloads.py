@@ -14,7 +14,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import threading
 import time
 from collections import deque
@@ -528,10 +527,11 @@ def _remember(path: Path, sha256: str, cache_file: Path) -> None:
 def _write_whole(path: Path, text: str) -> None:
     """Write so that a reader sees the old text or the new one, never half of either."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    # One name for every writer, so that a process that is killed here leaves nothing that adds up; should two
+    # write at once, the reader finds the result damaged at worst and hashes anew.
+    name = path.with_name(f"{path.name}.new")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        name.write_text(text, "utf-8")
         os.replace(name, path)
     except OSError:
         with contextlib.suppress(OSError):
