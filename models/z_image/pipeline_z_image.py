@@ -156,6 +156,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
                 negative_prompt, len(positive), notes if negative_prompt_embeds is None else []
             )
             negative = self._features(texts, negative_prompt_embeds, max_sequence_length, notes)
+        elif any(text.strip() for text in _as_texts(negative_prompt)):
+            notes.append("The negative prompt did not act: guidance (or NAG) was off or not for this model.")
 
         rows, columns = height // self.vae_scale_factor, width // self.vae_scale_factor
         count = len(positive) * num_images_per_prompt
@@ -361,6 +363,10 @@ def _unguided(guidance: Guidance, nag: Nag, notes: list[str]) -> tuple[Guidance,
     if nag.scale > 1:
         notes.append("NAG_scale does not act with the unified sampler and was not used.")
     return Guidance(), Nag()
+
+
+def _as_texts(texts: str | Sequence[str] | None) -> list[str]:
+    return [texts or ""] if texts is None or isinstance(texts, str) else list(texts)
 
 
 def _negative_texts(negative: str | Sequence[str] | None, count: int, notes: list[str]) -> list[str]:
