@@ -3,13 +3,19 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.z_image import unified_sampler
+from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.unified_sampler import UnifiedConfig, is_unified, resolve, sample, time_grid
+from models.z_image.z_image_handler import family_handler
 from shared.errors import UserError
+from shared.settings import SETTINGS, validate
+from tests import mini
 
 PRESETS = {1: "few", 2: "few", 3: "any", 4: "any", 5: "mul", 8: "mul"}
 
@@ -197,3 +203,119 @@ def test_grids_that_fall_together_are_refused() -> None:
     with pytest.raises(UserError, match="order 2"):
         resolve("unified", 4, {"rfba_gap_steps": [0, 0.5], "sampling_order": 2})
     assert unified_sampler.time_grid(resolve("unified", 4, {"rfba_gap_steps": [0, 0.5]}))[0] == 1
+
+
+# ---------------------------------------------------------------- in the pipeline
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory):
+    """(processor, pipe) of a Mini with a second time embedder, under a card for the unified sampler."""
+    definition = mini.model_def("z_image_mini_twinflow")
+    stored = load_file(mini.ROOT / mini.model_def("z_image_mini")["URLs"][0])
+    second = {k: 0.3 * v for k, v in stored.items() if k.startswith("t_embedder.")}
+    stored |= {k.replace("t_embedder.", "t_embedder_2."): v for k, v in second.items()}
+    file = tmp_path_factory.mktemp("twin") / "transformer.safetensors"
+    save_file(stored, file)
+    return family_handler.load_model(file, "z_image", definition, device="cpu")
+
+
+def settings(**values) -> dict:
+    definition = mini.model_def("z_image_mini_twinflow")
+    capabilities = family_handler.query_model_def("z_image", definition)
+    given = {"prompt": "a red circle", "resolution": "128x128", "num_inference_steps": 4, **values}
+    complete = validate(given, {}, capabilities).settings
+    assert family_handler.validate_generative_settings("z_image", definition, complete) is None
+    return complete
+
+
+def pictures(twin, seeds: list[int], preview: bool = False, **values) -> list[np.ndarray]:
+    def watch(step: int, total: int, previews) -> None:
+        if preview:
+            assert len(previews()) == len(seeds)
+
+    made = twin[0].generate(
+        settings(**values), seeds=seeds, on_phase=lambda phase: None, on_step=watch, interrupt=lambda: False
+    )
+    return [np.asarray(image) for image in made.images]
+
+
+def test_every_control_changes_the_picture(twin) -> None:
+    changes = {
+        "sample_solver": "unified_2s",
+        "sampling_style": "mul",
+        "stochast_ratio": "SDE",
+        "extrapol_ratio": 0.5,
+        "sampling_order": 2,
+        "time_dist_ctrl": "1.5,1,1",
+        "rfba_gap_steps": "0.1,0.2",
+    }
+    assert list(changes) == [name for name, setting in SETTINGS.items() if setting.group == "sampler"]
+    made = [pictures(twin, [5], **{name: value})[0].tobytes() for name, value in changes.items()]
+    made += [pictures(twin, [5], **more)[0].tobytes() for more in ({}, {"sampling_order": 3})]
+    assert len(set(made)) == len(made)
+
+
+def test_same_seed_same_pixels_again_in_a_batch_and_with_preview(twin) -> None:
+    batch = pictures(twin, [3, 4, 5, 6])
+    assert len({image.tobytes() for image in batch}) == 4
+    torch.manual_seed(1)
+    assert np.array_equal(pictures(twin, [5])[0], batch[2])
+    assert np.array_equal(pictures(twin, [5])[0], batch[2])
+    assert np.array_equal(pictures(twin, [5, 3], preview=True)[0], batch[2])
+
+
+@torch.no_grad()
+def test_the_model_is_asked_as_the_formula_says(twin) -> None:
+    """F = -model output, at m(t) = 1 - t with the target m(tt), sign(0) = 0."""
+    pipe: ZImagePipeline = twin[1]
+    noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(2))
+    how = dict(height=128, width=128, output_type="latent", latents=noise, num_inference_steps=1)
+    out = pipe("a red circle", **how).images[0]
+    features = pipe._features(["a red circle"], None, 512, [])[0]
+    c = pipe.transformer.prepare(features, 16, 16)
+    temb = pipe.transformer.embed_twin_time(torch.tensor([0.001]).double(), torch.tensor([0.0]).double())
+    pipe.transformer.embed_time, before = lambda t: temb, pipe.transformer.embed_time
+    try:
+        velocity = -pipe.transformer([noise[0]], torch.zeros(1), [c])[0]
+    finally:
+        pipe.transformer.embed_time = before
+    torch.testing.assert_close(out, noise[0] - 0.999 * velocity, rtol=1e-5, atol=1e-5)
+
+
+def test_names_and_flags_choose_the_sampler(twin) -> None:
+    pipe, (_, plain) = twin[1], mini.load()
+    how = dict(height=128, width=128, output_type="latent", num_inference_steps=2)
+    how["latents"] = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(2))
+
+    def run(pipe: ZImagePipeline, **more):
+        return pipe("a red circle", generator=torch.Generator().manual_seed(0), **how | more)
+
+    assert torch.equal(run(pipe).images, run(pipe, sample_solver="twinflow").images)
+    assert not torch.equal(run(pipe).images, run(pipe, sample_solver="euler").images)
+    assert run(pipe).notes == []
+    fallback = run(plain, sample_solver="unified")
+    assert len(fallback.notes) == 1 and "no second time embedder" in fallback.notes[0]
+    forced = run(pipe, sample_solver="unified_2s", num_inference_steps=8)
+    assert torch.equal(forced.images, run(pipe).images) and "takes 2 steps" in forced.notes[0]
+    guided = run(pipe, guidance_scale=4.0, NAG_scale=5.0, negative_prompt="blue")
+    assert torch.equal(guided.images, run(pipe).images)
+    assert [note.split()[0] for note in guided.notes] == ["guidance_scale", "NAG_scale", "The"]
+    own = run(pipe, unified_sampler_config={"sampling_steps": 1})
+    assert torch.equal(own.images, run(pipe, num_inference_steps=1, unified_sampler_config={}).images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"sample_solver": "euler9"}, "sample_solver came as 'euler9'"),
+        ({"unified_sampler_config": {"sampling_style": "xyz"}}, "few, any, mul"),
+        ({"unified_sampler_config": {"style": "few"}}, "unknown key 'style'"),
+        ({"sample_solver": "euler", "unified_sampler_config": {"sampling_order": 2}}, "set that too"),
+        ({"num_inference_steps": 0}, "1 or more"),
+        ({"num_inference_steps": 1000}, "from 1 to 100"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(twin, arguments: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        twin[1](**{"prompt": "a star", "height": 128, "width": 128} | arguments)
