@@ -2,15 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel
 from training.export import half
+from training.grammar import COLOURS
 from training.twinflow import (
     DELTA,
     Parts,
     TwinModel,
+    cleanness,
     draw_times,
     loss_rows,
     mix,
@@ -173,3 +176,12 @@ def test_training_reaches_the_second_embedder_and_the_vector() -> None:
     assert model.twin.grad is not None and model.twin.grad.abs().max() > 0
     weight = model.model.t_embedder_2.mlp[0].weight
     assert weight.grad is not None and weight.grad.abs().max() > 0
+
+
+def test_cleanness_counts_pixels_of_named_colours() -> None:
+    picture = np.zeros((4, 4, 3), np.uint8)
+    picture[:] = next(iter(COLOURS.values()))
+    assert cleanness(picture) == 1
+    picture[:2] = (120, 60, 190 // 2)
+    far = min(np.linalg.norm(np.subtract(c, picture[0, 0])) for c in COLOURS.values()) > 32
+    assert far and cleanness(picture) == 0.5
