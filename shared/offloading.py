@@ -75,7 +75,8 @@ def build(make: Callable[[], M]) -> M:
 
 
 def header(file: Path) -> dict[str, Any]:
-    """The entries (dtype, shape, data_offsets) of a safetensors file by tensor name."""
+    """The entries (dtype, shape, data_offsets) of a safetensors file by name. UserError: it is damaged."""
+    check_safetensors(file)
     with open(file, "rb") as f:
         (size,) = struct.unpack("<Q", f.read(8))
         return {name: entry for name, entry in json.loads(f.read(size)).items() if name != "__metadata__"}
@@ -98,24 +99,26 @@ def load_weights(
     *,
     dtype: torch.dtype | None,
     unused: Callable[[str], bool] = lambda name: False,
+    renames: Mapping[str, str] | None = None,
 ) -> None:
     """Fill `model` (made by `build`) from safetensors files; floats become `dtype` (None keeps the file's).
 
-    `unused(name)` tells which tensors of the file the model does not need by design. Raises UserError when a
-    file is missing or damaged, lacks tensors or has others in their place.
+    `renames`: parts of the file's names, and what the model calls them. `unused(name)` tells which tensors of
+    the file the model does not need by design. Raises UserError when a file is missing or damaged, lacks
+    tensors or has others in their place.
     """
     names: list[str] = []
     for file in files:
         if not file.is_file():  # mmgp would try to download it
             raise UserError(f"{file} does not exist: download it or correct the path in the model's card.")
-        check_safetensors(file)
-        names += header(file)
+        names += [_renamed(name, renames) for name in header(file)]
     wanted = list(model.state_dict())
     prefix = common_prefix(names, wanted)
     label = ", ".join(file.name for file in files)
 
     def rename(weights: dict[str, Tensor], quantization: Any, tied: Any) -> tuple[Any, Any, Any]:
-        return tuple(_without(prefix, unused, table) for table in (weights, quantization, tied))  # type: ignore[return-value]
+        tables = (weights, quantization, tied)
+        return tuple(_short(prefix, unused, renames, table) for table in tables)  # type: ignore[return-value]
 
     try:
         offload.load_model_data(
@@ -149,12 +152,22 @@ def _problem(model: nn.Module, label: str, error: Exception) -> str | None:
     )
 
 
-def _without(
-    prefix: str, unused: Callable[[str], bool], table: Mapping[str, Any] | None
+def _renamed(name: str, renames: Mapping[str, str] | None) -> str:
+    for part, own in (renames or {}).items():
+        name = name.replace(part, own)
+    return name
+
+
+def _short(
+    prefix: str,
+    unused: Callable[[str], bool],
+    renames: Mapping[str, str] | None,
+    table: Mapping[str, Any] | None,
 ) -> dict[str, Any] | None:
+    """The table under the model's own names."""
     if table is None:
         return None
-    short = {name.removeprefix(prefix): value for name, value in table.items()}
+    short = {_renamed(name, renames).removeprefix(prefix): value for name, value in table.items()}
     return {name: value for name, value in short.items() if not unused(name)}
 
 

@@ -29,12 +29,13 @@ class Setting:
     default: object
     label: str
     help: str
-    group: str = "main"  # "main" | "guidance" | "output"
+    group: str = "main"  # "main" | "guidance" | "sampler" | "output"
     minimum: float | None = None
     maximum: float | None = None
     step: float | None = None
     choices: tuple[str, ...] = ()
     needs: str = ""  # the model's capability that makes it act; "" = every model
+    numbers: bool = False  # a text of numbers: one number, or a list of them, is written out
 
 
 SETTINGS: dict[str, Setting] = {
@@ -53,7 +54,8 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="negative_prompt", kind=str, default="", label="Negative prompt", maximum=100_000,
             needs="negative_prompt",
-            help="What the picture should not show. It acts only while guidance is on.",
+            help="What the picture should not show. It acts only while guidance (or NAG, on Turbo models) is "
+            "on.",
         ),
         Setting(
             name="resolution", kind=str, default="1024x1024", label="Resolution",
@@ -100,6 +102,65 @@ SETTINGS: dict[str, Setting] = {
             "softer detail and saves time.",
         ),
         Setting(
+            name="NAG_scale", kind=float, default=1.0, label="NAG scale", minimum=1, maximum=20, step=0.05,
+            group="guidance", needs="NAG",
+            help="How strongly the picture moves away from the negative prompt. 1 is off and costs nothing; "
+            "start with 3 to 6.",
+        ),
+        Setting(
+            name="NAG_tau", kind=float, default=3.5, label="NAG limit", minimum=1, maximum=10, step=0.1,
+            group="guidance", needs="NAG",
+            help="How far one place of the picture may be pushed. Lower values keep the picture closer to "
+            "the one without NAG. Acts while the NAG scale is above 1.",
+        ),
+        Setting(
+            name="NAG_alpha", kind=float, default=0.5, label="NAG blend", minimum=0, maximum=1, step=0.05,
+            group="guidance", needs="NAG",
+            help="How much of the pushed picture is mixed in: 0 none, 1 all of it. Acts while the NAG scale "
+            "is above 1.",
+        ),
+        Setting(
+            name="sample_solver", kind=str, default="unified", label="Sampler preset", group="sampler",
+            choices=("", "unified", "unified_2s", "unified_4s", "twinflow"), needs="unified",
+            help="unified suits the number of steps; unified_2s and unified_4s always take 2 and 4 steps.",
+        ),
+        Setting(
+            name="sampling_style", kind=str, default="", label="Aim of a step", group="sampler",
+            choices=("", "few", "any", "mul"), needs="unified",
+            help="few jumps to the finished picture each time (1-2 steps), any to the next step (3-4), mul "
+            "follows the path closely (5 and more).",
+        ),
+        Setting(
+            name="stochast_ratio", kind=str, default="1", label="Fresh noise", group="sampler", maximum=40,
+            needs="unified", numbers=True,
+            help="How much of the noise is new at each step: 0 none, 1 all, up to 2 for more than all, or "
+            "SDE to let the step's size decide. Acts from 2 steps on.",
+        ),
+        Setting(
+            name="extrapol_ratio", kind=float, default=0.0, label="Extrapolation", minimum=0, maximum=1,
+            step=0.05, group="sampler", needs="unified",
+            help="How far each step goes on in the direction of the change since the last one. Acts from 4 "
+            "steps on.",
+        ),
+        Setting(
+            name="sampling_order", kind=int, default=1, label="Order", minimum=1, maximum=3, step=1,
+            group="sampler", needs="unified",
+            help="Predictions that one step combines. Orders 2 and 3 make fewer, more exact steps in about "
+            "the same time; best with mul.",
+        ),
+        Setting(
+            name="time_dist_ctrl", kind=str, default="1,1,1", label="Time curve", group="sampler",
+            maximum=100, needs="unified", numbers=True,
+            help="Three numbers from 0.1 to 10 that bend the times of the steps, drawn below. 1,1,1 is "
+            "straight.",
+        ),
+        Setting(
+            name="rfba_gap_steps", kind=str, default="", label="Time gaps", group="sampler", maximum=100,
+            needs="unified", numbers=True,
+            help="Two numbers: what the times leave out at the noisy and at the clean end. Empty is the "
+            "preset's, for example 0.001,0.6.",
+        ),
+        Setting(
             name="image_format", kind=str, default="png", label="File format", group="output",
             choices=("png", "jpeg", "webp"),
             help="PNG keeps every pixel exactly; JPEG and WebP files are smaller and lose a little. All "
@@ -112,7 +173,7 @@ SETTINGS: dict[str, Setting] = {
 # A name that also stands in SETTINGS acts: SETTINGS is asked first.
 _WAN2GP_NAMES = {
     "ZGP does not offer it yet": """
-        NAG_scale NAG_tau NAG_alpha sample_solver unified_sampler_config activated_loras loras_choices
+        unified_sampler_config activated_loras loras_choices
         loras_multipliers control_net_weight control_net_weight2 denoising_strength masking_strength
         image_guide image_mask image_start image_refs image_prompt_type video_prompt_type mask_expand
         spatial_upsampling film_grain_intensity film_grain_saturation prompt_enhancer multi_prompts_gen_type
@@ -224,6 +285,8 @@ class _Unusable(Exception):
 
 
 def _convert(setting: Setting, value: Any, example: Any) -> Any:
+    if setting.numbers:
+        value = _written_out(value)
     try:
         converted = _CONVERTERS[setting.kind](value)
     except (TypeError, ValueError, OverflowError):
@@ -231,6 +294,13 @@ def _convert(setting: Setting, value: Any, example: Any) -> Any:
     check = _check_text if setting.kind is str else _check_number
     check(setting, converted, example)
     return converted
+
+
+def _written_out(value: Any) -> Any:
+    """Numbers as the text that a user would type; anything else as it is."""
+    if isinstance(value, (list, tuple)) and all(type(x) in (int, float) for x in value):
+        return ",".join(map(str, value))
+    return str(value) if type(value) in (int, float) else value
 
 
 def _to_text(value: Any) -> str:
@@ -297,7 +367,7 @@ def _sentence(setting: Setting, value: Any, example: Any) -> str:
     """What came, what was expected, what to do."""
     came = f"{setting.name} came as {_show(value)}; expected "
     if setting.choices:
-        return f"{came}one of {', '.join(setting.choices)}"
+        return f"{came}one of {', '.join(filter(None, setting.choices))}"
     expected = _KIND_WORDS[setting.kind]
     if setting.kind in (int, float) and setting.minimum is not None and setting.maximum is not None:
         expected += f" from {setting.minimum} to {setting.maximum}"

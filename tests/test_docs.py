@@ -20,6 +20,7 @@ def known_flags() -> set[str]:
         "training.train",
         "training.score",
         "training.export",
+        "training.twinflow",
         "benchmarks.cpu",
         "benchmarks.page",
     ):

@@ -120,7 +120,9 @@ def test_the_documents_lines_reach_the_file_they_name() -> None:
 
 def test_the_built_in_models_are_small() -> None:
     files = [f for f in (mini.ROOT / "models/z_image/mini").rglob("*") if f.is_file()]
-    assert sum(f.stat().st_size for f in files) < 16e6
+    sizes = {f.name: f.stat().st_size for f in files if f.name == "transformer_twinflow.safetensors"}
+    assert sum(f.stat().st_size for f in files) - sum(sizes.values()) < 16e6
+    assert all(size < 8e6 for size in sizes.values())
 
 
 def test_bf16_runs(tmp_path: Path) -> None:
@@ -136,3 +138,21 @@ def test_bf16_runs(tmp_path: Path) -> None:
     assert (
         coarse - fine
     ).norm() < 0.1 * fine.norm()  # bf16 has 8 bits: errors of some percent over four steps
+
+
+@pytest.mark.parametrize("spelling", ["", "extended_weights.t_embedder_2.", "t_embedder_2."])
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_the_second_time_embedder_loads_under_both_spellings(
+    tmp_path: Path, spelling: str, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    definition = mini.model_def("z_image_mini")
+    stored = load_file(mini.ROOT / definition["URLs"][0])
+    second = {k: torch.full_like(v, 0.5) for k, v in stored.items() if k.startswith("t_embedder.")}
+    extra = {k.replace("t_embedder.", spelling): v for k, v in second.items() if spelling}
+    save_file({prefix + k: v for k, v in (extra | stored).items()}, tmp_path / "twin.safetensors")
+    _, pipe = family_handler.load_model(tmp_path / "twin.safetensors", "z_image", definition, device="cpu")
+    assert pipe.transformer.has_second_time_embedder == bool(spelling)
+    if spelling:
+        assert len(pipe.transformer.state_dict()) == len(stored) + 4
+        assert (pipe.transformer.t_embedder_2.mlp[0].weight == 0.5).all()
+    assert "does not know" not in caplog.text

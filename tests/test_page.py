@@ -23,10 +23,11 @@ from shared.ui.form import about_html, label
 from shared.ui.notice import notice_html
 from shared.ui.stage import queue_text, stage_html, status_text
 from shared.ui.text import duration_text, settings_line, size_text
+from shared.ui.time_grid import problem_html, time_grid_html
 from shared.ui.watch import Sight
 from tests.browser import FLAGS, ROOT, find_chromium, free_port, serve
 
-MINI, BASE = "z_image_mini", "z_image_mini_base"
+MINI, BASE, TWIN = "z_image_mini", "z_image_mini_base", "z_image_mini_twinflow"
 PROMPT = "a red circle above a blue square on a yellow background"
 HEAVY = ("torch", "transformers", "diffusers", "mmgp")
 WAIT = 60_000  # milliseconds for what a slow computer may take
@@ -85,6 +86,13 @@ def test_a_model_to_download_names_its_weights():
 
 def test_stage_keeps_the_shape_of_the_picture_before_the_first_preview():
     assert "aspect-ratio: 1024 / 512" in stage_html(Sight(9, [a_job()], None, []))
+
+
+def test_the_time_grid_has_a_point_for_each_level_and_is_named_for_those_who_do_not_see_it():
+    html = time_grid_html([0.999, 0.6, 0.0])
+    assert html.count("<circle") == 3 and 'aria-label="Noise level at each step: 0.999, 0.6, 0"' in html
+    assert "<text" in html and time_grid_html([1 - i / 50 for i in range(51)]).count("<circle") == 51
+    assert "<b>" not in problem_html("<b>")
 
 
 def test_texts_from_files_are_never_html():
@@ -260,11 +268,11 @@ def test_wrong_size_is_one_sentence(visit, server):
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("model_id", [BASE, MINI])
+@pytest.mark.parametrize("model_id", [BASE, MINI, TWIN])
 def test_controls_are_visible_where_they_act(visit, models, model_id):
     model, page = models.models[model_id], visit()
-    page.choose_model(models.models[BASE if model_id == MINI else MINI].name)
-    page.choose_model(model.name)
+    page.choose_model(label(models.models[BASE if model_id == MINI else MINI]))
+    page.choose_model(label(model))
     page.tab.wait_for_function(
         "(text) => document.querySelector('#about').innerText.includes(text)", arg=model.description
     )
@@ -273,6 +281,46 @@ def test_controls_are_visible_where_they_act(visit, models, model_id):
     shown = [name for name in SETTINGS if page.tab.locator(f"#{name}").is_visible()]
     assert shown == [name for name in SETTINGS if name in model.settings]
     assert page.value("num_inference_steps") == str(model.defaults["num_inference_steps"])
+    assert page.tab.locator("#live").is_visible() == (model_id == TWIN)
+    assert page.tab.locator("#time-grid svg").is_visible() == (model_id == TWIN)
+
+
+@pytest.mark.browser
+def test_the_time_grid_follows_its_controls_and_says_what_is_out_of_range(visit, models):
+    page = visit()
+    page.choose_model(label(models.models[TWIN]))
+    page.tab.wait_for_selector("#live", state="visible")
+    page.tab.locator("#advanced button").first.click()
+    shown = "(levels) => document.querySelector('#time-grid svg')?.ariaLabel.endsWith(levels)"
+    page.tab.wait_for_function(shown, arg=": 0.999, 0.6, 0")
+    page.set_number("num_inference_steps", 4)
+    page.tab.wait_for_function(shown, arg=": 0.999, 0.833, 0.666, 0.5, 0")
+    page.tab.locator("#rfba_gap_steps input, #rfba_gap_steps textarea").fill("0.2,0.2")
+    page.tab.wait_for_function(shown, arg=": 0.8, 0.6, 0.4, 0.2, 0")
+    page.tab.locator("#time_dist_ctrl input, #time_dist_ctrl textarea").fill("2,1,1")
+    page.tab.wait_for_function(shown, arg=": 0.96, 0.84, 0.64, 0.36, 0")
+    page.tab.locator("#stochast_ratio input, #stochast_ratio textarea").fill("abc")
+    page.tab.wait_for_selector("#time-grid .zgp-grid-problem")
+    assert "from 0 to 2, or SDE" in page.tab.locator("#time-grid").inner_text()
+    page.generate()
+    assert "from 0 to 2, or SDE" in page.tab.locator(".toast-body").inner_text()
+    page.complaints.clear()
+
+
+@pytest.mark.browser
+def test_redrawing_while_typing_draws_the_newest_prompt(visit, models, server):
+    if not models.models[TWIN].available:
+        pytest.skip("the Mini TwinFlow's weights are not here")
+    page, before = visit(), len(server.pictures())
+    page.choose_model(label(models.models[TWIN]))
+    page.tab.locator("#live input").check()
+    text = "a red circle on a white background"
+    page.tab.locator("#prompt textarea").press_sequentially(text, delay=20)
+    page.tab.wait_for_selector("#viewer img")
+    page.wait_until_idle()
+    made = [metadata.read(path) for path in server.pictures()[before:]]
+    assert made[-1]["prompt"] == text and len(made) < 10
+    assert page.tab.locator("#notice .zgp-notice").count() == 0
 
 
 @pytest.mark.browser

@@ -219,3 +219,23 @@ def test_numbers_that_are_not_numbers_make_no_black_picture() -> None:
     _, pipe = mini.load()
     with pytest.raises(UserError, match="not numbers"):
         pipe(PROMPT, height=128, width=128, num_inference_steps=1, latents=noise(1) * float("nan"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("step", [0, 1])
+def test_guidance_is_the_same_as_one_or_two_forwards(step: int) -> None:
+    """A batch is a list of sequences: both captions together, or one after the other, bit for bit."""
+    _, pipe = mini.load("z_image_mini_base")
+    features = [pipe._features([text], None, 512, [])[0] for text in (PROMPT, NEGATIVE)]
+    pos, neg = (pipe.transformer.prepare(x, 16, 16) for x in features)
+    (x,), t = noise(1, seed=step), torch.tensor([0.4 * step])
+    together = pipe.transformer([x, x], t, [pos, neg])
+    apart = [pipe.transformer([x], t, [c])[0] for c in (pos, neg)]
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
+
+
+def test_a_negative_prompt_that_does_not_act_is_noted() -> None:
+    _, pipe = mini.load()
+    how = dict(height=128, width=128, num_inference_steps=1, output_type="latent")
+    assert "did not act" in pipe(PROMPT, "red", **how).notes[0]
+    assert pipe(PROMPT, "red", NAG_scale=2.0, **how).notes == []

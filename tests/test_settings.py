@@ -32,7 +32,7 @@ def test_the_table_is_complete_and_consistent():
         assert setting.name == name
         assert setting.help and setting.label and setting.help.endswith(".")
         assert isinstance(setting.default, setting.kind)
-        assert setting.group in ("main", "guidance", "output")
+        assert setting.group in ("main", "guidance", "sampler", "output")
         assert not setting.choices or setting.default in setting.choices
 
 
@@ -194,7 +194,74 @@ def test_a_settings_file_of_wan2gp_is_accepted_and_its_other_keys_are_listed():
     kept = EVERY_MODEL - {"image_format"} | {"negative_prompt", "guidance_scale", "flow_shift"}
     assert {name: result.settings[name] for name in kept} == {name: wan2gp[name] for name in kept}
     assert result.ignored.keys() == wan2gp.keys() - kept - {"video_guide"}  # null asks for nothing
+    assert result.ignored.pop("NAG_scale") == "does not act on this model"
     assert all(reason.startswith("a setting of Wan2GP; ") for reason in result.ignored.values())
+
+
+NAG = {"NAG": True, "negative_prompt": True}
+UNIFIED = {"unified": True}
+
+
+def test_nag_and_the_sampler_act_where_the_model_has_them():
+    named = {"NAG_scale", "NAG_tau", "NAG_alpha"}
+    assert check(NAG).settings.keys() == EVERY_MODEL | {"negative_prompt"} | named
+    sampler = {name for name, setting in SETTINGS.items() if setting.group == "sampler"}
+    assert check(UNIFIED, negative_prompt="x").settings.keys() == EVERY_MODEL | sampler
+    assert check(UNIFIED, negative_prompt="x").ignored.keys() == {"negative_prompt"}
+    assert [check(NAG).settings[name] for name in ("NAG_scale", "NAG_tau", "NAG_alpha")] == [1.0, 3.5, 0.5]
+
+
+def test_numbers_are_written_out_where_a_text_of_numbers_is_expected():
+    given = check(UNIFIED, stochast_ratio=0.5, time_dist_ctrl=[1, 2, 0.5], rfba_gap_steps="0.1,0.2").settings
+    assert (given["stochast_ratio"], given["time_dist_ctrl"]) == ("0.5", "1,2,0.5")
+    assert given["rfba_gap_steps"] == "0.1,0.2"
+    assert problems(UNIFIED, time_dist_ctrl=[1, "x"]) == [
+        'time_dist_ctrl came as a list; expected a text, for example "1,1,1"'
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("sampling_style", "xyz", "one of few, any, mul"),
+        ("sampling_order", 4, "a whole number from 1 to 3"),
+        ("extrapol_ratio", 1.5, "a number from 0 to 1"),
+        ("sample_solver", "euler", "one of unified, unified_2s, unified_4s, twinflow"),
+        ("num_inference_steps", 1000, "a whole number from 1 to 100"),
+        ("num_inference_steps", 0, "a whole number from 1 to 100"),
+    ],
+)
+def test_the_samplers_ranges_are_named(name, value, said):
+    [problem] = problems(UNIFIED, **{name: value})
+    assert problem.startswith(f"{name} came as") and said in problem
+
+
+@pytest.mark.parametrize(
+    "name, value", [("NAG_scale", 0.9), ("NAG_scale", 21), ("NAG_tau", 0), ("NAG_alpha", 2)]
+)
+def test_nags_ranges_are_named(name, value):
+    [problem] = problems(NAG, **{name: value})
+    assert problem.startswith(f"{name} came as {float(value)}; expected a number from")
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("stochast_ratio", "abc", "from 0 to 2, or SDE"),
+        ("stochast_ratio", "3", "from 0 to 2, or SDE"),
+        ("rfba_gap_steps", [0.9, 0.6], "less than 1 together"),
+        ("time_dist_ctrl", "1,1", "three numbers from 0.1 to 10"),
+    ],
+)
+def test_the_family_checks_what_only_it_knows(name, value, said):
+    from shared.engine.catalog import catalog
+    from tests.mini import ROOT
+
+    models = catalog(ROOT, ROOT / "ckpts")
+    with pytest.raises(SettingsError) as caught:
+        models.validate({"model_type": "z_image_mini_twinflow", "prompt": "a star", name: value})
+    [problem] = caught.value.problems
+    assert problem.startswith(f"{name} came as") and said in problem
 
 
 @pytest.mark.parametrize("values", [None, [], "prompt", 3])

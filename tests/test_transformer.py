@@ -1,5 +1,6 @@
 """Our S3-DiT against diffusers' ZImageTransformer2DModel on the same random weights."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ZImageTransformer2DModel as Reference
@@ -7,6 +8,7 @@ from diffusers import ZImageTransformer2DModel as Reference
 from models.z_image.transformer_z_image import (
     ZImageConfig,
     ZImageTransformer2DModel,
+    dit_time,
     patchify,
     positions,
     unpatchify,
@@ -158,3 +160,58 @@ def test_attention_backend_errors_name_the_choice() -> None:
     _, ours = pair("odd")
     with pytest.raises(UserError, match="sdpa"):
         ours.set_attention_backend("fastest")
+
+
+def twin(second: bool, dtype: torch.dtype = torch.float32) -> ZImageTransformer2DModel:
+    _, plain = pair("odd", dtype)
+    model = ZImageTransformer2DModel(plain.config, second_time_embedder=second)
+    torch.manual_seed(3)
+    model.load_state_dict(model.state_dict() | plain.state_dict())
+    return model.to(dtype).eval()
+
+
+def reference_embedding(embedder: torch.nn.Module, t: float) -> torch.Tensor:
+    """The sinusoid of 256 values, cosines first, then the two linears: written out, in fp64."""
+    frequencies = torch.exp(-np.log(10000.0) * torch.arange(128, dtype=torch.float64) / 128)
+    sinusoid = torch.cat(((t * frequencies).cos(), (t * frequencies).sin()))
+    a, b = embedder.mlp[0], embedder.mlp[2]
+    h = a.weight.double() @ sinusoid + a.bias.double()
+    return b.weight.double() @ (h * h.sigmoid()) + b.bias.double()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("second", [True, False])
+@pytest.mark.parametrize(
+    ("t", "tt", "m_t", "m_tt"),
+    [
+        (0.999, 0.0, 0.001, 0.0),  # sign(0) = 0: the image as a target is 0, not 1
+        (0.6, 0.2, 0.4, 0.8),
+        (0.5, 0.5, 0.5, 0.5),  # no way to go: the second embedder has no part in it
+        (-0.7, 0.7, -0.3, 0.3),  # the twin trajectory
+    ],
+)
+def test_twin_time_follows_the_formula(second: bool, t: float, tt: float, m_t: float, m_tt: float) -> None:
+    model = twin(second)
+    times = dit_time(torch.tensor([t, tt], dtype=torch.float64))
+    assert times.tolist() == pytest.approx([m_t, m_tt], abs=1e-12) and times.dtype == torch.float64
+    other = model.t_embedder_2 if second else model.t_embedder
+    expected = reference_embedding(model.t_embedder, 1000 * abs(m_t))
+    expected = expected + reference_embedding(other, 1000 * (m_tt - m_t)) * abs(m_t - m_tt)
+    given = model.embed_twin_time(times[:1], times[1:])
+    torch.testing.assert_close(given[0].double(), expected, rtol=1e-4, atol=1e-4)
+    batch = model.embed_twin_time(times, times.flip(0))
+    torch.testing.assert_close(batch[:1], given, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_target_changes_the_prediction_and_its_absence_nothing() -> None:
+    _, plain = pair("odd")
+    model = twin(True)
+    latents, captions = inputs("odd", [(8, 8, 3)])
+    c = model.prepare(captions[0], 8, 8)
+    t = torch.tensor([0.3])
+    assert torch.equal(model(latents, t, [c])[0], plain(latents, t, [c])[0])
+    aimed = model(latents, t, [c], target_t=torch.tensor([0.9]))[0]
+    assert not torch.allclose(aimed, plain(latents, t, [c])[0], atol=1e-3)
+    here = model(latents, t, [c], target_t=t)[0]
+    torch.testing.assert_close(here, plain(latents, t, [c])[0], rtol=1e-5, atol=1e-5)

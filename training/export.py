@@ -20,7 +20,11 @@ from transformers import AutoTokenizer
 from training.networks import TRANSFORMER, VAE, make_vae
 from training.text import make_encoder
 
-TRANSFORMERS = {"base": "transformer_base.safetensors", "turbo": "transformer.safetensors"}
+TRANSFORMERS = {
+    "base": "transformer_base.safetensors",
+    "turbo": "transformer.safetensors",
+    "twinflow": "transformer_twinflow.safetensors",
+}
 
 
 def half(state: dict[str, Tensor]) -> dict[str, Tensor]:

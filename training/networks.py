@@ -87,19 +87,27 @@ def make_vae() -> AutoencoderKL:
 
 
 def forward_batch(
-    model: ZImageTransformer2DModel, x: Tensor, t: Tensor, caption: Tensor, lengths: Tensor
+    model: ZImageTransformer2DModel,
+    x: Tensor,
+    t: Tensor | None,
+    caption: Tensor,
+    lengths: Tensor,
+    temb: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The transformer on a whole batch of equal shapes: x [B, 16, H, W], t [B], caption [B, L, hidden]
     features.
 
-    Captions are padded to a common multiple of 32 with the pad token. Returns the prediction [B, 16, H, W]
-    and the image tokens [B, H/2 * W/2, dim] after AUX_LAYER main layers.
+    temb [B, dim]: the finished time embedding, in place of `t`. Captions are padded to a common multiple of
+    32 with the pad token. Returns the prediction [B, 16, H, W] and the image tokens [B, H/2 * W/2, dim] after
+    AUX_LAYER main layers.
     """
     key, patch = model.config.key, model.config.patch_size
     rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
     tokens, size, length = rows * columns, len(x), padded(caption.shape[1])
     rope = model.rope(positions(length, rows, columns), x.device)
-    temb = model.t_embedder(t * model.config.t_scale)
+    if temb is None:
+        assert t is not None
+        temb = model.t_embedder(t * model.config.t_scale)
 
     image = model.all_x_embedder[key](patchify(x, patch))
     image = torch.cat((image, model.x_pad_token.expand(size, padded(tokens) - tokens, -1)), 1)

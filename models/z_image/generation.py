@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
+from models.z_image.z_image_handler import SAMPLER_SETTINGS
 from shared.settings import parse_resolution
 
 #: settings that are pipeline arguments of the same name
@@ -22,6 +23,10 @@ SAME_NAME = (
     "cfg_normalization",
     "cfg_truncation",
     "flow_shift",
+    "sample_solver",
+    "NAG_scale",
+    "NAG_tau",
+    "NAG_alpha",
 )
 
 Previews = Callable[[], list[Image.Image]]
@@ -52,6 +57,7 @@ class ZImageProcessor:
         interrupt: Callable[[], bool],
     ) -> Generation:
         """One picture for each seed. Raises Cancelled once `interrupt` is true, UserError for bad input."""
+        sampler = {name: settings[name] for name in SAMPLER_SETTINGS if name in settings}
         width, height = parse_resolution(settings["resolution"])
 
         def step(number: int, total: int, denoised: Sequence[Tensor]) -> None:
@@ -63,6 +69,7 @@ class ZImageProcessor:
             width=width,
             num_images_per_prompt=len(seeds),
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            unified_sampler_config=sampler or None,
             callback=step,
             on_phase=on_phase,
             interrupt=interrupt,

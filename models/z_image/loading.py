@@ -16,7 +16,7 @@ from models.z_image import text_encoding
 from models.z_image.generation import ZImageProcessor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
-from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel
+from models.z_image.transformer_z_image import TimestepEmbedder, ZImageConfig, ZImageTransformer2DModel
 from models.z_image.z_image_handler import (
     CONFIGS,
     ROOT,
@@ -28,6 +28,9 @@ from models.z_image.z_image_handler import (
 )
 from shared import offloading
 from shared.errors import UserError
+
+#: how some TwinFlow files spell the second time embedder
+TWINFLOW_NAMES = {"extended_weights.t_embedder_2.": "t_embedder_2."}
 
 
 def load(
@@ -69,7 +72,9 @@ def load(
         read_config(model_def.get("scheduler_config") or SCHEDULER_CONFIGS[base_model_type]),
         place,
     )
-    pipe.residency = offloading.attach(pipe, place, keep_fp32=(transformer, transformer.t_embedder))
+    pipe.unified_solver = bool(model_def.get("unified_solver"))
+    embedders = [m for m in transformer.modules() if isinstance(m, TimestepEmbedder)]
+    pipe.residency = offloading.attach(pipe, place, keep_fp32=(transformer, *embedders))
     return ZImageProcessor(pipe, LatentRgb.read(_latent_rgb_file(vae_config))), pipe
 
 
@@ -101,8 +106,10 @@ def _transformer(
     model_def: Mapping[str, Any], files: list[Path], dtype: torch.dtype
 ) -> ZImageTransformer2DModel:
     config = ZImageConfig.from_dict(read_config(model_def.get("transformer_config") or TRANSFORMER_CONFIG))
-    model = offloading.build(lambda: ZImageTransformer2DModel(config))
-    offloading.load_weights(model, files, dtype=dtype)
+    names = [name for file in files for name in offloading.header(file)]
+    twin = any("t_embedder_2." in name for name in names)
+    model = offloading.build(lambda: ZImageTransformer2DModel(config, second_time_embedder=twin))
+    offloading.load_weights(model, files, dtype=dtype, renames=TWINFLOW_NAMES)
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +13,11 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
-from models.z_image import text_encoding
+from models.z_image import text_encoding, unified_sampler
+from models.z_image.nag import Nag
 from models.z_image.schedule import make_sigmas
-from models.z_image.transformer_z_image import Conditioning, ZImageTransformer2DModel
+from models.z_image.transformer_z_image import Conditioning, ZImageTransformer2DModel, dit_time
+from models.z_image.unified_sampler import UnifiedConfig
 from shared.errors import Cancelled, UserError
 
 SIZE_MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patches
@@ -25,6 +28,9 @@ DEFAULT_NEGATIVE_PROMPT = (
 
 #: called after each step with its number (from 1), the number of steps and the predicted clean latents
 StepCallback = Callable[[int, int, Sequence[Tensor]], None]
+
+#: the predictions of x - z for samples at noise level sigma, fp32
+Forward = Callable[[list[Tensor], float], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         self.transformer, self.text_encoder, self.vae = transformer, text_encoder, vae
         self.tokenizer, self.scheduler_config = tokenizer, scheduler_config
         self.device = torch.device(device)
+        self.unified_solver = False  # whether the model is made for the unified sampler
         self.residency: Any = None  # holds the parts on the device for as long as the pipeline lives
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
@@ -109,6 +116,11 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         prompt_embeds: Sequence[Tensor] | None = None,
         negative_prompt_embeds: Sequence[Tensor] | None = None,
         flow_shift: float | None = None,
+        sample_solver: str | None = None,
+        unified_sampler_config: Mapping[str, Any] | None = None,
+        NAG_scale: float = 1.0,
+        NAG_tau: float = 3.5,
+        NAG_alpha: float = 0.5,
         max_sequence_length: int = 512,
         output_type: str = "pil",
         callback: StepCallback | None = None,
@@ -122,31 +134,47 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         device.
         latents: the noise itself, [n, 16, height / 8, width / 8]. *_embeds: features [L, hidden] for prompts.
         flow_shift: static shift of the schedule instead of the model's. interrupt: asked before every layer.
+        sample_solver, unified_sampler_config: see unified_sampler.resolve; no name means the model's own.
+        NAG_*: see Nag; it acts at a scale above 1 while guidance is off.
         Raises UserError for values that make no picture, Cancelled when interrupted.
         """
         check_size(height, width, num_inference_steps)
-        guidance = Guidance(guidance_scale, float(cfg_normalization or 0), cfg_truncation)
         notes: list[str] = []
+        unified = self._unified(sample_solver, num_inference_steps, unified_sampler_config, notes)
+        guidance = Guidance(guidance_scale, float(cfg_normalization or 0), cfg_truncation)
+        nag = Nag(NAG_scale, NAG_tau, NAG_alpha)
+        if unified:
+            guidance, nag = _unguided(guidance, nag, notes)
+        nag_acts = nag.scale > 1 and not guidance.on
 
         on_phase("Encoding prompt")
         prompts = _as_list(prompt, prompt_embeds)
         positive = self._features(prompts, prompt_embeds, max_sequence_length, notes)
         negative: list[Tensor] = []
-        if guidance.on:
+        if guidance.on or nag_acts:
             texts = _negative_texts(
                 negative_prompt, len(positive), notes if negative_prompt_embeds is None else []
             )
             negative = self._features(texts, negative_prompt_embeds, max_sequence_length, notes)
+        elif any(text.strip() for text in _as_texts(negative_prompt)):
+            notes.append("The negative prompt did not act: guidance (or NAG) was off or not for this model.")
 
         rows, columns = height // self.vae_scale_factor, width // self.vae_scale_factor
         count = len(positive) * num_images_per_prompt
-        samples = self._noise(count, rows, columns, generator, latents)
+        generators = _generators(generator, count)
+        samples = self._noise(rows, columns, generators, latents)
 
         on_phase("Denoising")
         conditionings = self._prepare(positive, rows, columns, num_images_per_prompt)
         opposites = self._prepare(negative, rows, columns, num_images_per_prompt)
-        sigmas = make_sigmas(num_inference_steps, self.scheduler_config, rows * columns // 4, flow_shift)
-        samples = self._denoise(samples, sigmas, conditionings, opposites, guidance, callback, interrupt)
+        if unified:
+            predict = functools.partial(self._twin_velocities, conditionings, interrupt)
+            samples = unified_sampler.sample(predict, samples, unified, generators, callback)
+            samples = [x.float() for x in samples]
+        else:
+            sigmas = make_sigmas(num_inference_steps, self.scheduler_config, rows * columns // 4, flow_shift)
+            forward = self._forward(conditionings, opposites, guidance, nag if nag_acts else None, interrupt)
+            samples = self._denoise(samples, sigmas, forward, callback)
         if not all(torch.isfinite(x).all() for x in samples):
             raise UserError(
                 "The model computed values that are not numbers, so there is no picture: use --bf16 instead "
@@ -180,21 +208,21 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         return [prepared[id(x)] for x in features for _ in range(repeat)]
 
     def _noise(
-        self, count: int, rows: int, columns: int, generator: Any, latents: Tensor | None
+        self,
+        rows: int,
+        columns: int,
+        generators: Sequence[torch.Generator | None],
+        latents: Tensor | None,
     ) -> list[Tensor]:
         """Each image's own start, fp32: drawn on the CPU unless the generator lives elsewhere."""
         shape = (self.transformer.in_channels, rows, columns)
         if latents is not None:
-            if tuple(latents.shape) != (count, *shape):
+            if tuple(latents.shape) != (len(generators), *shape):
                 raise UserError(
-                    f"latents have the shape {tuple(latents.shape)}; this run needs {(count, *shape)}."
+                    f"latents have the shape {tuple(latents.shape)}; "
+                    f"this run needs {(len(generators), *shape)}."
                 )
             return list(latents.to(self.device, torch.float32))
-        generators = list(generator) if isinstance(generator, Sequence) else [generator] * count
-        if len(generators) != count:
-            raise UserError(
-                f"There are {len(generators)} generators for {count} images: give one for each, or one."
-            )
         return [
             torch.randn(shape, generator=g, device=g.device if g else "cpu", dtype=torch.float32).to(
                 self.device
@@ -202,31 +230,87 @@ class ZImagePipeline(Mapping[str, nn.Module]):
             for g in generators
         ]
 
-    def _denoise(
+    def _forward(
         self,
-        samples: list[Tensor],
-        sigmas: list[float],
         conditionings: list[Conditioning],
         opposites: list[Conditioning],
         guidance: Guidance,
-        callback: StepCallback | None,
+        nag: Nag | None,
         interrupt: Callable[[], bool] | None,
-    ) -> list[Tensor]:
-        """Euler: x += (sigma_next - sigma) * velocity, where velocity = -(the transformer's output)."""
-        steps, count = len(sigmas) - 1, len(samples)
-        for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:], strict=False), 1):
+    ) -> Forward:
+        """One step's prediction of x - z: plain, with classifier-free guidance, or with NAG."""
+
+        def forward(samples: list[Tensor], sigma: float) -> list[Tensor]:
             t = torch.tensor([(1000 - sigma * 1000) / 1000], dtype=torch.float32, device=self.device)
-            if guidance.acts_at(1 - sigma):
+            if nag is not None:
+                outputs = self.transformer(samples, t, conditionings, interrupt, negatives=opposites, nag=nag)
+            elif guidance.acts_at(1 - sigma):
                 outputs = self.transformer(samples * 2, t, conditionings + opposites, interrupt)
-                pairs = zip(outputs[:count], outputs[count:], strict=True)
+                pairs = zip(outputs[: len(samples)], outputs[len(samples) :], strict=True)
                 outputs = [guidance.combine(pos.float(), neg.float()) for pos, neg in pairs]
             else:
                 outputs = self.transformer(samples, t, conditionings, interrupt)
-            outputs = [x.float() for x in outputs]
+            return [x.float() for x in outputs]
+
+        return forward
+
+    @staticmethod
+    def _denoise(
+        samples: list[Tensor], sigmas: list[float], forward: Forward, callback: StepCallback | None
+    ) -> list[Tensor]:
+        """Euler: x += (sigma_next - sigma) * velocity, where velocity = -(the transformer's output)."""
+        steps = len(sigmas) - 1
+        for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:], strict=False), 1):
+            outputs = forward(samples, sigma)
             if callback is not None:
                 callback(i, steps, [x + sigma * out for x, out in zip(samples, outputs, strict=True)])
             samples = [x + (sigma - sigma_next) * out for x, out in zip(samples, outputs, strict=True)]
         return samples
+
+    def _unified(
+        self,
+        sample_solver: str | None,
+        steps: int,
+        overrides: Mapping[str, Any] | None,
+        notes: list[str],
+    ) -> UnifiedConfig | None:
+        """The unified sampler's configuration, or None where the scheduler's steps are to run."""
+        solver = sample_solver or ("unified" if self.unified_solver else "")
+        if not unified_sampler.is_unified(solver):
+            if solver not in ("", "default", "euler"):
+                raise UserError(
+                    f"sample_solver came as '{solver}'; expected unified, unified_2s, unified_4s, twinflow, "
+                    "or no name for the model's own."
+                )
+            if overrides:
+                raise UserError(
+                    "unified_sampler_config acts with sample_solver='unified' only; set that too."
+                )
+            return None
+        config = unified_sampler.resolve(solver, steps, overrides)
+        if config.sampling_steps != steps and not (overrides or {}).get("sampling_steps"):
+            notes.append(
+                f"{solver} takes {config.sampling_steps} steps; the {steps} asked for were not used."
+            )
+        if not self.transformer.has_second_time_embedder:
+            notes.append(
+                "This model's file has no second time embedder; the first one is used for both, so pictures "
+                "can be less exact than with a complete TwinFlow file."
+            )
+        return config
+
+    def _twin_velocities(
+        self,
+        conditionings: list[Conditioning],
+        interrupt: Callable[[], bool] | None,
+        xs: list[Tensor],
+        t: float,
+        tt: float,
+    ) -> list[Tensor]:
+        """TwinFlow's model call: z - x at noise level t, asked to jump to tt; fp64."""
+        times = dit_time(torch.tensor([t, tt], dtype=torch.float64, device=self.device))
+        outputs = self.transformer(xs, times[:1], conditionings, interrupt, target_t=times[1:])
+        return [-x.double() for x in outputs]
 
     def _decode(self, samples: list[Tensor], output_type: str, interrupt: Callable[[], bool] | None) -> Any:
         config = self.vae.config
@@ -261,6 +345,28 @@ def _as_list(prompt: str | Sequence[str] | None, embeds: Sequence[Tensor] | None
     if prompt is None:
         return []
     return [prompt] if isinstance(prompt, str) else list(prompt)
+
+
+def _generators(generator: Any, count: int) -> list[torch.Generator | None]:
+    generators = list(generator) if isinstance(generator, Sequence) else [generator] * count
+    if len(generators) != count:
+        raise UserError(
+            f"There are {len(generators)} generators for {count} images: give one for each, or one."
+        )
+    return generators
+
+
+def _unguided(guidance: Guidance, nag: Nag, notes: list[str]) -> tuple[Guidance, Nag]:
+    """Off, both: the unified sampler's models were trained with their guidance inside."""
+    if guidance.on:
+        notes.append("guidance_scale does not act with the unified sampler and was not used.")
+    if nag.scale > 1:
+        notes.append("NAG_scale does not act with the unified sampler and was not used.")
+    return Guidance(), Nag()
+
+
+def _as_texts(texts: str | Sequence[str] | None) -> list[str]:
+    return [texts or ""] if texts is None or isinstance(texts, str) else list(texts)
 
 
 def _negative_texts(negative: str | Sequence[str] | None, count: int, notes: list[str]) -> list[str]:

@@ -13,8 +13,9 @@ Two decisions shape this file:
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.z_image.nag import Nag, NagAttend
 from shared import attention as attention_backends
 from shared.errors import Cancelled, UserError
 
@@ -117,8 +119,14 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(sinusoid.to(dtype) if dtype.is_floating_point else sinusoid)
 
 
+#: puts another attention around a layer's own
+Split = Callable[[attention_backends.Attend], attention_backends.Attend]
+
+
 class Attention(nn.Module):
     """Full self-attention with RMS-normed, rotated queries and keys. x: [B, T, dim] -> [B, T, dim]."""
+
+    attend: attention_backends.Attend
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -131,11 +139,12 @@ class Attention(nn.Module):
         self.norm_k = nn.RMSNorm(dim // heads, eps=1e-5)
         self.to_out = nn.Sequential(nn.Linear(dim, dim, bias=False))
 
-    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, split: Split | None = None) -> Tensor:
         q, k, v = (to(x).unflatten(-1, (self.heads, -1)) for to in (self.to_q, self.to_k, self.to_v))
         q = apply_rope(self.norm_q(q), rope)
         k = apply_rope(self.norm_k(k), rope)
-        return self.to_out(self.attend(q, k, v))
+        attend = self.attend if split is None else split(self.attend)
+        return self.to_out(attend(q, k, v))
 
 
 class FeedForward(nn.Module):
@@ -168,14 +177,16 @@ class ZImageTransformerBlock(nn.Module):
             self.adaLN_modulation = nn.Sequential(nn.Linear(min(dim, ADALN_EMBED_DIM), 4 * dim))
         self.modulation = modulation
 
-    def forward(self, x: Tensor, rope: Tensor, temb: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Tensor, temb: Tensor | None = None, split: Split | None = None
+    ) -> Tensor:
         """x: [B, T, dim]; temb: [B or 1, 256]. Without gradients x is overwritten and returned."""
         if not self.modulation:
             x = add_gated(x, None, self.attention_norm2(self.attention(self.attention_norm1(x), rope)))
             return add_gated(x, None, self.ffn_norm2(self.feed_forward(self.ffn_norm1(x))))
         scale_msa, gate_msa, scale_mlp, gate_mlp = self.adaLN_modulation(temb).unsqueeze(1).chunk(4, dim=2)
         h = self.attention_norm1(x) * (1 + scale_msa)
-        x = add_gated(x, gate_msa.tanh(), self.attention_norm2(self.attention(h, rope)))
+        x = add_gated(x, gate_msa.tanh(), self.attention_norm2(self.attention(h, rope, split)))
         h = self.ffn_norm1(x) * (1 + scale_mlp)
         return add_gated(x, gate_mlp.tanh(), self.ffn_norm2(self.feed_forward(h)))
 
@@ -204,6 +215,15 @@ class RopeTable:
     def __call__(self, positions: Tensor) -> Tensor:
         """positions: [T, 3] integers -> [T, head_dim / 2] complex64 on the CPU."""
         return torch.cat([axis[positions[:, i]] for i, axis in enumerate(self.axes)], dim=-1)
+
+
+def dit_time(t: Tensor) -> Tensor:
+    """TwinFlow's m(t) = sign(t) * (1 - |t|), in fp64: noise level -1..1 (1 = noise) to transformer time.
+
+    sign(0) = 0, so a target of 0 (the image) maps to 0 and not to 1: the models were trained with that.
+    """
+    t = t.double()
+    return t.sign() * (1 - t.abs())
 
 
 def padded(length: int) -> int:
@@ -238,7 +258,8 @@ class ZImageTransformer2DModel(nn.Module):
 
     _offload_hooks = ["prepare"]  # touches the pad tokens, which belong to the root module
 
-    def __init__(self, config: ZImageConfig | None = None) -> None:
+    def __init__(self, config: ZImageConfig | None = None, *, second_time_embedder: bool = False) -> None:
+        """second_time_embedder: whether the file has TwinFlow's `t_embedder_2`."""
         super().__init__()
         self.config = c = config or ZImageConfig()
         self.in_channels = c.in_channels
@@ -254,6 +275,8 @@ class ZImageTransformer2DModel(nn.Module):
         self.noise_refiner = blocks(c.n_refiner_layers)
         self.context_refiner = blocks(c.n_refiner_layers, modulation=False)
         self.t_embedder = TimestepEmbedder(min(c.dim, ADALN_EMBED_DIM))
+        if second_time_embedder:
+            self.t_embedder_2 = TimestepEmbedder(min(c.dim, ADALN_EMBED_DIM))
         self.cap_embedder = nn.Sequential(
             nn.RMSNorm(c.cap_feat_dim, eps=c.norm_eps), nn.Linear(c.cap_feat_dim, c.dim)
         )
@@ -303,29 +326,70 @@ class ZImageTransformer2DModel(nn.Module):
         """t: [B] = 1 - sigma (0 is noise, 1 the image) -> [B, 256]."""
         return self.t_embedder(t * self.config.t_scale).to(self.dtype)
 
+    @property
+    def has_second_time_embedder(self) -> bool:
+        return hasattr(self, "t_embedder_2")
+
+    def embed_twin_time(self, m_t: Tensor, m_tt: Tensor) -> Tensor:
+        """TwinFlow's embedding of a time and the target time to jump to, both as `dit_time` gives them.
+
+        m_t, m_tt: [B] in -1..1 -> [B, 256] (or [B, dim] where that is smaller), in the activations' dtype:
+        E1(1000 |m_t|) + E2(1000 (m_tt - m_t)) * |m_tt - m_t|. E2 is `t_embedder_2`; a file without it uses
+        E1 twice. Source: TwinFlow's Z-Image wrapper (arXiv 2512.05150).
+        """
+        m_t, m_tt = m_t.double(), m_tt.double()
+        gap, scale = m_tt - m_t, self.config.t_scale
+        second = self.t_embedder_2 if self.has_second_time_embedder else self.t_embedder
+        first, step = self.t_embedder(m_t.abs() * scale), second(gap * scale)
+        return (first.float() + step.float() * gap.abs().float()[:, None]).to(self.dtype)
+
     def forward(
         self,
         latents: list[Tensor],
         t: Tensor,
         conditionings: list[Conditioning],
         interrupt: Callable[[], bool] | None = None,
+        *,
+        target_t: Tensor | None = None,
+        negatives: Sequence[Conditioning] | None = None,
+        nag: Nag | None = None,
     ) -> list[Tensor]:
         """The predicted direction x - z (image minus noise) for each latent.
 
         latents: n tensors [in_channels, H, W] of any sizes. t: [1] or [n], 1 - sigma.
         conditionings: n, from `prepare`.
         interrupt: asked before every layer; when it answers true, Cancelled is raised.
+        target_t: like t, where a TwinFlow model is to jump to; t and target_t are then `dit_time`s.
+        negatives, nag: n conditionings to move away from by normalized attention guidance, and how.
         """
         patch = self.config.patch_size
-        temb = self.embed_time(t)
+        temb = self.embed_time(t) if target_t is None else self.embed_twin_time(t, target_t)
         tembs = [temb[i : i + 1] for i in range(len(temb))] if len(temb) > 1 else [temb] * len(latents)
-        ropes = [c.rope[:, : c.image_tokens] for c in conditionings]
+        image_ropes = [c.rope[:, : c.image_tokens] for c in conditionings]
         seqs = [self._embed_image(patchify(x, patch), c) for x, c in zip(latents, conditionings, strict=True)]
-        self._run(self.noise_refiner, seqs, ropes, tembs, interrupt)
-        for i, c in enumerate(conditionings):
-            seqs[i] = torch.cat((seqs[i], c.caption), dim=1)
-        self._run(self.layers, seqs, [c.rope for c in conditionings], tembs, interrupt)
+        self._run(self.noise_refiner, seqs, image_ropes, tembs, interrupt)
+        ropes = [c.rope for c in conditionings]
+        splits: list[Split] | None = None
+        seqs = [torch.cat((x, c.caption), dim=1) for x, c in zip(seqs, conditionings, strict=True)]
+        if negatives is not None and nag is not None:
+            pairs = list(zip(conditionings, negatives, strict=True))
+            seqs = [torch.cat((x, c.caption), dim=1) for x, c in zip(seqs, negatives, strict=True)]
+            ropes = [torch.cat((c.rope, self._negative_rope(c, other)), dim=1) for c, other in pairs]
+            splits = [
+                functools.partial(_nag_attend, nag, c.image_tokens, c.caption.shape[1]) for c in conditionings
+            ]
+        self._run(self.layers, seqs, ropes, tembs, interrupt, splits)
         return [self._project(x, e, c) for x, e, c in zip(seqs, tembs, conditionings, strict=True)]
+
+    def _negative_rope(self, c: Conditioning, negative: Conditioning) -> Tensor:
+        """The negative caption's rows, moved to end where the image of `c` begins.
+
+        The image stands one position after its own caption. A negative caption of another length is so seen
+        at the distances that the model was trained with.
+        """
+        shift = c.caption.shape[1] - negative.caption.shape[1]
+        turn = self.rope(torch.tensor([[abs(shift), 0, 0]]), c.rope.device)
+        return negative.rope[:, negative.image_tokens :] * (turn if shift >= 0 else turn.conj())
 
     def _embed_image(self, patches: Tensor, c: Conditioning) -> Tensor:
         x = self.all_x_embedder[self.config.key](patches.to(self.dtype))
@@ -343,10 +407,15 @@ class ZImageTransformer2DModel(nn.Module):
         ropes: list[Tensor],
         tembs: list[Tensor],
         interrupt: Callable[[], bool] | None,
+        splits: list[Split] | None = None,
     ) -> None:
         """Each block over all sequences, in place in the list."""
         for block in blocks:
             if interrupt is not None and interrupt():
                 raise Cancelled
             for i, (rope, temb) in enumerate(zip(ropes, tembs, strict=True)):
-                seqs[i] = block(seqs[i], rope, temb)
+                seqs[i] = block(seqs[i], rope, temb, splits[i] if splits else None)
+
+
+def _nag_attend(nag: Nag, image: int, positive: int, attend: attention_backends.Attend) -> NagAttend:
+    return NagAttend(nag, attend, image, positive)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.z_image.unified_sampler import resolve, time_grid
 from shared.errors import UserError
 from shared.weights.files import Folders, Required, locate
 
@@ -34,6 +35,11 @@ SCHEDULER_CONFIGS = {
 RESOLUTIONS = (
     "1024x1024", "1024x768", "768x1024", "1280x768", "768x1280", "1152x896", "896x1152",
     "1920x1088", "1088x1920", "1536x1536", "2048x2048", "768x768", "512x512",
+)  # fmt: skip
+#: settings that are keys of unified_sampler_config
+SAMPLER_SETTINGS = (
+    "sampling_style", "stochast_ratio", "extrapol_ratio", "sampling_order", "time_dist_ctrl",
+    "rfba_gap_steps",
 )  # fmt: skip
 DEFAULTS: dict[str, dict[str, Any]] = {  # documents 001 (Turbo) and 003 (Base)
     "z_image": {"num_inference_steps": 8, "resolution": "1024x1024"},
@@ -66,11 +72,14 @@ class family_handler:
     @staticmethod
     def query_model_def(base_model_type: str, model_def: Mapping[str, Any]) -> dict[str, Any]:
         """What acts on this model, and the sizes it can draw."""
-        guided = base_model_type == "z_image_base"
+        unified = bool(model_def.get("unified_solver"))  # these were trained with their guidance inside
+        guided = base_model_type == "z_image_base" and not unified
         return {
             "guidance": guided,
-            "negative_prompt": guided,
+            "negative_prompt": not unified,
             "flow_shift": guided,
+            "NAG": not guided and not unified,
+            "unified": unified,
             "size_multiple": 16,
             "min_size": 64,
             "max_size": 8192,
@@ -116,7 +125,25 @@ class family_handler:
         base_model_type: str, model_def: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> str | None:
         """A sentence when these settings cannot run on this model; the common ranges are checked before."""
+        try:
+            family_handler.query_time_grid(base_model_type, model_def, settings)
+        except UserError as error:
+            return str(error)
         return None
+
+    @staticmethod
+    def query_time_grid(
+        base_model_type: str, model_def: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> list[float] | None:
+        """The noise levels (1 to 0) that the unified sampler visits; None for models that do not use it.
+
+        Raises UserError for settings out of range.
+        """
+        if not model_def.get("unified_solver"):
+            return None
+        chosen = {name: settings[name] for name in SAMPLER_SETTINGS if name in settings}
+        solver = settings.get("sample_solver") or "unified"
+        return time_grid(resolve(solver, settings["num_inference_steps"], chosen))
 
     @staticmethod
     def get_rgb_factors(base_model_type: str) -> tuple[Sequence[Sequence[float]], Sequence[float]]:

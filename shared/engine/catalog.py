@@ -72,6 +72,17 @@ class Catalog:
             raise SettingsError([problem])
         return validated
 
+    def time_grid(self, values: Mapping[str, Any]) -> list[float] | None:
+        """The noise levels that these settings visit, for models whose sampler lets the user shape them.
+
+        SettingsError for settings that cannot run.
+        """
+        model = self.model(values["model_type"])
+        if not model.capabilities.get("unified"):
+            return None
+        settings = self.validate({**values, "prompt": "-"}).settings
+        return model.handler.query_time_grid(model.architecture, model.card.model, settings)
+
 
 def catalog(
     root: Path,

@@ -14,8 +14,14 @@ Builder = Callable[..., Any]
 
 def control(setting: Setting, **options: Any) -> Any:
     """The component that edits `setting`. `options` (value, visible, info, choices) go to the component."""
-    builder = _BY_NAME.get(setting.name) or (_choice if setting.choices else _BY_KIND[setting.kind])
+    builder = _BY_NAME.get(setting.name) or _usual(setting)
     return builder(setting, label=setting.label, elem_id=setting.name, **options)
+
+
+def _usual(setting: Setting) -> Builder:
+    if setting.choices:
+        return _choice
+    return _numbers if setting.numbers else _BY_KIND[setting.kind]
 
 
 def _text(setting: Setting, **options: Any) -> Any:
@@ -45,6 +51,19 @@ def _choice(setting: Setting, **options: Any) -> Any:
     return gr.Radio(list(setting.choices), **options)
 
 
+def _style(setting: Setting, **options: Any) -> Any:
+    return gr.Radio([(choice or "preset", choice) for choice in setting.choices], **options)
+
+
+def _solver(setting: Setting, **options: Any) -> Any:
+    """twinflow, and no name, mean unified: they are for files and programs."""
+    return gr.Radio([name for name in setting.choices if name.startswith("unified")], **options)
+
+
+def _numbers(setting: Setting, **options: Any) -> Any:
+    return gr.Textbox(max_lines=1, placeholder="preset" if not setting.default else None, **options)
+
+
 def _checkbox(setting: Setting, **options: Any) -> Any:
     return gr.Checkbox(**options)
 
@@ -63,5 +82,7 @@ _BY_NAME: dict[str, Builder] = {
     "negative_prompt": _negative_prompt,
     "resolution": _resolution,
     "seed": _seed,
+    "sample_solver": _solver,
+    "sampling_style": _style,
 }
 _BY_KIND: dict[type, Builder] = {str: _text, int: _slider, float: _slider, bool: _checkbox}

@@ -10,13 +10,17 @@ import gradio as gr
 
 from shared.engine.catalog import ModelInfo
 from shared.engine.engine import Engine
+from shared.errors import UserError
 from shared.settings import SETTINGS
 from shared.ui.controls import control
 from shared.ui.text import plural
+from shared.ui.time_grid import problem_html, time_grid_html
 
 Updates = dict[Any, Any]
 
 SMALL_FILES = (".json", ".txt")  # configurations and vocabularies: counted, not named
+
+LAST_OF_SAMPLER = [name for name, setting in SETTINGS.items() if setting.group == "sampler"][-1]
 
 # What the user typed stays when the model changes; everything else follows the model.
 KEPT = ("prompt", "negative_prompt", "seed", "batch_size", "image_format")
@@ -33,6 +37,9 @@ class Form:
         self._add(model, "model_type", choices=self._models(), value=model.id)
         self.about = gr.HTML(about_html(model), elem_id="about")
         self._add(model, "prompt")
+        self.live = gr.Checkbox(
+            False, label="Redraw while typing", visible=redraws(model), elem_id="live", container=False
+        )
         self._add(model, "negative_prompt")
         with gr.Row():
             self._add(model, "resolution", choices=sizes(model))
@@ -46,6 +53,10 @@ class Form:
             for name in SETTINGS:
                 if name not in self.controls:
                     self._add(model, name, info=SETTINGS[name].help)
+                if name == LAST_OF_SAMPLER:
+                    self.time_grid = gr.HTML(
+                        self._grid({**model.defaults, "model_type": model.id}), elem_id="time-grid"
+                    )
         with gr.Row(elem_id="actions"):
             self.generate = gr.Button("Generate", variant="primary", size="lg", elem_id="generate", scale=3)
             self.cancel = gr.Button(
@@ -61,13 +72,30 @@ class Form:
     @property
     def outputs(self) -> list[Any]:
         """Everything that `fill` may update."""
-        return [*self.inputs, self.about]
+        return [*self.inputs, self.about, self.live, self.time_grid]
+
+    @property
+    def shapers(self) -> list[Any]:
+        """The controls that the time grid depends on."""
+        names = [name for name, setting in SETTINGS.items() if setting.group == "sampler"]
+        return [self.controls[name] for name in ("num_inference_steps", *names)]
 
     def read(self, values: tuple[Any, ...]) -> dict[str, Any]:
         """The settings to submit: those that act on the chosen model; an emptied field means the default."""
         given = dict(zip(self.controls, values, strict=True))
         acting = self._engine.catalog.model(given["model_type"]).settings
         return {name: given[name] for name in acting if given[name] is not None}
+
+    def draw_grid(self, *values: Any) -> str:
+        """The plot of the time grid, or what is wrong with the settings that shape it."""
+        return self._grid(self.read(values))
+
+    def _grid(self, settings: Mapping[str, Any]) -> str:
+        try:
+            levels = self._engine.catalog.time_grid(settings)
+        except UserError as error:
+            return problem_html(str(error))
+        return time_grid_html(levels) if levels else ""
 
     def change_model(self, values: tuple[Any, ...]) -> Updates:
         """Show the controls and defaults of the model just chosen, keeping what the user typed."""
@@ -78,7 +106,11 @@ class Form:
         """Show these settings; what they leave out takes the default of their model."""
         model = self._engine.catalog.model(settings["model_type"])
         values = {**model.defaults, **settings}
-        updates: Updates = {self.about: about_html(model)}
+        updates: Updates = {
+            self.about: about_html(model),
+            self.live: gr.update(visible=redraws(model)),
+            self.time_grid: self._grid({**values, "model_type": model.id}),
+        }
         for name, component in self.controls.items():
             if name not in model.settings:
                 updates[component] = gr.update(visible=False)
@@ -109,6 +141,11 @@ def sizes(model: ModelInfo) -> list[str]:
     """The model's usual sizes, its default always among them; any other can be typed."""
     usual = list(model.capabilities.get("resolutions", []))
     return usual if model.defaults["resolution"] in usual else [model.defaults["resolution"], *usual]
+
+
+def redraws(model: ModelInfo) -> bool:
+    """Whether the model is made for so few steps that it can follow typing."""
+    return bool(model.capabilities.get("unified"))
 
 
 def label(model: ModelInfo) -> str:

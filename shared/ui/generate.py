@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,10 @@ from typing import Any
 import gradio as gr
 
 from shared.engine.engine import Engine
-from shared.engine.records import CANCELLED, DONE, FAILED, Event
+from shared.engine.records import CANCELLED, DONE, FAILED, QUEUED, Event
+from shared.errors import UserError
 from shared.ui import recall
-from shared.ui.errors import shows_errors
+from shared.ui.errors import shows_errors, toast
 from shared.ui.form import Form, Updates
 from shared.ui.notice import notice_area, notice_html
 from shared.ui.pictures import Pictures, picture_area
@@ -20,6 +23,9 @@ from shared.ui.watch import Sight, watch
 from shared.ui.welcome import Welcome
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
+LIVE = "live"  # the source of jobs that follow typing
+LIVE_SEED = 0
+PAUSE_SECONDS = 0.25
 PICTURE_FILES = [".png", ".jpg", ".jpeg", ".webp"]
 
 
@@ -29,6 +35,8 @@ class Generate:
     def __init__(self, engine: Engine, page: gr.Blocks):
         self._engine = engine
         self._pictures = Pictures(engine)
+        self._letters = itertools.count()
+        self._typed: dict[str, int] = {}  # by tab: its newest letter, while the typing goes on
         self.seen = gr.State(None)  # the newest event this tab has shown; None until its first look
         self.submitted = gr.State(None)  # the job this tab added last
         with gr.Row(elem_id="generate-area"):
@@ -49,6 +57,13 @@ class Generate:
         form, controls = self.form, self.form.controls
         form.generate.click(self.submit, form.inputs, [self.submitted, self.notice], **QUIET)
         form.cancel.click(self.cancel, None, None, **QUIET)
+        controls["prompt"].input(
+            self.redraw, [form.live, *form.inputs], self.submitted, trigger_mode="multiple", **QUIET
+        )
+        gr.on(
+            [one.change for one in form.shapers], form.draw_grid, form.inputs, form.time_grid,
+            trigger_mode="always_last", **QUIET,
+        )  # fmt: skip
         # "always_last": what is added while this tab follows gets a second round, which ends at once when the
         # first has already shown it. So no job is followed twice and none is missed.
         gr.on(
@@ -74,6 +89,32 @@ class Generate:
         """Queue what the form says; the new job clears the notice of the last one."""
         job_id, _ = self._engine.submit(self.form.read(values), source="ui")
         return job_id, ""
+
+    async def redraw(self, request: gr.Request, live: bool, *values: Any) -> Any:
+        """Queue what the form says once the typing has paused; of those in wait only the newest stays."""
+        if not live:
+            return gr.skip()
+        tab = str(request.session_hash)
+        typed = self._typed[tab] = next(self._letters)
+        await asyncio.sleep(PAUSE_SECONDS)
+        settings = self.form.read(values)
+        if self._typed.get(tab) != typed or not settings["prompt"].strip():
+            return gr.skip()
+        del self._typed[tab]
+        try:
+            return self._submit_live(settings)
+        except UserError as error:
+            raise toast(str(error)) from None
+
+    def _submit_live(self, settings: dict[str, Any]) -> int:
+        if settings["seed"] == -1:
+            settings["seed"] = LIVE_SEED  # or every letter would give another picture
+        self._engine.catalog.validate(settings)  # a setting that cannot run leaves the waiting job in place
+        for job in self._engine.store.queue():
+            if job.source == LIVE and job.status == QUEUED:
+                self._engine.cancel(job.id)
+        job_id, _ = self._engine.submit(settings, source=LIVE)
+        return job_id
 
     @shows_errors
     def cancel(self) -> None:
@@ -151,7 +192,9 @@ class Generate:
             return {self.viewer: self._pictures.job(event.job_id)}
         if event.kind == FAILED:
             return {self.notice: notice_html([event.data.get("error") or "The job failed."], "error")}
-        return {self.notice: notice_html(["Cancelled."])} if event.kind == CANCELLED else {}
+        if event.kind == CANCELLED and self._engine.store.job(event.job_id).source != LIVE:
+            return {self.notice: notice_html(["Cancelled."])}
+        return {}
 
     def _fill(self, found: recall.Recalled) -> Updates:
         model = self._engine.catalog.model(found.settings["model_type"])

@@ -1,0 +1,65 @@
+"""Normalized attention guidance: a negative prompt for models without classifier-free guidance.
+
+In every attention of the main layers the image asks twice, [image, positive caption] and [image, negative
+caption], and moves away from the second answer; no second forward is needed. Both captions keep streams of
+their own. Source: Chen et al., "Normalized Attention Guidance" (arXiv 2505.21179).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shared.attention import Attend
+from shared.errors import UserError
+
+
+@dataclass(frozen=True)
+class Nag:
+    """scale: how far to move away (1 = not at all). tau: how much longer an answer may get. alpha: the share
+    of the guided answer in the result.
+    """
+
+    scale: float = 1.0
+    tau: float = 3.5
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("NAG_scale", self.scale, 1, 20),
+            ("NAG_tau", self.tau, 1, 10),
+            ("NAG_alpha", self.alpha, 0, 1),
+        ):
+            if not low <= value <= high:
+                raise UserError(f"{name} came as {value}; expected a number from {low} to {high}.")
+
+    def combine(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """The image rows' result. positive, negative: Z+ and Z-, [B, T, heads * head_dim]."""
+        plus = positive.float()
+        guided = self.scale * plus - (self.scale - 1) * negative.float()
+        length, own = (x.abs().sum(-1, keepdim=True) for x in (guided, plus))
+        # min(R, tau) / R for R = length / own, written so that it holds for an answer of zeros too
+        guided = guided * (self.tau * own / length.clamp_min(1e-30)).clamp(max=1)
+        return (self.alpha * guided + (1 - self.alpha) * plus).to(positive.dtype)
+
+
+@dataclass(frozen=True)
+class NagAttend:
+    """Attention over a sequence [image, positive caption, negative caption] in the place of `attend`.
+
+    image, positive: their numbers of rows; the rest is the negative caption.
+    """
+
+    nag: Nag
+    attend: Attend
+    image: int
+    positive: int
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n, end = self.image, self.image + self.positive
+        plus = self.attend(q[:, :end], k[:, :end], v[:, :end])
+        minus = self.attend(*(torch.cat((x[:, :n], x[:, end:]), dim=1) for x in (q, k, v)))
+        guided = self.nag.combine(plus[:, :n], minus[:, :n])
+        return torch.cat((guided, plus[:, n:], minus[:, n:]), dim=1)

@@ -1,0 +1,294 @@
+"""TwinFlow's unified sampler: pictures in one to four predictions.
+
+Coordinates: t = 1 is noise, t = 0 the image, x_t = t * z + (1 - t) * x. A prediction F at t is the velocity
+z - x, hence x_hat = x_t - t * F and z_hat = x_t + (1 - t) * F. Sources: TwinFlow (arXiv 2512.05150) and UCGM
+(arXiv 2505.07447). The configuration and the time grid need no torch, so that the page can check and draw
+them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from shared.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+STYLES = ("few", "any", "mul")
+MAX_STEPS = 100
+FORCED_STEPS = {"unified_2s": 2, "unified_4s": 4}
+
+#: (most steps, style, gap at both ends) of unified_2s, unified_4s and unified_mul
+PRESETS = ((2, "few", (0.001, 0.6)), (4, "any", (0.001, 0.5)), (MAX_STEPS, "mul", (0.001, 0.0)))
+
+#: Ralston's third-order rule: where each prediction is made (part of the step) and its weight
+THIRD_ORDER = ((0.0, 2 / 9), (0.5, 1 / 3), (0.75, 4 / 9))
+
+#: velocities of all samples at noise level t, asked to jump to noise level tt
+Predict = Callable[["list[Tensor]", float, float], "list[Tensor]"]
+
+
+@dataclass(frozen=True)
+class UnifiedConfig:
+    """The sampler's parameters, under the names of its authors. Values are checked by `resolve`.
+
+    sampling_steps: predictions at order 1 (1-100). stochast_ratio: share of fresh noise per step (0-2), or
+    "SDE" to follow the reverse diffusion. extrapol_ratio: how far a prediction moves on from the one before
+    (0-1). sampling_order: 1 to 3. sampling_style: what a prediction aims at: "few" the image, "any" the next
+    time, "mul" its own. time_dist_ctrl: a, b, c of the Kumaraswamy curve. rfba_gap_steps: what the time grid
+    leaves out at its noisy and its clean end.
+    """
+
+    sampling_steps: int = 2
+    stochast_ratio: float | str = 1.0
+    extrapol_ratio: float = 0.0
+    sampling_order: int = 1
+    sampling_style: str = "few"
+    time_dist_ctrl: tuple[float, ...] = (1.0, 1.0, 1.0)
+    rfba_gap_steps: tuple[float, ...] = (0.001, 0.6)
+
+
+def is_unified(sample_solver: str | None) -> bool:
+    """Whether a solver's name means this sampler: unified, twinflow, or any unified_*."""
+    name = (sample_solver or "").lower()
+    return name in ("unified", "twinflow") or name.startswith("unified_")
+
+
+def resolve(
+    sample_solver: str = "unified",
+    num_inference_steps: int = 2,
+    overrides: Mapping[str, Any] | None = None,
+) -> UnifiedConfig:
+    """The preset of the step count with single keys replaced; None and "" leave a key at its preset.
+
+    Raises UserError: an unknown key, or a value outside its range.
+    """
+    steps = FORCED_STEPS.get(sample_solver.lower(), num_inference_steps)
+    steps = _CHECKS["sampling_steps"]("num_inference_steps", steps)
+    style, gap = next((style, gap) for most, style, gap in PRESETS if steps <= most)
+    values: dict[str, Any] = {"sampling_steps": steps, "sampling_style": style, "rfba_gap_steps": gap}
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise UserError(
+            f"unified_sampler_config came as {overrides!r}; expected an object of names and values."
+        )
+    for name, value in (overrides or {}).items():
+        if name not in _CHECKS:
+            near = difflib.get_close_matches(str(name), _CHECKS, n=1, cutoff=0)
+            raise UserError(
+                f"unified_sampler_config has the unknown key '{name}'; the nearest known one is '{near[0]}'."
+            )
+        if value is not None and value != "":
+            values[name] = _CHECKS[name](name, value)
+    config = UnifiedConfig(**values)
+    time_grid(config)
+    return config
+
+
+def time_grid(config: UnifiedConfig) -> list[float]:
+    """The noise levels from the first prediction's down to 0, one more than there are steps.
+
+    Raises UserError for curves and gaps that leave no falling line of levels.
+    """
+    count = math.ceil(config.sampling_steps / config.sampling_order)
+    first, last = config.rfba_gap_steps[0], 1 - config.rfba_gap_steps[1]
+    points = count + 1 if last == 1 else count  # without a gap the line ends at the image, which is not asked
+    line = [first + (last - first) * i / max(points - 1, 1) for i in range(points)][:count]
+    a, b, c = config.time_dist_ctrl
+    levels = [1 - (1 - (1 - u**a) ** b) ** c for u in line] + [0.0]
+    if any(now <= after for now, after in zip(levels, levels[1:], strict=False)):
+        raise UserError(
+            f"time_dist_ctrl {_numbers(config.time_dist_ctrl)} and rfba_gap_steps "
+            f"{_numbers(config.rfba_gap_steps)} put several steps at the same time; expected values nearer "
+            "to 1,1,1 and 0.001,0.5."
+        )
+    if config.sampling_order == 2 and levels[0] >= 1:
+        raise UserError(
+            "rfba_gap_steps begins with 0, where order 2 divides by zero; expected 0.001 or more."
+        )
+    return levels
+
+
+def sample(
+    predict: Predict,
+    noises: Sequence[Tensor],
+    config: UnifiedConfig,
+    generators: Sequence[torch.Generator | None],
+    callback: Callable[[int, int, list[Tensor]], None] | None = None,
+) -> list[Tensor]:
+    """The images (latents, fp64) that the noises become.
+
+    generators: one for each image; its step noise comes from there alone. callback: (step, steps, x_hats)
+    after each step.
+    """
+    levels = time_grid(config)
+    steps = len(levels) - 1
+    xs = [noise.double() for noise in noises]
+    previous: tuple[list[Tensor], list[Tensor]] = ([], [])
+    answer: list[Tensor] = []
+
+    for i, (t, t_next) in enumerate(zip(levels, levels[1:], strict=False)):
+        velocities = _velocities(predict, xs, t, t_next, config)
+        x_hats = [x - t * v for x, v in zip(xs, velocities, strict=True)]
+        z_hats = [x + (1 - t) * v for x, v in zip(xs, velocities, strict=True)]
+        answer = x_hats
+        if callback is not None:
+            callback(i + 1, steps, answer)
+        if i + 1 == steps:
+            break
+
+        if config.extrapol_ratio > 0:
+            current = (x_hats, z_hats)
+            if i > 1:
+                x_hats, z_hats = (
+                    [now + config.extrapol_ratio * (now - before) for now, before in zip(*pair, strict=True)]
+                    for pair in zip(current, previous, strict=True)
+                )
+            previous = current
+
+        ratio = noise_ratio(config.stochast_ratio, t, t_next)
+        kept, added = math.sqrt(1 - min(ratio, 1)), math.sqrt(ratio)
+        fresh = [_noise(x, g) if ratio > 0 else 0.0 for x, g in zip(xs, generators, strict=True)]
+        nexts = [
+            (1 - t_next) * x_hat + t_next * (kept * z_hat + added * noise)
+            for x_hat, z_hat, noise in zip(x_hats, z_hats, fresh, strict=True)
+        ]
+        if config.sampling_order == 2:  # Heun-like: average the noise seen from both ends of the step
+            again = predict(nexts, t_next, _target(config.sampling_style, t_next, t_next))
+            ends = [x + (1 - t_next) * v for x, v in zip(nexts, again, strict=True)]
+            weight = t_next - (1 - t_next) * t / (1 - t)
+            nexts = [
+                (1 - t_next) / (1 - t) * x + weight * (z_hat + end) / 2
+                for x, z_hat, end in zip(xs, z_hats, ends, strict=True)
+            ]
+        xs = nexts
+    return answer
+
+
+def noise_ratio(stochast_ratio: float | str, t: float, t_next: float) -> float:
+    """The share of fresh noise in the step from t to t_next > 0."""
+    if stochast_ratio == "SDE":
+        return min(max(abs(t_next - t) * 2 * t / t_next**2, 0.0), 1.0)
+    return float(stochast_ratio)
+
+
+def _velocities(
+    predict: Predict, xs: list[Tensor], t: float, t_next: float, config: UnifiedConfig
+) -> list[Tensor]:
+    """The velocities of a step: predicted at its begin, or averaged over it by the third-order rule."""
+    if config.sampling_order < 3:
+        return predict(xs, t, _target(config.sampling_style, t, t_next))
+    mean = [0.0 * x for x in xs]
+    velocities: list[Tensor] = mean
+    for part, weight in THIRD_ORDER:
+        now = t + part * (t_next - t)
+        points = [x + (now - t) * v for x, v in zip(xs, velocities, strict=True)]
+        velocities = predict(points, now, _target(config.sampling_style, now, t_next))
+        mean = [m + weight * v for m, v in zip(mean, velocities, strict=True)]
+    return mean
+
+
+def _target(style: str, t: float, t_next: float) -> float:
+    return {"few": 0.0, "any": t_next, "mul": t}[style]
+
+
+def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """fp32 numbers from the image's own generator, wherever that lives (usually on the CPU)."""
+    import torch
+
+    device = generator.device if generator else "cpu"
+    return torch.randn(like.shape, generator=generator, device=device, dtype=torch.float32).to(like)
+
+
+# ---------------------------------------------------------------- one value
+
+
+def _refuse(name: str, value: Any, expected: str) -> UserError:
+    return UserError(f"{name} came as {value!r}; expected {expected}.")
+
+
+def _number(value: Any) -> float:
+    """nan for what is no number: it lies in no range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def _ratio(low: float, high: float) -> Callable[[str, Any], float]:
+    def check(name: str, value: Any) -> float:
+        number = _number(value)
+        if not low <= number <= high:
+            raise _refuse(name, value, f"a number from {low:g} to {high:g}")
+        return number
+
+    return check
+
+
+def _whole(low: int, high: int) -> Callable[[str, Any], int]:
+    def check(name: str, value: Any) -> int:
+        number = _number(value)
+        if not (low <= number <= high and number.is_integer()):
+            raise _refuse(name, value, f"a whole number from {low} to {high}")
+        return int(number)
+
+    return check
+
+
+def _stochast(name: str, value: Any) -> float | str:
+    if isinstance(value, str) and value.strip().upper() == "SDE":
+        return "SDE"
+    number = _number(value)
+    if not 0 <= number <= 2:
+        raise _refuse(name, value, "a number from 0 to 2, or SDE")
+    return number
+
+
+def _style(name: str, value: Any) -> str:
+    if value not in STYLES:
+        raise _refuse(name, value, f"one of {', '.join(STYLES)}")
+    return value
+
+
+def _list(value: Any) -> tuple[float, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    return tuple(map(_number, parts)) if isinstance(parts, (list, tuple)) else ()
+
+
+def _curve(name: str, value: Any) -> tuple[float, ...]:
+    numbers = _list(value)
+    if len(numbers) != 3 or not all(0.1 <= x <= 10 for x in numbers):
+        raise _refuse(name, value, "three numbers from 0.1 to 10, for example 1,1,1")
+    return numbers
+
+
+def _gap(name: str, value: Any) -> tuple[float, ...]:
+    numbers = _list(value)
+    if len(numbers) != 2 or not all(0 <= x < 1 for x in numbers) or sum(numbers) >= 1:
+        raise _refuse(
+            name, value, "two numbers from 0 to 1 that are less than 1 together, for example 0.001,0.5"
+        )
+    return numbers
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ",".join(f"{x:g}" for x in values)
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "sampling_steps": _whole(1, MAX_STEPS),
+    "stochast_ratio": _stochast,
+    "extrapol_ratio": _ratio(0, 1),
+    "sampling_order": _whole(1, 3),
+    "sampling_style": _style,
+    "time_dist_ctrl": _curve,
+    "rfba_gap_steps": _gap,
+}
+assert list(_CHECKS) == [field.name for field in fields(UnifiedConfig)]
