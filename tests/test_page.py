@@ -316,10 +316,10 @@ def test_redrawing_while_typing_draws_the_newest_prompt(visit, models, server):
     page.tab.locator("#live input").check()
     text = "a red circle on a white background"
     page.tab.locator("#prompt textarea").press_sequentially(text, delay=20)
-    page.tab.wait_for_selector("#viewer img")
+    page.tab.locator("#viewer").get_by_text(text, exact=True).wait_for()
     page.wait_until_idle()
-    made = [metadata.read(path) for path in server.pictures()[before:]]
-    assert made[-1]["prompt"] == text and len(made) < 10
+    made = [metadata.read(path)["prompt"] for path in server.pictures()[before:]]
+    assert text in made and len(made) < 10
     assert page.tab.locator("#notice .zgp-notice").count() == 0
 
 
