@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,7 +62,7 @@ def preferred_dtype(file: Path, device: torch.device) -> torch.dtype:
     twice as fast there (AVX512_BF16, AMX) and half the memory."""
     if device.type != "cpu":
         return torch.bfloat16
-    stored = {entry["dtype"] for entry in header(file).values()}
+    stored = {entry["dtype"] for entry in check_safetensors(file).values()}
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if "BF16" in stored and fast else torch.float32
 
@@ -72,14 +71,6 @@ def build(make: Callable[[], M]) -> M:
     """A model without memory: its weights come from `load_weights`."""
     with init_empty_weights():
         return make().eval().requires_grad_(False)
-
-
-def header(file: Path) -> dict[str, Any]:
-    """The entries (dtype, shape, data_offsets) of a safetensors file by name. UserError: it is damaged."""
-    check_safetensors(file)
-    with open(file, "rb") as f:
-        (size,) = struct.unpack("<Q", f.read(8))
-        return {name: entry for name, entry in json.loads(f.read(size)).items() if name != "__metadata__"}
 
 
 def common_prefix(names: Sequence[str], wanted: Sequence[str]) -> str:
@@ -111,7 +102,7 @@ def load_weights(
     for file in files:
         if not file.is_file():  # mmgp would try to download it
             raise UserError(f"{file} does not exist: download it or correct the path in the model's card.")
-        names += [_renamed(name, renames) for name in header(file)]
+        names += [_renamed(name, renames) for name in check_safetensors(file)]
     wanted = list(model.state_dict())
     prefix = common_prefix(names, wanted)
     label = ", ".join(file.name for file in files)

@@ -1,9 +1,11 @@
 """Trains the Mini models, one stage at a time; each stage can stop and go on.
 
     python -m training.train text  --out RUN                 tokenizer, and the linear code of the latents
-    python -m training.train vae   --out RUN --seconds 1500
-    python -m training.train base  --out RUN --seconds 4800      (stop it with Ctrl-C; run it again to go on)
-    python -m training.train turbo --out RUN --seconds 1000
+    python -m training.train base  --out RUN --seconds 2800 --batch 24 --lr 2.5e-3
+    python -m training.train vae   --out RUN --seconds 1700
+    python -m training.train turbo --out RUN --seconds 800 --batch 24 --lr 1e-3
+
+A transformer stage that was stopped goes on when its command is run again.
 
 The defaults are those of one CPU core, which is faster than two threads as soon as anything else runs; `vae`
 may run beside `base` on another core, the latents do not depend on it. With a GPU use --batch 1024 and a

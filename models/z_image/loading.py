@@ -28,6 +28,7 @@ from models.z_image.z_image_handler import (
 )
 from shared import offloading
 from shared.errors import UserError
+from shared.weights.files import check_safetensors
 
 #: how some TwinFlow files spell the second time embedder
 TWINFLOW_NAMES = {"extended_weights.t_embedder_2.": "t_embedder_2."}
@@ -106,7 +107,7 @@ def _transformer(
     model_def: Mapping[str, Any], files: list[Path], dtype: torch.dtype
 ) -> ZImageTransformer2DModel:
     config = ZImageConfig.from_dict(read_config(model_def.get("transformer_config") or TRANSFORMER_CONFIG))
-    names = [name for file in files for name in offloading.header(file)]
+    names = [name for file in files for name in check_safetensors(file)]
     twin = any("t_embedder_2." in name for name in names)
     model = offloading.build(lambda: ZImageTransformer2DModel(config, second_time_embedder=twin))
     offloading.load_weights(model, files, dtype=dtype, renames=TWINFLOW_NAMES)

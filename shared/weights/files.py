@@ -110,8 +110,9 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
-def check_safetensors(path: Path) -> None:
-    """Compare the header of a safetensors file with the length of the file: DamagedFile when they disagree.
+def check_safetensors(path: Path) -> dict[str, Any]:
+    """The entries (dtype, shape, data_offsets) of a safetensors file by tensor name, once they are known to
+    agree with the length of the file: DamagedFile when they do not.
 
     Format: 8 bytes little-endian header length, the header (a JSON object: tensor name -> dtype, shape,
     data_offsets [begin, end] counted from the header's end; "__metadata__" -> text), then the data.
@@ -120,13 +121,15 @@ def check_safetensors(path: Path) -> None:
     path = Path(path)
     length = path.stat().st_size
     header_length, header = _read_header(path, length)
-    spans = sorted(_span(path, name, entry) for name, entry in header.items() if name != "__metadata__")
+    header.pop("__metadata__", None)
+    spans = sorted(_span(path, name, entry) for name, entry in header.items())
     expected = 8 + header_length + max((end for _, end, _ in spans), default=0)
     if length != expected:
         raise DamagedFile(path, f"is {length:,} bytes, its header says {expected:,}")
     for (_, end, name), (begin, _, other) in zip(spans, spans[1:], strict=False):
         if begin < end:
             raise DamagedFile(path, f"gives the same bytes to the tensors '{name}' and '{other}'")
+    return header
 
 
 def _read_header(path: Path, length: int) -> tuple[int, dict[str, Any]]:
