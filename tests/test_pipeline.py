@@ -143,6 +143,16 @@ def test_same_picture_alone_in_a_batch_again_and_with_preview(guidance: float) -
     assert np.array_equal(watched[0], batch[1])
 
 
+def test_image_k_of_a_job_is_the_job_with_seed_plus_k() -> None:
+    processor, _ = mini.load()
+    settings = {"prompt": PROMPT, "resolution": "128x128", "num_inference_steps": 2}
+    silent = dict(on_phase=lambda phase: None, on_step=lambda *step: None, interrupt=lambda: False)
+    batch = processor.generate(settings, seeds=[7, 8], **silent).images
+    (alone,) = processor.generate(settings, seeds=[8], **silent).images
+    assert np.array_equal(np.asarray(batch[1]), np.asarray(alone))
+    assert not np.array_equal(np.asarray(batch[0]), np.asarray(alone))
+
+
 def test_guidance_is_off_up_to_one_and_adds_the_default_negative_prompt_above() -> None:
     _, pipe = mini.load("z_image_mini_base")
     how = dict(height=128, width=128, num_inference_steps=2, latents=noise(1), output_type="latent")
