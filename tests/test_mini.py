@@ -11,6 +11,8 @@ from training.score import Score, score
 
 FLOORS = {"z_image_mini": (24, {}), "z_image_mini_base": (16, {"num_inference_steps": 16})}
 
+STEERED = {"num_inference_steps": 10, "resolution": "192x192"}
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("card", FLOORS)
@@ -29,10 +31,10 @@ def test_wider_and_larger_pictures_also_follow_the_prompt() -> None:
 
 
 @pytest.mark.slow
-def test_full_guidance_keeps_adherence() -> None:
-    """From 0 to 4 on the Base. It has little to gain: most scenes are right without guidance too."""
+def test_guidance_raises_adherence() -> None:
+    """From 0 to 4 on the Base, at a size where it needs it: 31 % of the scenes are right without."""
     plain, guided = (
-        score(CardPainter("z_image_mini_base", {"num_inference_steps": 12, "guidance_scale": scale}), 16, 3)
+        score(CardPainter("z_image_mini_base", STEERED | {"guidance_scale": scale}), 16, 3)
         for scale in (0.0, 4.0)
     )
-    assert guided.everything >= plain.everything, (plain, guided)
+    assert guided.everything >= plain.everything + 0.25, (plain, guided)

@@ -12,6 +12,7 @@ import pytest
 
 from shared.engine.database import MIGRATIONS
 from shared.engine.lock import ProcessLock
+from shared.engine.records import CANCELLED, QUEUED
 from shared.engine.store import JobStore
 from shared.errors import UserError
 
@@ -140,6 +141,15 @@ def test_a_waiting_job_is_cancelled_at_once(store):
     assert store.job(job_id).status == "cancelled"
     assert store.claim_next() is None
     assert kinds(store, job_id) == ["queued", "cancelled"]
+
+
+def test_the_newest_of_a_kind_is_the_only_one_that_waits(store):
+    running, other = submit(store, source="live"), submit(store)
+    assert store.claim_next().id == running
+    typed = [submit(store, source="live", newest_wins=True) for _ in range(5)]
+    assert [job.id for job in store.queue()] == [running, other, typed[-1]]
+    assert [store.job(i).status for i in typed] == [CANCELLED] * 4 + [QUEUED]
+    assert kinds(store, typed[0])[-1] == CANCELLED
 
 
 def test_a_running_job_is_asked_to_stop(store):

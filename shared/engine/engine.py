@@ -103,9 +103,16 @@ class Engine:
         self._supervisor.stop()
 
     def submit(
-        self, values: Mapping[str, Any], source: str = "ui", output_dir: Path | None = None
+        self,
+        values: Mapping[str, Any],
+        source: str = "ui",
+        output_dir: Path | None = None,
+        newest_wins: bool = False,
     ) -> tuple[int, Validated]:
-        """Validate and queue a job: (its id, what was understood). SettingsError lists what is wrong."""
+        """Validate and queue a job: (its id, what was understood). SettingsError lists what is wrong.
+
+        newest_wins: see JobStore.submit.
+        """
         validated = self.catalog.validate(values)
         # Drawn here and not by the worker: a job that is tried twice makes the same picture.
         if validated.settings["seed"] == -1:
@@ -114,7 +121,11 @@ class Engine:
             output_dir = self.config.output_dir
         folder = None if output_dir is None else str(output_dir.absolute())
         job_id = self.store.submit(
-            validated.settings, source=source, output_dir=folder, notes=validated.notes
+            validated.settings,
+            source=source,
+            output_dir=folder,
+            notes=validated.notes,
+            newest_wins=newest_wins,
         )
         return job_id, validated
 

@@ -36,9 +36,17 @@ class JobStore:
         source: str = "ui",
         output_dir: str | None = None,
         notes: Sequence[str] = (),
+        newest_wins: bool = False,
     ) -> int:
-        """Append a job to the queue and return its id; `settings` must already be valid."""
+        """Append a job to the queue and return its id; `settings` must already be valid.
+
+        newest_wins: the jobs of the same source that still wait are cancelled, so that at most one waits.
+        """
         with self._db.transaction() as cx:
+            if newest_wins:
+                older = "SELECT id FROM jobs WHERE status = ? AND source = ?"
+                for row in cx.execute(older, (QUEUED, source)).fetchall():
+                    _end(cx, row["id"], CANCELLED, None)
             job_id = cx.execute(
                 "INSERT INTO jobs (status, settings, source, output_dir, created) VALUES (?, ?, ?, ?, ?)",
                 (QUEUED, _to_json(settings), source, output_dir, time.time()),

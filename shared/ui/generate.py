@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from shared.engine.engine import Engine
-from shared.engine.records import CANCELLED, DONE, FAILED, QUEUED, Event
+from shared.engine.records import CANCELLED, DONE, FAILED, Event
 from shared.errors import UserError
 from shared.ui import recall
 from shared.ui.errors import shows_errors, toast
@@ -109,11 +109,7 @@ class Generate:
     def _submit_live(self, settings: dict[str, Any]) -> int:
         if settings["seed"] == -1:
             settings["seed"] = LIVE_SEED  # or every letter would give another picture
-        self._engine.catalog.validate(settings)  # a setting that cannot run leaves the waiting job in place
-        for job in self._engine.store.queue():
-            if job.source == LIVE and job.status == QUEUED:
-                self._engine.cancel(job.id)
-        job_id, _ = self._engine.submit(settings, source=LIVE)
+        job_id, _ = self._engine.submit(settings, source=LIVE, newest_wins=True)
         return job_id
 
     @shows_errors
