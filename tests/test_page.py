@@ -321,6 +321,9 @@ def test_redrawing_while_typing_draws_the_newest_prompt(visit, models, server):
     made = [metadata.read(path)["prompt"] for path in server.pictures()[before:]]
     assert text in made and len(made) < 10
     assert page.tab.locator("#notice .zgp-notice").count() == 0
+    pasted = "a blue star on a yellow background"
+    page.tab.locator("#prompt textarea").fill(pasted)
+    page.tab.locator("#viewer").get_by_text(pasted, exact=True).wait_for()
 
 
 @pytest.mark.browser

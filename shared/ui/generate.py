@@ -57,7 +57,7 @@ class Generate:
         form, controls = self.form, self.form.controls
         form.generate.click(self.submit, form.inputs, [self.submitted, self.notice], **QUIET)
         form.cancel.click(self.cancel, None, None, **QUIET)
-        controls["prompt"].input(
+        controls["prompt"].change(  # not "input": pasting a prompt makes no such event
             self.redraw, [form.live, *form.inputs], self.submitted, trigger_mode="multiple", **QUIET
         )
         gr.on(
