@@ -158,3 +158,33 @@ def test_what_the_safetensors_library_writes_passes(tmp_path: Path):
     arrays = {"b": numpy.ones((3, 5), "float16"), "a": numpy.zeros((0, 2), "int64")}
     library.save_file(arrays, path, {"format": "pt"})
     check_safetensors(path)
+
+
+def test_files_are_found_in_the_users_other_folders(folders, tmp_path):
+    mine = tmp_path / "mine"
+    searched = Folders(folders.root, folders.ckpts, (tmp_path / "absent", mine))
+    (mine / "Qwen3").mkdir(parents=True)
+    for name in ("a.safetensors", "Qwen3/b.safetensors"):
+        (mine / name).write_bytes(b"x")
+    (mine / "Z-Image-Turbo" / "transformer").mkdir(parents=True)
+    assert locate("https://example.org/x/a.safetensors", searched) == mine / "a.safetensors"
+    assert locate("https://example.org/b.safetensors", searched, "Qwen3") == mine / "Qwen3/b.safetensors"
+    assert locate("Z-Image-Turbo/transformer", searched) == mine / "Z-Image-Turbo/transformer"
+    assert locate("https://example.org/x/a.safetensors", folders) is None
+
+
+def test_a_file_in_the_hubs_cache_is_not_fetched_again(folders, tmp_path, monkeypatch):
+    from huggingface_hub import try_to_load_from_cache
+
+    cache = tmp_path / "hub"
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    snapshot = cache / "models--o--n" / "snapshots" / ("a" * 40)
+    (snapshot / "text encoder").mkdir(parents=True)
+    (snapshot / "text encoder" / "f.bin").write_bytes(b"x")
+    (cache / "models--o--n" / "refs").mkdir()
+    (cache / "models--o--n" / "refs" / "main").write_text("a" * 40)
+    expected = try_to_load_from_cache("o/n", "text encoder/f.bin", cache_dir=cache)
+    url = "https://huggingface.co/o/n/resolve/main/text%20encoder/f.bin"
+    assert str(locate(url, folders)) == expected
+    assert locate(url.replace("f.bin", "g.bin"), folders) is None
+    assert locate(url.replace("/o/", "/p/"), folders) is None

@@ -6,6 +6,7 @@ fetches what is missing.
 
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Iterable
@@ -22,6 +23,9 @@ DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64, "F4": 4,
 }  # fmt: skip
+HUB_URL = re.compile(
+    r"https://huggingface\.co/(?P<owner>[^/]+)/(?P<name>[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>[^?#]+)"
+)
 UNSAFE_NAME = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 
 
@@ -35,10 +39,13 @@ class DamagedFile(UserError):
 
 @dataclass(frozen=True)
 class Folders:
-    """`root`: the project's folder, which relative paths start from. `ckpts`: the folder downloads go to."""
+    """`root`: the project's folder, which relative paths start from. `ckpts`: the folder downloads go to.
+    `others`: further folders of the user with model files.
+    """
 
     root: Path
     ckpts: Path
+    others: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,12 +96,33 @@ def destination(source: str, folders: Folders, target: str = "") -> Path:
 def locate(source: str, folders: Folders, target: str = "") -> Path | None:
     """The file or folder that `source` (an https URL or a path) stands for, or None when it is not on disk.
 
-    A path is taken from the project's root, then from ckpts/. Either is also looked for by its bare name in
-    ckpts/<target>/ and in ckpts/ itself, where users of a flat layout have it.
+    A path is taken from the project's root, then from ckpts/ and the user's other folders. Either is also
+    looked for by its bare name in <target>/ of these folders and in them directly, where users of a flat
+    layout have it. A URL of the Hugging Face hub is last looked for in that hub's own cache.
     """
-    paths = [] if is_url(source) else [folders.root / source, folders.ckpts / source]
-    paths += [destination(source, folders, target), folders.ckpts / file_name(source)]
-    return next((path for path in paths if path.exists()), None)
+    places = (folders.ckpts, *folders.others)
+    paths = [] if is_url(source) else [place / source for place in (folders.root, *places)]
+    name = file_name(source)
+    paths += [destination(source, folders, target), folders.ckpts / name]
+    paths += [folder / part / name for folder in folders.others for part in (target, "")]
+    found = next((path for path in paths if path.exists()), None)
+    return found or _in_hub_cache(source)
+
+
+def _in_hub_cache(source: str) -> Path | None:
+    """Where the huggingface_hub library has put this URL's file, if it has (its documented cache layout)."""
+    match = HUB_URL.match(source)
+    if match is None:
+        return None
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    repository = cache / f"models--{match['owner']}--{match['name']}"
+    try:
+        commit = (repository / "refs" / match["revision"]).read_text("utf-8").strip()
+    except OSError:
+        return None
+    path = repository / "snapshots" / commit / unquote(match["path"])
+    return path if path.exists() else None
 
 
 def describe(required: Required, folders: Folders) -> Availability:
