@@ -26,6 +26,11 @@ REPOSITORY = "https://huggingface.co/DeepBeepMeep/Z-Image/resolve/main"
 TEXT_ENCODER_FOLDER = "Qwen3"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "config.json", "merges.txt")
 TEXT_ENCODERS = ("qwen3_bf16.safetensors", "qwen3_quanto_bf16_int8.safetensors")
+#: where the same weights lie in folders that users have for ComfyUI or diffusers
+OWN_TEXT_ENCODERS = (
+    "Z-Image-Turbo/text_encoder", "qwen_3_4b.safetensors", "text_encoders/qwen_3_4b.safetensors",
+)  # fmt: skip
+OWN_VAES = ("Z-Image-Turbo/vae/diffusion_pytorch_model.safetensors", "vae/ae.safetensors")
 TRANSFORMER_CONFIG = f"{CONFIGS}/transformer.json"
 VAE_CONFIG = f"{CONFIGS}/vae.json"
 SCHEDULER_CONFIGS = {
@@ -96,13 +101,13 @@ class family_handler:
             needed.append(Required("text_encoder", list(encoders), "" if _in_project(folder) else folder))
         else:
             urls = [f"{REPOSITORY}/{TEXT_ENCODER_FOLDER}/{name}" for name in TEXT_ENCODERS]
-            needed.append(Required("text_encoder", urls, folder))
+            needed.append(Required("text_encoder", [*urls, *OWN_TEXT_ENCODERS], folder))
         if not _in_project(folder):
             needed += [
                 Required(name, [f"{REPOSITORY}/{TEXT_ENCODER_FOLDER}/{name}"], folder)
                 for name in TOKENIZER_FILES
             ]
-        vae = model_def.get("VAE_URLs") or [f"{REPOSITORY}/ZImageTurbo_VAE_bf16.safetensors"]
+        vae = model_def.get("VAE_URLs") or [f"{REPOSITORY}/ZImageTurbo_VAE_bf16.safetensors", *OWN_VAES]
         return [*needed, Required("vae", list(vae))]
 
     @staticmethod
