@@ -125,7 +125,7 @@ def test_exact_where_a_tile_covers_the_picture(vae: AutoencoderKL, latents: Tens
     assert torch.equal(tiling.encode(vae, picture, tile), reference_encode(vae, picture))
 
 
-#: mean and maximum of a decoded tile's error, and the mean of an encoded one's in parts of the latents' spread
+#: mean and maximum of a decoded picture's error; mean of the latents' error in parts of their spread
 BOUNDS = {"mini": (0.003, 0.08, 0.004), "random": (0.02, 0.5, 0.12)}
 
 
@@ -145,7 +145,7 @@ def test_tiles_differ_from_the_whole_by_what_their_group_norms_see(
 
 
 def test_the_overlap_hides_the_seam(vae: AutoencoderKL, latents: Tensor) -> None:
-    """Without it, the convolutions' zero padding shows where two tiles meet: 4 to 20 times the error there."""
+    """Without it, the convolutions' zero padding shows where two tiles meet: 4 to 20 times the error."""
     whole = tiling.decode(vae, latents)
     seam = slice(256 - 8, 256 + 8)
     hard, soft = (
