@@ -297,6 +297,7 @@ def test_a_known_prompt_needs_no_encoder_and_gives_the_same_pixels(folder: Path,
     assert not first.text_encoder_loaded
     assert np.array_equal(picture(first), without)  # a miss
     assert first.text_encoder_loaded
+    assert not any(weight.is_inference() for weight in first.text_encoder.parameters())  # these cannot move
     assert np.array_equal(picture(first), without)  # from memory
 
     again = load(folder, tmp_path / "prompts")  # as after a restart

@@ -110,7 +110,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
     def text_encoder(self) -> nn.Module:
         """Loaded when first asked for."""
         if not isinstance(self._text_encoder, nn.Module):
-            self._text_encoder = self._text_encoder()
+            with torch.inference_mode(False):  # a call's mode would stay with the weights
+                self._text_encoder = self._text_encoder()
         return self._text_encoder
 
     @property
