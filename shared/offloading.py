@@ -199,6 +199,10 @@ class Residency:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
+    def use(self, part: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Inside, `part` computes on the device."""
+        return contextlib.nullcontext()
+
     def release(self) -> None:
         """Give the device's memory back."""
 

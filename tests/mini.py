@@ -21,5 +21,5 @@ def load(card: str = "z_image_mini") -> tuple[Any, Any]:
     """(processor, pipe) of a Mini card in fp32 on the CPU."""
     definition = model_def(card)
     return family_handler.load_model(
-        definition["URLs"][0], definition["architecture"], definition, device="cpu"
+        definition["URLs"][0], definition["architecture"], definition, device="cpu", prompt_cache=None
     )

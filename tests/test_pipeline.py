@@ -236,7 +236,7 @@ def test_numbers_that_are_not_numbers_make_no_black_picture() -> None:
 def test_guidance_is_the_same_as_one_or_two_forwards(step: int) -> None:
     """A batch is a list of sequences: both captions together, or one after the other, bit for bit."""
     _, pipe = mini.load("z_image_mini_base")
-    features = [pipe._features([text], None, 512, [])[0] for text in (PROMPT, NEGATIVE)]
+    (features,) = pipe._features([([PROMPT, NEGATIVE], None)], 512, [])
     pos, neg = (pipe.transformer.prepare(x, 16, 16) for x in features)
     (x,), t = noise(1, seed=step), torch.tensor([0.4 * step])
     together = pipe.transformer([x, x], t, [pos, neg])

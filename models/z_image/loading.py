@@ -16,6 +16,7 @@ from models.z_image import text_encoding
 from models.z_image.generation import ZImageProcessor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
+from models.z_image.prompt_cache import PromptCache
 from models.z_image.transformer_z_image import TimestepEmbedder, ZImageConfig, ZImageTransformer2DModel
 from models.z_image.z_image_handler import (
     CONFIGS,
@@ -44,8 +45,9 @@ def load(
     text_encoder_filename: str | Path | None,
     attention: str,
     device: str | torch.device | None,
+    prompt_cache: Path | None,
 ) -> tuple[ZImageProcessor, ZImagePipeline]:
-    """See `family_handler.load_model`."""
+    """See `family_handler.load_model`. prompt_cache: folder of encoded prompts; None keeps them in memory."""
     place = torch.device(device) if device else offloading.default_device()
     files = {
         need.role: need
@@ -65,13 +67,18 @@ def load(
     transformer = _transformer(model_def, paths, dtype)
     transformer.set_attention_backend(attention)
     vae_config = model_def.get("vae_config") or VAE_CONFIG
+    encoder_files = [find(text_encoder_filename)]
+    for file in encoder_files:
+        check_safetensors(file)  # it is read when a prompt needs it; damage is better known now
     pipe = ZImagePipeline(
         transformer,
-        _text_encoder(tokenizer_folder, find(text_encoder_filename), dtype),
+        functools.partial(_text_encoder, tokenizer_folder, encoder_files, dtype),
         _vae(vae_config, vae_file, vae_dtype or torch.float32),
         AutoTokenizer.from_pretrained(tokenizer_folder),
         read_config(model_def.get("scheduler_config") or SCHEDULER_CONFIGS[base_model_type]),
         place,
+        prompt_cache=PromptCache(prompt_cache),
+        encoder_id=text_encoding.identity(encoder_files, tokenizer_folder, dtype, place),
     )
     pipe.unified_solver = bool(model_def.get("unified_solver"))
     embedders = [m for m in transformer.modules() if isinstance(m, TimestepEmbedder)]
@@ -114,12 +121,10 @@ def _transformer(
     return model
 
 
-def _text_encoder(folder: Path, file: Path, dtype: torch.dtype) -> Qwen3Model:
+def _text_encoder(folder: Path, files: Sequence[Path], dtype: torch.dtype) -> Qwen3Model:
     model = offloading.build(functools.partial(text_encoding.make_text_encoder, folder))
     layers = model.config.num_hidden_layers
-    offloading.load_weights(
-        model, [file], dtype=dtype, unused=functools.partial(text_encoding.unused, layers)
-    )
+    offloading.load_weights(model, files, dtype=dtype, unused=functools.partial(text_encoding.unused, layers))
     return model
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +15,15 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
-from models.z_image import text_encoding, unified_sampler
+from models.z_image import prompt_cache, text_encoding, unified_sampler, vae
 from models.z_image.nag import Nag
+from models.z_image.prompt_cache import Encoded, PromptCache
 from models.z_image.schedule import make_sigmas
 from models.z_image.transformer_z_image import Conditioning, ZImageTransformer2DModel, dit_time
 from models.z_image.unified_sampler import UnifiedConfig
-from shared.errors import Cancelled, UserError
+from shared.errors import UserError
 
+PARTS = ("transformer", "text_encoder", "vae")
 SIZE_MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patches
 DEFAULT_NEGATIVE_PROMPT = (
     "low quality, worst quality, blurry, pixelated, noisy, artifacts, watermark, text, logo, "
@@ -28,6 +32,9 @@ DEFAULT_NEGATIVE_PROMPT = (
 
 #: called after each step with its number (from 1), the number of steps and the predicted clean latents
 StepCallback = Callable[[int, int, Sequence[Tensor]], None]
+
+#: texts, and features given in their stead
+Prompts = tuple[list[str], Sequence[Tensor] | None]
 
 #: the predictions of x - z for samples at noise level sigma, fp32
 Forward = Callable[[list[Tensor], float], list[Tensor]]
@@ -76,27 +83,51 @@ class ZImagePipeline(Mapping[str, nn.Module]):
     def __init__(
         self,
         transformer: ZImageTransformer2DModel,
-        text_encoder: nn.Module,
+        text_encoder: nn.Module | Callable[[], nn.Module],
         vae: AutoencoderKL,
         tokenizer: Any,
         scheduler_config: Mapping[str, Any],
         device: torch.device | str = "cpu",
+        *,
+        prompt_cache: PromptCache | None = None,
+        encoder_id: str | None = None,
     ) -> None:
-        self.transformer, self.text_encoder, self.vae = transformer, text_encoder, vae
+        """text_encoder: the module, or what loads it when a prompt is not in `prompt_cache` (default: one in
+        memory). encoder_id: see text_encoding.identity; None is an encoder that no other pipeline has.
+        """
+        self._text_encoder = text_encoder
+        self.prompt_cache = prompt_cache or PromptCache()
+        self.encoder_id = encoder_id or uuid.uuid4().hex
+        self.transformer, self.vae = transformer, vae
+        self.vae_tile: int | None = None  # pixels, a multiple of 64; None decodes whole pictures
         self.tokenizer, self.scheduler_config = tokenizer, scheduler_config
         self.device = torch.device(device)
         self.unified_solver = False  # whether the model is made for the unified sampler
         self.residency: Any = None  # holds the parts on the device for as long as the pipeline lives
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
+    @property
+    def text_encoder(self) -> nn.Module:
+        """Loaded when first asked for."""
+        if not isinstance(self._text_encoder, nn.Module):
+            with torch.inference_mode(False):  # a call's mode would stay with the weights
+                self._text_encoder = self._text_encoder()
+        return self._text_encoder
+
+    @property
+    def text_encoder_loaded(self) -> bool:
+        return isinstance(self._text_encoder, nn.Module)
+
     def __getitem__(self, name: str) -> nn.Module:
-        return {"transformer": self.transformer, "text_encoder": self.text_encoder, "vae": self.vae}[name]
+        if name not in PARTS:
+            raise KeyError(name)
+        return getattr(self, name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(("transformer", "text_encoder", "vae"))
+        return iter(PARTS)
 
     def __len__(self) -> int:
-        return 3
+        return len(PARTS)
 
     @torch.inference_mode()
     def __call__(
@@ -149,15 +180,18 @@ class ZImagePipeline(Mapping[str, nn.Module]):
 
         on_phase("Encoding prompt")
         prompts = _as_list(prompt, prompt_embeds)
-        positive = self._features(prompts, prompt_embeds, max_sequence_length, notes)
-        negative: list[Tensor] = []
+        negatives: list[str] = []
         if guidance.on or nag_acts:
-            texts = _negative_texts(
-                negative_prompt, len(positive), notes if negative_prompt_embeds is None else []
-            )
-            negative = self._features(texts, negative_prompt_embeds, max_sequence_length, notes)
+            wanted = len(prompts if prompt_embeds is None else prompt_embeds)
+            defaulted = notes if negative_prompt_embeds is None else []
+            negatives = _negative_texts(negative_prompt, wanted, defaulted)
         elif any(text.strip() for text in _as_texts(negative_prompt)):
             notes.append("The negative prompt did not act: guidance (or NAG) was off or not for this model.")
+        positive, negative = self._features(
+            [(prompts, prompt_embeds), (negatives, negative_prompt_embeds if negatives else None)],
+            max_sequence_length,
+            notes,
+        )
 
         rows, columns = height // self.vae_scale_factor, width // self.vae_scale_factor
         count = len(positive) * num_images_per_prompt
@@ -185,23 +219,38 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         on_phase("Decoding")
         return ZImageOutput(self._decode(samples, output_type, interrupt), notes)
 
-    def _features(
-        self, prompts: list[str], embeds: Sequence[Tensor] | None, limit: int, notes: list[str]
-    ) -> list[Tensor]:
-        if embeds is not None:
-            return [x.to(self.device) for x in embeds]
-        known: dict[str, Tensor] = {}
-        for text in prompts:
-            if text in known:
-                continue
-            encoded = text_encoding.encode(self.text_encoder, self.tokenizer, text, self.device, limit)
-            known[text] = encoded.features
+    def _features(self, groups: Sequence[Prompts], limit: int, notes: list[str]) -> list[list[Tensor]]:
+        """Each group's features on the device; equal texts share one tensor."""
+        texts = dict.fromkeys(text for group, embeds in groups if embeds is None for text in group)
+        known = {}
+        for text, encoded in self._encode(list(texts), limit).items():
+            known[text] = encoded.features.to(self.device)
             if encoded.dropped:
                 notes.append(
                     f"The prompt is {encoded.dropped} tokens longer than the {limit} the model reads; "
                     "its end was dropped."
                 )
-        return [known[text] for text in prompts]
+        return [
+            [known[text] for text in group] if embeds is None else [x.to(self.device) for x in embeds]
+            for group, embeds in groups
+        ]
+
+    def _encode(self, texts: list[str], limit: int) -> dict[str, Encoded]:
+        """From the cache; the encoder works once, for all that are missing there."""
+        template = str(self.tokenizer.chat_template)
+        keys = {text: prompt_cache.key(self.encoder_id, template, text, limit) for text in texts}
+        encoded = {text: hit for text in texts if (hit := self.prompt_cache.get(keys[text])) is not None}
+        missing = [text for text in texts if text not in encoded]
+        if missing:
+            encoder = self.text_encoder
+            with self._in_use(encoder):
+                for text in missing:
+                    encoded[text] = text_encoding.encode(encoder, self.tokenizer, text, self.device, limit)
+                    self.prompt_cache.put(keys[text], encoded[text])
+        return encoded
+
+    def _in_use(self, part: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.residency is None else self.residency.use(part)
 
     def _prepare(self, features: list[Tensor], rows: int, columns: int, repeat: int) -> list[Conditioning]:
         prepared = {id(x): self.transformer.prepare(x, rows, columns) for x in features}
@@ -313,14 +362,11 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         return [-x.double() for x in outputs]
 
     def _decode(self, samples: list[Tensor], output_type: str, interrupt: Callable[[], bool] | None) -> Any:
-        config = self.vae.config
-        pictures = []
-        for x in samples:  # one at a time: the VAE's activations are the largest of the whole run
-            if interrupt is not None and interrupt():
-                raise Cancelled
-            z = x[None].to(self.vae.dtype) / config.scaling_factor + config.shift_factor
-            pictures.append((self.vae.decode(z, return_dict=False)[0][0].float() / 2 + 0.5).clamp(0, 1))
-        return torch.stack(pictures) if output_type == "pt" else [to_pil(p) for p in pictures]
+        with self._in_use(self.vae):
+            pictures = [vae.decode(self.vae, x, self.vae_tile, interrupt) for x in samples]
+        if output_type == "pt":
+            return torch.stack(pictures).to(self.device)
+        return [to_pil(p) for p in pictures]
 
 
 def check_size(height: int, width: int, steps: int) -> None:
@@ -340,10 +386,11 @@ def to_pil(picture: Tensor) -> Image.Image:
 
 
 def _as_list(prompt: str | Sequence[str] | None, embeds: Sequence[Tensor] | None) -> list[str]:
-    if prompt is None and embeds is None:
-        raise UserError("There is neither a prompt nor prompt_embeds: give one of them.")
-    if prompt is None:
+    """The texts to encode: none where their features are given."""
+    if embeds is not None:
         return []
+    if prompt is None:
+        raise UserError("There is neither a prompt nor prompt_embeds: give one of them.")
     return [prompt] if isinstance(prompt, str) else list(prompt)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from models.z_image.pipeline_z_image import ZImagePipeline
 
 ROOT = Path(__file__).resolve().parents[2]
+PROMPT_CACHE = ROOT / "ckpts" / ".prompts"
 CONFIGS = "models/z_image/configs"
 REPOSITORY = "https://huggingface.co/DeepBeepMeep/Z-Image/resolve/main"
 TEXT_ENCODER_FOLDER = "Qwen3"
@@ -168,12 +169,14 @@ class family_handler:
         text_encoder_filename: str | Path | None = None,
         attention: str = "auto",
         device: str | torch.device | None = None,
+        prompt_cache: Path | None = PROMPT_CACHE,
     ) -> tuple[ZImageProcessor, ZImagePipeline]:
         """(processor for jobs, callable pipeline). Raises UserError naming a file that is missing or does
         not fit.
 
         dtype: of transformer and text encoder; default bfloat16 on a card, float32 on a CPU (bfloat16 is
-        slow there). VAE_dtype: default float32; float16 overflows in this VAE.
+        slow there). VAE_dtype: default float32; float16 overflows in this VAE. prompt_cache: the folder that
+        encoded prompts are kept in; None keeps them in memory only.
         """
         from models.z_image.loading import load
 
@@ -190,6 +193,7 @@ class family_handler:
             text_encoder_filename=text_encoder_filename,
             attention=attention,
             device=device,
+            prompt_cache=prompt_cache,
         )
 
 
