@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.z_image import memory
 from models.z_image.unified_sampler import resolve, time_grid
 from shared.errors import UserError
+from shared.footprint import Needs, Offers
 from shared.weights.files import Folders, Required, locate
 
 if TYPE_CHECKING:
@@ -107,6 +109,32 @@ class family_handler:
         return [*needed, Required("vae", list(vae))]
 
     @staticmethod
+    def query_memory(
+        base_model_type: str,
+        model_def: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        folders: Folders | None = None,
+        *,
+        lora_bytes: int = 0,
+    ) -> Needs:
+        """What a job with these settings needs besides the weights."""
+        return memory.needs(_configs(model_def, folders), settings, lora_bytes=lora_bytes)
+
+    @staticmethod
+    def query_offers(
+        base_model_type: str,
+        model_def: Mapping[str, Any],
+        folders: Folders | None = None,
+        float_bytes: int | None = 2,
+    ) -> Offers:
+        """The files that can serve as each part, and their sizes as loaded with floats of `float_bytes`
+        (None: as in the file). UserError when a part's only file is damaged.
+        """
+        folders = folders or Folders(ROOT, ROOT / "ckpts")
+        needed = family_handler.query_model_files(base_model_type, model_def)
+        return memory.offers(needed, _configs(model_def, folders), folders, float_bytes)
+
+    @staticmethod
     def update_default_settings(
         base_model_type: str, model_def: Mapping[str, Any], ui_defaults: dict[str, Any]
     ) -> None:
@@ -190,6 +218,18 @@ class family_handler:
             device=device,
             prompt_cache=prompt_cache,
         )
+
+
+def _configs(model_def: Mapping[str, Any], folders: Folders | None) -> dict[str, Mapping[str, Any]]:
+    folder = model_def.get("text_encoder_folder") or TEXT_ENCODER_FOLDER
+    places = folders or Folders(ROOT, ROOT / "ckpts")
+    return memory.read_configs(
+        {
+            "transformer": model_def.get("transformer_config") or TRANSFORMER_CONFIG,
+            "text_encoder": memory.text_encoder_config(folder, places),
+            "vae": model_def.get("vae_config") or VAE_CONFIG,
+        }
+    )
 
 
 def _in_project(folder: str) -> bool:
