@@ -455,7 +455,7 @@ def test_a_card_that_is_not_there_is_never_replaced_by_the_cpu(monkeypatch):
 
 def test_a_model_that_goes_gives_its_memory_back(root, monkeypatch):
     released = []
-    residency = types.SimpleNamespace(release=lambda: released.append(True))
+    residency = types.SimpleNamespace(forget=lambda: released.append(True))
     pipe = types.SimpleNamespace(residency=residency)
     monkeypatch.setattr(Handler, "load_model", lambda *arguments, **options: (None, pipe))
     host = ModelHost(Folders(root, root / "ckpts"), handler_for=handler_for)

@@ -17,7 +17,7 @@ from models.z_image.generation import ZImageProcessor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
 from models.z_image.prompt_cache import PromptCache
-from models.z_image.transformer_z_image import TimestepEmbedder, ZImageConfig, ZImageTransformer2DModel
+from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel
 from models.z_image.z_image_handler import (
     CONFIGS,
     ROOT,
@@ -81,8 +81,7 @@ def load(
         encoder_id=text_encoding.identity(encoder_files, tokenizer_folder, dtype, place),
     )
     pipe.unified_solver = bool(model_def.get("unified_solver"))
-    embedders = [m for m in transformer.modules() if isinstance(m, TimestepEmbedder)]
-    pipe.residency = offloading.attach(pipe, place, keep_fp32=(transformer, *embedders))
+    pipe.residency = offloading.attach(pipe, place)
     return ZImageProcessor(pipe, LatentRgb.read(_latent_rgb_file(vae_config))), pipe
 
 

@@ -77,7 +77,7 @@ class ModelHost:
         residency = getattr(self._loaded.pipe, "residency", None) if self._loaded else None
         self._loaded = None
         if residency is not None:
-            residency.release()  # what streams the weights holds on to them elsewhere, too
+            residency.forget()  # it holds on to the weights, and to page-locked memory
             del residency
         gc.collect()
         torch = sys.modules.get("torch")

@@ -1,0 +1,84 @@
+"""The device side of a Residency on the CPU, for logic only: what is copied, when, and whether it may be.
+
+"Device" memory is a clone in RAM. A copy runs as late as it possibly could on a card, when computing waits
+for it, and until then its target holds bytes that are NaN in every floating dtype: weights read too early, or
+from a slot that was given to another block, spoil the result.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+POISON = 0xFF
+
+
+class CountingTransport:
+    """moved: bytes copied to the "device"; live: bytes there that anything still holds; pinned: bytes of
+    page-locked RAM; copies: the sizes of the single copies."""
+
+    def __init__(self, pinnable: int | None = None) -> None:
+        self.moved = self.live = self.pinned = self.clock = 0
+        self.copies: list[int] = []
+        self._pinnable = pinnable
+        self._queue: list[Sequence[tuple[Tensor, Tensor]]] = []
+        self._done = 0
+        self._read: dict[int, int] = {}  # storage -> when a block last computed with it
+
+    def host(self, nbytes: int) -> Tensor | None:
+        if self._pinnable is not None and self.pinned + nbytes > self._pinnable:
+            return None
+        self.pinned += nbytes
+        return torch.full((nbytes,), POISON, dtype=torch.uint8)
+
+    def release(self, buffer: Tensor) -> None:
+        self.pinned -= len(buffer)
+
+    def empty(self, nbytes: int) -> Tensor:
+        memory = torch.full((nbytes,), POISON, dtype=torch.uint8)
+        self.live += nbytes
+        weakref.finalize(memory.untyped_storage(), self._gone, nbytes)
+        return memory
+
+    def _gone(self, nbytes: int) -> None:
+        self.live -= nbytes
+
+    def mark(self) -> int:
+        return self.clock
+
+    def copy(self, pairs: Sequence[tuple[Tensor, Tensor]], after: int) -> int:
+        for target, source in pairs:
+            last_read = self._read.get(_storage(target), -1)
+            assert after > last_read, "this memory may still be read by what was asked of the device before"
+            assert target.dtype == source.dtype and target.stride() == source.stride()
+            target.untyped_storage()
+            target.reshape(-1).view(torch.uint8).fill_(POISON) if target.is_contiguous() else None
+            self.copies.append(target.numel() * target.element_size())
+            self.moved += self.copies[-1]
+        self._queue.append(pairs)
+        return len(self._queue)
+
+    def wait(self, mark: int) -> None:
+        for pairs in self._queue[self._done : mark]:
+            for target, source in pairs:
+                target.copy_(source)
+        self._done = max(self._done, mark)
+
+    def trim(self) -> None: ...
+
+    def watch(self, blocks: Sequence[nn.Module]) -> None:
+        """Note when each of `blocks` computes, and with which memory."""
+        for block in blocks:
+            block.register_forward_hook(self._computed)
+
+    def _computed(self, block: nn.Module, *_: object) -> None:
+        self.clock += 1
+        for x in (*block.parameters(), *block.buffers()):
+            self._read[_storage(x)] = self.clock - 1
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
