@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class PartSize:
-    """Weights of one part: `block_bytes` of each repeated block, `ram_bytes` of what never leaves the RAM,
-    `base_bytes` of all the rest.
+    """Weights of one part.
+
+    block_bytes: of each repeated block, in the order of a pass. ram_bytes: of what never leaves the RAM.
+    base_bytes: of all the rest.
     """
 
     base_bytes: int
@@ -21,9 +23,13 @@ class PartSize:
         """What a card has to hold of it at most."""
         return self.base_bytes + sum(self.block_bytes)
 
-    @property
-    def largest_block(self) -> int:
-        return max(self.block_bytes, default=0)
+    def on_card(self, resident: int, slots: int = 2) -> int:
+        """What a card holds while `resident` blocks stay there, from the last one backwards, and the others
+        pass through `slots` places of the largest one's size.
+        """
+        streamed = self.block_bytes[: max(0, len(self.block_bytes) - resident)]
+        passing = min(slots, len(streamed)) * max(streamed, default=0)
+        return self.base_bytes + sum(self.block_bytes[len(streamed) :]) + passing
 
 
 @dataclass(frozen=True)

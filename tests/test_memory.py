@@ -116,7 +116,8 @@ def test_the_text_encoders_activations_and_size(monkeypatch, tmp_path):
 
 def test_the_published_transformers_size_is_the_real_one(transformer):
     size = memory.published_size("transformer", "bf16", DIT)
-    assert size.block_bytes == (sum(p.nbytes for p in transformer.layers[0].parameters()),) * 30
+    blocks = [*transformer.context_refiner, *transformer.noise_refiner, *transformer.layers]
+    assert sorted(size.block_bytes) == sorted(sum(p.nbytes for p in b.parameters()) for b in blocks)
     assert abs(size.total - sum(p.nbytes for p in transformer.parameters())) < 1e5
     assert abs(size.total - 2 * 6_154_908_736) < 1e5
 
@@ -199,7 +200,7 @@ def test_what_the_turbo_card_offers_before_anything_is_downloaded(tmp_path):
 def test_what_the_mini_offers_is_what_is_loaded():
     offers = family_handler.query_offers("z_image", model_def("z_image_mini"), Folders(ROOT, ROOT / "ckpts"))
     [transformer], [encoder] = offers.transformer, offers.text_encoder
-    assert transformer.on_disk and len(transformer.size.block_bytes) == 6
+    assert transformer.on_disk and len(transformer.size.block_bytes) == 6 + 2
     config = ZImageConfig.from_dict(json.loads((MINI / "transformer.json").read_text()))
     real = meta(lambda: ZImageTransformer2DModel(config))
     assert transformer.size.total == sum(p.nbytes for p in real.parameters())

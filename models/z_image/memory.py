@@ -22,7 +22,9 @@ from shared.weights.files import DTYPE_BITS, Folders, Required, check_safetensor
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_CAPTION = 512  # tokens; how many a prompt has is only known once it is encoded
-BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+#: the stacks of blocks that can be streamed, in the order of a pass
+STACKS = ("context_refiner", "noise_refiner", "layers")
+BLOCK = re.compile(rf"(?:^|\.)({'|'.join(STACKS)})\.(\d+)\.")
 UNUSED = re.compile(r"(?:^|\.)(?:norm|lm_head)\.weight$")  # of the text encoder
 FLOATS = ("F64", "F32", "F16", "BF16")
 VAE_TILES = (1024, 768, 512, 384, 256)  # pixels
@@ -263,20 +265,21 @@ def measure(
     """(kind, size as loaded) of a safetensors file, from its header. UserError when it is damaged."""
     entries = check_safetensors(path)
     last = (config or {}).get("num_hidden_layers", 0) - 1 if role == "text_encoder" else -1
-    base, ram, blocks = 0, 0, dict[int, int]()
+    base, ram, blocks = 0, 0, dict[tuple[int, int], int]()
     for name, entry in entries.items():
         count = math.prod(entry["shape"])
         bits = DTYPE_BITS.get(entry["dtype"], 8)
         if float_bytes and entry["dtype"] in FLOATS and not name.endswith(("scale", "scales")):
             bits = float_bytes * 8
-        block = BLOCK.search(name)
+        match = BLOCK.search(name)
+        block = match and (STACKS.index(match[1]), int(match[2]))
         if role == "text_encoder" and "embed_tokens." in name:
             ram += count * bits // 8
         elif block is None:
             base += 0 if role == "text_encoder" and UNUSED.search(name) else count * bits // 8
-        elif int(block[1]) != last:  # the text encoder's last layer is never computed
-            blocks[int(block[1])] = blocks.get(int(block[1]), 0) + count * bits // 8
-    return kind_of(entries), PartSize(base, tuple(blocks[i] for i in sorted(blocks)), ram)
+        elif block != (STACKS.index("layers"), last):  # the text encoder's last layer is never computed
+            blocks[block] = blocks.get(block, 0) + count * bits // 8
+    return kind_of(entries), PartSize(base, tuple(blocks[key] for key in sorted(blocks)), ram)
 
 
 def kind_of(entries: Mapping[str, Mapping[str, Any]]) -> str:
@@ -317,11 +320,12 @@ def _transformer_size(config: Mapping[str, Any], kind: str, float_bytes: int) ->
     low_rank = rank * ((3 * d + d) + 2 * d + (2 * shape.hidden + d) + (shape.hidden + d))
     weights = linear * WEIGHT_BYTES.get(kind, float_bytes) + low_rank * float_bytes
     refined = weights if rank else linear * float_bytes
-    block = int(weights + (modulation + norms) * float_bytes)
+    layer = int(weights + (modulation + norms) * float_bytes)
+    context, noise = (int(refined + plain * float_bytes) for plain in (norms, modulation + norms))
     patch = shape.patch_size**2 * shape.in_channels
     embedders = 2 * patch * d + shape.cap_feat_dim * d + (time + 5) * d + 1024 * (512 + 1)
-    refiners = shape.n_refiner_layers * (2 * refined + (modulation + 2 * norms) * float_bytes)
-    return PartSize(int(refiners + embedders * float_bytes), (block,) * shape.n_layers)
+    refiners = (context,) * shape.n_refiner_layers + (noise,) * shape.n_refiner_layers
+    return PartSize(embedders * float_bytes, refiners + (layer,) * shape.n_layers)
 
 
 def _text_encoder_size(config: Mapping[str, Any], kind: str, float_bytes: int) -> PartSize:

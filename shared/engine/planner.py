@@ -18,7 +18,6 @@ from shared.footprint import Needs, Offers, PartSize, Variant
 
 GIB = 1 << 30
 OVERHEAD = 3 * GIB // 8  # workspaces of cuBLAS and cuDNN, and what the allocator cannot use
-SLOTS = 2  # streamed blocks on the card: the one that computes and the next one
 NEAR = 1.10  # up to this many times the fastest step, precision is worth more than speed
 MIN_KEPT_TILE = 512  # keeping a part on the card is worth tiles of this size, not smaller ones
 
@@ -310,18 +309,15 @@ class _Planner:
 
     def resident(self, variant: Variant, limits: _Limits) -> int:
         """Layers of the transformer on the card."""
-        count = len(variant.size.block_bytes)
-        preload, block = self.overrides.preload, variant.size.largest_block
+        size, preload = variant.size, self.overrides.preload
+        count = len(size.block_bytes)
         if limits == FREE and self.obeys:
             if self.profile and self.profile.whole and preload is None:
                 return count
-            return min(count, (preload or 0) // block) if block else count
-        room = self.budget - OVERHEAD - self.activations(variant) - self.base(variant)
-        if room >= sum(variant.size.block_bytes):
-            fitting = count
-        else:
-            fitting = max(0, room // block - SLOTS)
-        return fitting if limits.layers == 1 else int(fitting * limits.layers)
+            return max(k for k in range(count + 1) if k == 0 or sum(size.block_bytes[-k:]) <= (preload or 0))
+        room = self.budget - OVERHEAD - self.activations(variant) - self.offers.transformer_modules
+        fitting = max((k for k in range(count + 1) if size.on_card(k) <= room), default=0)
+        return int(fitting * limits.layers)
 
     def tiles(self, limits: _Limits, keeps: bool) -> list[int | None]:
         sides = [tile for tile in self.needs.decode if tile is None or tile >= (MIN_KEPT_TILE if keeps else 0)]
@@ -334,17 +330,14 @@ class _Planner:
         plain = KINDS[variant.kind].bits >= 16
         return self.needs.denoise if plain else self.needs.denoise_quantized
 
-    def base(self, variant: Variant) -> int:
-        """What of a transformer is always on the card while it computes."""
-        return variant.size.base_bytes + self.offers.transformer_modules
-
     def peak(self, draft: Plan) -> int:
         """The most bytes on the card over the job's phases: what computes, and what is kept beside it."""
         encoder = draft.text_encoder.size if draft.text_encoder else PartSize(0)
+        slots = 2 if draft.prefetch else 1
         held = {
             "transformer": self.offers.transformer_modules
-            + on_card(draft.transformer.size, draft.resident_layers),
-            "text_encoder": on_card(encoder, len(encoder.block_bytes) if draft.encoder_whole else 0),
+            + draft.transformer.size.on_card(draft.resident_layers, slots),
+            "text_encoder": encoder.total if draft.encoder_whole else encoder.on_card(0, slots),
             "vae": self.offers.vae.total,
         }
         work = {
@@ -361,14 +354,13 @@ class _Planner:
     def with_memory(self, draft: Plan) -> Plan:
         """What of it lies in page-locked RAM, what a step then takes, and the rest of the user's choices."""
         size = draft.transformer.size
-        streamed = sum(size.block_bytes) * (draft.total_layers - draft.resident_layers)
-        streamed = streamed // draft.total_layers if draft.total_layers else 0
+        streamed = sum(size.block_bytes[: draft.total_layers - draft.resident_layers])
         encoder = draft.text_encoder.size.total if draft.text_encoder else 0
         ram = encoder + size.total + self.offers.transformer_modules + self.offers.vae.total
         ram += draft.text_encoder.size.ram_bytes if draft.text_encoder else 0
         pinnable = min(self.overrides.reserved * self.machine.ram_total, self.machine.ram_free)
         pinned = []
-        for part, count in (("transformer", streamed), ("text_encoder", encoder)):
+        for part, count in (("transformer", size.total), ("text_encoder", encoder)):
             if count <= pinnable and (self.profile is None or part in self.profile.pinned):
                 pinned.append(part)
                 pinnable -= count
@@ -401,15 +393,6 @@ class _Planner:
             "used: choose a smaller resolution or fewer images at once, close other programs that use the "
             "card, or start with a higher --vram-safety-coefficient."
         )
-
-
-def on_card(size: PartSize, resident: int) -> int:
-    """Bytes of a part that computes with `resident` of its blocks on the card and the others streamed."""
-    blocks = size.block_bytes
-    if resident >= len(blocks):
-        return size.total
-    # blocks of one part are alike; the largest stands for each
-    return size.base_bytes + min(sum(blocks), (resident + SLOTS) * size.largest_block)
 
 
 def _keeps(limits: _Limits, overrides: Overrides) -> list[tuple[str, ...]]:
