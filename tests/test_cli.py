@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shared import cli
+from shared.engine.planner import Overrides
 from shared.engine.records import CANCELLED
 from shared.engine.store import JobStore
 from shared.engine.tasks import read_tasks
@@ -112,6 +113,12 @@ def test_every_flag_says_what_it_does():
         (["--seed", str(10**30)], "whole number"),
         (["--bf16", "--fp16"], "not allowed with"),
         (["--attention", "sage"], "sdpa"),
+        (["--profile", "6"], "4.5"),
+        (["--preload", "1.5"], "'1.5' is not a whole number from 0"),
+        (["--preload", "-1"], "whole number from 0"),
+        (["--perc-reserved-mem-max", "40"], "number from 0 to 1"),
+        (["--vram-safety-coefficient", "0"], "number from 0.1 to 1"),
+        (["--vram-safety-coefficient", "nan"], "number from 0.1 to 1"),
         (["--dry-run"], "--dry-run needs --process"),
         (["--model", "fake"], "--model needs --process"),
         (["--json"], "--json needs"),
@@ -367,9 +374,21 @@ def test_ctrl_c_on_the_page_is_a_usual_end(wgp, monkeypatch, launched, free_port
 
 def test_flags_reach_the_worker(wgp, launched, free_port, tmp_path):
     flags = ["--gpu", "cpu", "--fp16", "--attention", "sdpa", "--output-dir", tmp_path / "out", "--steps", 5]
+    flags += ["--profile", "4.5", "--preload", 1200, "--perc-reserved-mem-max", 0.3, "--compile"]
+    flags += ["--vram-safety-coefficient", 0.9, "--save-quantized"]
     assert wgp("--server-port", free_port, *flags) == 0
     engine = launched[0][0]
-    assert (engine.config.gpu, engine.config.dtype, engine.config.attention) == ("cpu", "fp16", "sdpa")
+    assert engine.config.gpu == "cpu"
+    assert engine.config.overrides == Overrides(
+        dtype="fp16",
+        attention="sdpa",
+        profile="4.5",
+        preload=1200 << 20,
+        reserved=0.3,
+        safety=0.9,
+        compile=True,
+    )
+    assert engine.config.save_quantized
     assert engine.catalog.models["fake"].defaults["num_inference_steps"] == 5
     job_id, _ = engine.submit({"model_type": "fake", "prompt": "a"})
     assert engine.store.job(job_id).output_dir == str(tmp_path / "out")

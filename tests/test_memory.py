@@ -1,4 +1,4 @@
-"""The memory model against the real modules: every formula covers what is alive, by at most a quarter more."""
+"""The memory model against the real modules: formulas cover what is alive, by at most a quarter more."""
 
 import json
 import struct

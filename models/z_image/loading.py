@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,14 @@ from shared.weights.files import check_safetensors
 #: how some TwinFlow files spell the second time embedder
 TWINFLOW_NAMES = {"extended_weights.t_embedder_2.": "t_embedder_2."}
 
+#: (role, files, whatever else the part depends on, how to make it) -> the part, which others may have, too
+Share = Callable[[str, Sequence[Path], Hashable, Callable[[], Any]], Any]
+
+
+def _alone(role: str, files: Sequence[Path], config: Hashable, make: Callable[[], Any]) -> Any:
+    """Nothing is shared."""
+    return make()
+
 
 def load(
     model_filename: str | Path | Sequence[str | Path],
@@ -46,8 +54,10 @@ def load(
     attention: str,
     device: str | torch.device | None,
     prompt_cache: Path | None,
+    share: Share | None = None,
 ) -> tuple[ZImageProcessor, ZImagePipeline]:
     """See `family_handler.load_model`. prompt_cache: folder of encoded prompts; None keeps them in memory."""
+    shared = share or _alone
     place = torch.device(device) if device else offloading.default_device()
     files = {
         need.role: need
@@ -64,16 +74,24 @@ def load(
     names = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
     paths = [find(name) for name in names]
     dtype = dtype or offloading.preferred_dtype(paths[0], place)
-    transformer = _transformer(model_def, paths, dtype)
+    config = model_def.get("transformer_config") or TRANSFORMER_CONFIG
+    transformer = shared(
+        "transformer", paths, f"{config} {dtype}", lambda: _transformer(model_def, paths, dtype)
+    )
     transformer.set_attention_backend(attention)
-    vae_config = model_def.get("vae_config") or VAE_CONFIG
+    vae_config, vae_dtype = model_def.get("vae_config") or VAE_CONFIG, vae_dtype or torch.float32
     encoder_files = [find(text_encoder_filename)]
     for file in encoder_files:
         check_safetensors(file)  # it is read when a prompt needs it; damage is better known now
     pipe = ZImagePipeline(
         transformer,
-        functools.partial(_text_encoder, tokenizer_folder, encoder_files, dtype),
-        _vae(vae_config, vae_file, vae_dtype or torch.float32),
+        lambda: shared(
+            "text_encoder",
+            encoder_files,
+            f"{tokenizer_folder} {dtype}",
+            lambda: _text_encoder(tokenizer_folder, encoder_files, dtype),
+        ),
+        shared("vae", [vae_file], f"{vae_config} {vae_dtype}", lambda: _vae(vae_config, vae_file, vae_dtype)),
         AutoTokenizer.from_pretrained(tokenizer_folder),
         read_config(model_def.get("scheduler_config") or SCHEDULER_CONFIGS[base_model_type]),
         place,
@@ -81,7 +99,12 @@ def load(
         encoder_id=text_encoding.identity(encoder_files, tokenizer_folder, dtype, place),
     )
     pipe.unified_solver = bool(model_def.get("unified_solver"))
-    pipe.residency = offloading.attach(pipe, place)
+    # with `share`, a plan will say what goes where, and all models have one Residency
+    pipe.residency = (
+        share("residency", [], str(place), lambda: offloading.Residency(place))
+        if share
+        else (offloading.attach(pipe, place))
+    )
     return ZImageProcessor(pipe, LatentRgb.read(_latent_rgb_file(vae_config))), pipe
 
 

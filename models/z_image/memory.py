@@ -183,9 +183,7 @@ def needs(
     )
 
 
-def _decode_table(
-    config: Mapping[str, Any], width: int, height: int, encodes: bool
-) -> dict[int | None, int]:
+def _decode_table(config: Mapping[str, Any], width: int, height: int, encodes: bool) -> dict[int | None, int]:
     """Tile -> bytes, the whole picture first; the smaller tiles only where they save something."""
 
     def cost(w: int, h: int) -> int:
@@ -355,7 +353,9 @@ QWEN3_4B = {
 }  # fmt: skip
 
 
-def read_configs(sources: Mapping[str, str | Mapping[str, Any] | Path | None]) -> dict[str, Mapping[str, Any]]:
+def read_configs(
+    sources: Mapping[str, str | Mapping[str, Any] | Path | None],
+) -> dict[str, Mapping[str, Any]]:
     """Each part's configuration: given in the card itself, or as a path from the project's root."""
     return {role: _config(source) for role, source in sources.items()}
 

@@ -22,7 +22,7 @@ from models.z_image.schedule import make_sigmas
 from models.z_image.transformer_z_image import Conditioning, ZImageTransformer2DModel, dit_time
 from models.z_image.unified_sampler import UnifiedConfig
 from shared.errors import UserError
-from shared.offloading import Residency
+from shared.offloading import Placement, Residency
 
 PARTS = ("transformer", "text_encoder", "vae")
 SIZE_MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patches
@@ -105,6 +105,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         self.device = torch.device(device)
         self.unified_solver = False  # whether the model is made for the unified sampler
         self.residency = Residency(self.device)  # brings each part to the device when it computes
+        self.placements: Mapping[str, Placement] = {}  # a plan's, for the parts that are not loaded yet
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @property
@@ -112,6 +113,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         """Loaded when first asked for."""
         if not isinstance(self._text_encoder, nn.Module):
             self._text_encoder = self._text_encoder()
+            if "text_encoder" in self.placements:
+                self.residency.place(self._text_encoder, self.placements["text_encoder"])
         return self._text_encoder
 
     @property

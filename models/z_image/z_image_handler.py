@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from models.z_image.generation import ZImageProcessor
+    from models.z_image.loading import Share
     from models.z_image.pipeline_z_image import ZImagePipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,13 +194,15 @@ class family_handler:
         attention: str = "auto",
         device: str | torch.device | None = None,
         prompt_cache: Path | None = PROMPT_CACHE,
+        share: Share | None = None,
     ) -> tuple[ZImageProcessor, ZImagePipeline]:
         """(processor for jobs, callable pipeline). Raises UserError naming a file that is missing or does
         not fit.
 
         dtype: of transformer and text encoder; default bfloat16 on a card, float32 on a CPU (bfloat16 is
         slow there). VAE_dtype: default float32; float16 overflows in this VAE. prompt_cache: the folder that
-        encoded prompts are kept in; None keeps them in memory only.
+        encoded prompts are kept in; None keeps them in memory only. share: gives parts that another model has
+        already loaded (see loading.Share); the processor's `apply_plan` then says what goes where.
         """
         from models.z_image.loading import load
 
@@ -217,6 +220,7 @@ class family_handler:
             attention=attention,
             device=device,
             prompt_cache=prompt_cache,
+            share=share,
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,8 @@ GIB = 1 << 30
 OVERHEAD = 3 * GIB // 8  # workspaces of cuBLAS and cuDNN, and what the allocator cannot use
 NEAR = 1.10  # up to this many times the fastest step, precision is worth more than speed
 MIN_KEPT_TILE = 512  # keeping a part on the card is worth tiles of this size, not smaller ones
+
+RESERVED = 0.4 if sys.platform == "win32" else 0.5  # share of the RAM that systems let programs page-lock
 
 #: bytes per second into the card: page-locked RAM (PCIe 3.0 x16 or 4.0 x8), other RAM, a disk
 PINNED_RATE, PAGED_RATE, DISK_RATE = 12.5e9, 5e9, 1.5e9
@@ -90,9 +93,12 @@ class Overrides:
     preload: int | None = None
     dtype: str = ""
     attention: str = "auto"
-    reserved: float = 0.5
+    reserved: float = RESERVED
     safety: float = 0.8
     compile: bool = False
+
+
+NO_OVERRIDES = Overrides()
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,7 @@ def plan(
     machine: Machine,
     offers: Offers,
     needs: Needs,
-    overrides: Overrides = Overrides(),
+    overrides: Overrides = NO_OVERRIDES,
     *,
     attention_rule: Any = None,
     rung: int = 0,
@@ -320,7 +326,9 @@ class _Planner:
         return int(fitting * limits.layers)
 
     def tiles(self, limits: _Limits, keeps: bool) -> list[int | None]:
-        sides = [tile for tile in self.needs.decode if tile is None or tile >= (MIN_KEPT_TILE if keeps else 0)]
+        sides = [
+            tile for tile in self.needs.decode if tile is None or tile >= (MIN_KEPT_TILE if keeps else 0)
+        ]
         if limits.tile is not None:
             smaller = [tile for tile in self.needs.decode if tile is not None and tile <= limits.tile]
             sides = smaller or list(self.needs.decode)[-1:]
@@ -389,9 +397,9 @@ class _Planner:
         machine = self.machine
         return UserError(
             f"This job needs about {_gb(least)} GB of the graphics card's memory even with everything "
-            f"streamed; {_gb(self.budget)} GB of the {_gb(machine.vram_total, 0)} GB of {machine.name} may be "
-            "used: choose a smaller resolution or fewer images at once, close other programs that use the "
-            "card, or start with a higher --vram-safety-coefficient."
+            f"streamed; {_gb(self.budget)} GB of the {_gb(machine.vram_total, 0)} GB of {machine.name} may "
+            "be used: choose a smaller resolution or fewer images at once, close other programs that use "
+            "the card, or start with a higher --vram-safety-coefficient."
         )
 
 
