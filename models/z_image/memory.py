@@ -338,7 +338,8 @@ def _text_encoder_size(config: Mapping[str, Any], kind: str, float_bytes: int) -
 
 def _vae_weights(one: Required | None, folders: Folders) -> int:
     """Parameters of the VAE."""
-    path = next((p for s in (one.alternatives if one else []) if (p := locate(s, folders, one.target))), None)
+    found = (locate(source, folders, one.target) for source in one.alternatives) if one else ()
+    path = next((path for path in found if path is not None), None)
     if path is None or path.is_dir():
         return PUBLISHED_VAE
     return sum(math.prod(entry["shape"]) for entry in check_safetensors(path).values())

@@ -326,13 +326,13 @@ class _Planner:
         return int(fitting * limits.layers)
 
     def tiles(self, limits: _Limits, keeps: bool) -> list[int | None]:
-        sides = [
-            tile for tile in self.needs.decode if tile is None or tile >= (MIN_KEPT_TILE if keeps else 0)
-        ]
+        """Tiles of the VAE to try, the largest first."""
+        offered = list(self.needs.decode)
         if limits.tile is not None:
-            smaller = [tile for tile in self.needs.decode if tile is not None and tile <= limits.tile]
-            sides = smaller or list(self.needs.decode)[-1:]
-        return sides
+            small = [tile for tile in offered if tile is not None and tile <= limits.tile]
+            return [*small] or offered[-1:]
+        least = MIN_KEPT_TILE if keeps else 0
+        return [tile for tile in offered if tile is None or tile >= least]
 
     def activations(self, variant: Variant) -> int:
         plain = KINDS[variant.kind].bits >= 16
