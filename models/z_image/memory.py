@@ -208,7 +208,7 @@ def offers(
     """What the card's files are, best precision first: from their headers where they are on disk, else from
     their names and the published models' sizes.
 
-    float_bytes: of unquantized weights once loaded; None as in the file. A damaged file offers nothing; where
+    float_bytes: of unquantized weights once loaded; None: 2 where the file has bf16, else 4. A damaged file offers nothing; where
     no other is left, the UserError that names it is raised.
     """
     needed = list(needed)
@@ -267,8 +267,8 @@ def measure(
     for name, entry in entries.items():
         count = math.prod(entry["shape"])
         bits = DTYPE_BITS.get(entry["dtype"], 8)
-        if float_bytes and entry["dtype"] in FLOATS and not name.endswith(("scale", "scales")):
-            bits = float_bytes * 8
+        if entry["dtype"] in FLOATS and not name.endswith(("scale", "scales")):
+            bits = 8 * (float_bytes or (2 if entry["dtype"] == "BF16" else 4))
         match = BLOCK.search(name)
         block = match and (STACKS.index(match[1]), int(match[2]))
         if role == "text_encoder" and "embed_tokens." in name:

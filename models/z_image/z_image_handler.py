@@ -129,7 +129,7 @@ class family_handler:
         float_bytes: int | None = 2,
     ) -> Offers:
         """The files that can serve as each part, and their sizes as loaded with floats of `float_bytes`
-        (None: as in the file). UserError when a part's only file is damaged.
+        (see memory.offers). UserError when a part's only file is damaged.
         """
         folders = folders or Folders(ROOT, ROOT / "ckpts")
         needed = family_handler.query_model_files(base_model_type, model_def)

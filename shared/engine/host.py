@@ -123,22 +123,17 @@ class ModelHost:
 
     def _make_room(self, files: Mapping[str, Path]) -> None:
         """Let go of the loaded model but for its parts made of `files`."""
-        unshared = self._loaded is not None and self._residency is None
-        pipe = self._loaded.pipe if self._loaded is not None and unshared else None
+        residency = getattr(self._loaded.pipe, "residency", None) if self._loaded else None
         self._loaded = None
-        self._parts.retain(files.values()) if files else self._parts.clear()
-        residency = getattr(pipe, "residency", None)
-        if residency is not None:
+        if residency is not None and self._residency is None:
             residency.forget()  # it holds on to the weights, and to page-locked memory
-        del pipe, residency
+        del residency
+        self._parts.retain(files.values())
         _empty_caches()
 
     def _forget(self, part: Any) -> None:
         """A part goes: so does its memory on the card."""
-        if part is self._residency:
-            self._residency.forget()
-            self._residency = None
-        elif self._residency is not None:
+        if self._residency is not None and part is not self._residency:
             self._residency.forget(part)
 
     def _load(

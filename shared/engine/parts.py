@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,16 +39,12 @@ class PartStore:
             self._parts[role] = key, make()
         return self._parts[role][1]
 
-    def retain(self, files: Collection[Path]) -> None:
+    def retain(self, files: Iterable[Path]) -> None:
         """Drop every part that is made of other files than these."""
         wanted = {path.resolve() for path in files}
         for role, (key, _) in list(self._parts.items()):
             if not key.paths <= wanted:
                 self._drop(role)
-
-    def clear(self) -> None:
-        for role in list(self._parts):
-            self._drop(role)
 
     def _drop(self, role: str) -> None:
         if role in self._parts:

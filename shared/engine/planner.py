@@ -76,7 +76,7 @@ class Machine:
 
     @property
     def float_bytes(self) -> int | None:
-        """Of weights once loaded, where they are not quantized; None: as in the file."""
+        """Of weights once loaded, where they are not quantized; None: 2 where the file has bf16, else 4."""
         return 2 if self.capability else None if self.fast_bf16 else 4
 
 
@@ -471,4 +471,4 @@ def choose_attention(rule: Any, capability: tuple[int, int], override: str = "au
 
 
 def _gb(count: float, digits: int = 1) -> str:
-    return f"{count / GIB:.{digits}f}"
+    return f"{max(count / GIB, 0.1):.{digits}f}"
