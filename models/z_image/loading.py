@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import AutoTokenizer, Qwen3Model
 
-from models.z_image import text_encoding
+from models.z_image import names, text_encoding
 from models.z_image.generation import ZImageProcessor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
@@ -28,10 +28,8 @@ from models.z_image.z_image_handler import (
 )
 from shared import offloading
 from shared.errors import UserError
-from shared.weights.files import check_safetensors
-
-#: how some TwinFlow files spell the second time embedder
-TWINFLOW_NAMES = {"extended_weights.t_embedder_2.": "t_embedder_2."}
+from shared.weights import formats
+from shared.weights.loading import build, load_weights, preferred_dtype
 
 
 def load(
@@ -57,17 +55,18 @@ def load(
         )
     vae_file = _first_on_disk(files["vae"].alternatives, files["vae"].target)
     folder = model_def.get("text_encoder_folder")
-    tokenizer_folder = ROOT / folder if folder else find(text_encoder_filename).parent
+    encoder = find(text_encoder_filename)
+    tokenizer_folder = ROOT / folder if folder else encoder if encoder.is_dir() else encoder.parent
 
-    names = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
-    paths = [find(name) for name in names]
-    dtype = dtype or offloading.preferred_dtype(paths[0], place)
+    sources = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
+    paths = [find(source) for source in sources]
+    dtype = dtype or preferred_dtype(paths[0], place)
     transformer = _transformer(model_def, paths, dtype)
     transformer.set_attention_backend(attention)
     vae_config = model_def.get("vae_config") or VAE_CONFIG
     pipe = ZImagePipeline(
         transformer,
-        _text_encoder(tokenizer_folder, find(text_encoder_filename), dtype),
+        _text_encoder(tokenizer_folder, encoder, dtype),
         _vae(vae_config, vae_file, vae_dtype or torch.float32),
         AutoTokenizer.from_pretrained(tokenizer_folder),
         read_config(model_def.get("scheduler_config") or SCHEDULER_CONFIGS[base_model_type]),
@@ -107,25 +106,22 @@ def _transformer(
     model_def: Mapping[str, Any], files: list[Path], dtype: torch.dtype
 ) -> ZImageTransformer2DModel:
     config = ZImageConfig.from_dict(read_config(model_def.get("transformer_config") or TRANSFORMER_CONFIG))
-    names = [name for file in files for name in check_safetensors(file)]
-    twin = any("t_embedder_2." in name for name in names)
-    model = offloading.build(lambda: ZImageTransformer2DModel(config, second_time_embedder=twin))
-    offloading.load_weights(model, files, dtype=dtype, renames=TWINFLOW_NAMES)
+    twin = any(name.startswith("t_embedder_2.") for name in formats.inspect(files, names.TRANSFORMER).entries)
+    model = build(lambda: ZImageTransformer2DModel(config, second_time_embedder=twin))
+    load_weights(model, files, dtype=dtype, names=names.TRANSFORMER)
     return model
 
 
 def _text_encoder(folder: Path, file: Path, dtype: torch.dtype) -> Qwen3Model:
-    model = offloading.build(functools.partial(text_encoding.make_text_encoder, folder))
-    layers = model.config.num_hidden_layers
-    offloading.load_weights(
-        model, [file], dtype=dtype, unused=functools.partial(text_encoding.unused, layers)
-    )
+    model = build(functools.partial(text_encoding.make_text_encoder, folder))
+    unused = functools.partial(text_encoding.unused, model.config.num_hidden_layers)
+    load_weights(model, [file], dtype=dtype, names=names.TEXT_ENCODER, unused=unused)
     return model
 
 
 def _vae(config: str | Mapping[str, Any], file: Path, dtype: torch.dtype) -> AutoencoderKL:
-    model = offloading.build(lambda: AutoencoderKL.from_config(read_config(config)))
-    offloading.load_weights(model, [file], dtype=dtype)
+    model = build(lambda: AutoencoderKL.from_config(read_config(config)))
+    load_weights(model, [file], dtype=dtype, names=names.VAE)
     return model
 
 
