@@ -135,14 +135,16 @@ class Checkpoint:
     label: str
 
     def bytes_under(self, prefix: str = "", float_bits: int | None = None) -> int:
-        """Bytes of the tensors whose names begin with `prefix`. float_bits: what floats will be cast to."""
-        return sum(
-            math.prod(entry.shape) * float_bits // 8
-            if float_bits and entry.dtype in FLOATS and not self._is_scale(name)
-            else entry.bytes
-            for name, entry in self.entries.items()
-            if name.startswith(prefix)
-        )
+        """Bytes of the tensors whose names begin with `prefix`; what the parts of a fused layer share counts
+        once. float_bits: what floats will be cast to."""
+        sizes = {}
+        for name, entry in self.entries.items():
+            if name.startswith(prefix):
+                cast = float_bits and entry.dtype in FLOATS and not name.endswith(("scale", "scales"))
+                bits = float_bits if cast else DTYPE_BITS[entry.dtype]
+                part = entry.rows.start if entry.rows else 0
+                sizes[entry.file, entry.source, part] = math.prod(entry.shape) * (bits or 0) // 8
+        return sum(sizes.values())
 
     def block_bytes(self, stack: str, float_bits: int | None = None) -> tuple[int, ...]:
         """Bytes of each repeated block of `stack` ("layers"), in order."""
@@ -150,9 +152,6 @@ class Checkpoint:
             int(m[1]) for name in self.entries if (m := re.match(rf"{re.escape(stack)}\.(\d+)\.", name))
         }
         return tuple(self.bytes_under(f"{stack}.{i}.", float_bits) for i in sorted(blocks))
-
-    def _is_scale(self, name: str) -> bool:
-        return name.endswith("scale") or name.endswith("scales")
 
 
 @dataclass(frozen=True)
@@ -298,17 +297,15 @@ def _declared(header: Header, names: Names, prefix: str) -> dict[str, str]:
 def _quanto_map(header: Header) -> dict[str, str]:
     """optimum-quanto's map: in the header, or beside the file as <name>_map.json."""
     sidecar = header.path.with_name(f"{header.path.stem}_map.json")
-    key, text = "quantization_map_base64", header.metadata.get("quantization_map_base64")
-    if text is not None:
+    if (encoded := header.metadata.get("quantization_map_base64")) is not None:
+        key = "quantization_map_base64"
         try:
-            text = base64.b64decode(text, validate=True)  # type: ignore[assignment]
+            text: str | bytes = base64.b64decode(encoded, validate=True)
         except ValueError as error:
             raise UserError(f"{header.path} has a damaged {key} ({error}): take another copy.") from error
-    elif "quantization_map" in header.metadata:
-        key, text = "quantization_map", header.metadata["quantization_map"]
     elif sidecar.is_file():
-        key, text = sidecar.name, sidecar.read_bytes()  # type: ignore[assignment]
-    if text is None:
+        key, text = sidecar.name, sidecar.read_bytes()
+    else:
         return {}
     return _formats(header.path, key, _json_table(header.path, key, text), "weights")
 
@@ -325,11 +322,12 @@ def _json_table(path: Path, key: str, text: str | bytes) -> dict[str, Any]:
 
 def _formats(path: Path, key: str, table: Any, field_name: str) -> dict[str, str]:
     """layer -> table[layer][field_name], checked."""
-    rows = table.items() if isinstance(table, dict) else [("layers", None)]
-    for layer, row in rows:
+    if not isinstance(table, dict):
+        raise UserError(f"{path} has a damaged {key} (it names no layers): take another copy of the file.")
+    for layer, row in table.items():
         if not isinstance(row, dict) or not isinstance(row.get(field_name), str):
             raise UserError(f"{path} has a damaged {key} ('{layer}' has no {field_name}): take another copy.")
-    return {layer: row[field_name] for layer, row in rows}
+    return {layer: row[field_name] for layer, row in table.items()}
 
 
 # ---- how a layer is stored ---------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ class _Reader:
 
     def _attribute(self, module: str, kind: str, attribute: str) -> Tensor:
         entry = self.entries[f"{module}.{attribute}"]
-        unpack = quantized.UNPACK.get((kind, attribute))
+        unpack = quantized.UNPACK.get(kind, {}).get(attribute)
         key = (entry.file, entry.source)
         if key not in self.unpacked:
             tensor = self._stored(entry)
@@ -191,7 +191,7 @@ def _int8_pieces(model: nn.Module, names: Names) -> Iterator[_Piece]:
 
 def _int8_layer(module: str, layer: nn.Module) -> Iterator[_Piece]:
     """A layer's tensors in optimum-quanto's names. It keeps scales of activations, which are 1 here."""
-    weight: Tensor = layer.weight.detach()  # type: ignore[operator,assignment]
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     if isinstance(layer, quantized.Int8Linear):
         scale_dtype, make = layer.weight_scale.dtype, lambda: (weight, layer.weight_scale)
     else:

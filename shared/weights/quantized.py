@@ -8,7 +8,6 @@ cannot.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,7 @@ CODES = {"int4": INT4, "fp4": E2M1}
 class QuantizedLinear(nn.Module):
     """y = x @ W.T + bias. x [..., in_features] -> [..., out_features] in x's dtype."""
 
-    kind: ClassVar[str] | str
+    kind: str
     bias: Tensor | None
 
     def __init__(self, in_features: int, out_features: int, bias: Tensor | None) -> None:
@@ -63,7 +62,7 @@ class ScaledLinear(QuantizedLinear):
         if x.dtype == torch.float16:
             return F.linear(x, weight * scale, _as(self.bias, x))
         y = F.linear(x, weight) * scale.flatten()
-        return y if self.bias is None else y + _as(self.bias, x)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
 class Int8Linear(ScaledLinear):
@@ -207,20 +206,14 @@ def unpack_down(stored: Tensor) -> Tensor:
     return stored.reshape(k // 16, rank // 16, 8, 4, 2, 2, 2).permute(1, 4, 2, 0, 5, 3, 6).reshape(rank, k)
 
 
-#: (kind, attribute) -> stored tensor to row-major; what is not here is stored as it is used
-UNPACK: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
-    ("svdq-int4", "wscales"): unpack_int4_scales,
-    ("svdq-fp4", "wscales"): unpack_fp4_scales,
-} | {
-    (kind, attribute): unpack
-    for kind in ("svdq-int4", "svdq-fp4")
-    for attribute, unpack in (
-        ("qweight", unpack_qweight),
-        ("smooth", unpack_vector),
-        ("down", unpack_down),
-        ("up", unpack_up),
-        ("wcscales", unpack_vector),
-    )
+_UNPACK_BOTH: dict[str, Callable[[Tensor], Tensor]] = {
+    "qweight": unpack_qweight, "smooth": unpack_vector, "wcscales": unpack_vector,
+    "down": unpack_down, "up": unpack_up,
+}  # fmt: skip
+#: kind -> attribute -> stored tensor to row-major; what is not here is stored as it is used
+UNPACK: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
+    "svdq-int4": {**_UNPACK_BOTH, "wscales": unpack_int4_scales},
+    "svdq-fp4": {**_UNPACK_BOTH, "wscales": unpack_fp4_scales},
 }
 
 
