@@ -9,8 +9,8 @@ from shared.weights.formats import Names
 #: what a file is when it is not what it was chosen for, the narrower first
 _PARTS = (
     (r"(^|\.)control_(layers|noise_refiner|all_x_embedder)\.", "a control network"),
-    (r"(^|\.)cap_embedder\.0\.", "another transformer of the Lumina kind"),
     (r"(^|\.)(cap_pad_token|x_pad_token)$", "a Z-Image transformer"),
+    (r"(^|\.)cap_embedder\.0\.", "another transformer of the Lumina kind"),
     (r"(^|\.)decoder\.conv_in\.", "a VAE"),
     (r"(^|\.)embed_tokens\.", "a text encoder"),
     (r"(^|\.)(double_blocks|single_blocks|joint_blocks|transformer_blocks|single_transformer_blocks)\.\d+\.",
