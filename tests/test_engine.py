@@ -24,7 +24,7 @@ from shared.engine.catalog import catalog
 from shared.engine.engine import Engine, EngineConfig, worker_environment
 from shared.engine.host import ModelHost, Silent, check_device, download_report
 from shared.engine.parts import PartStore
-from shared.engine.planner import Machine
+from shared.engine.planner import Machine, Overrides
 from shared.engine.progress import Progress, contact_sheet
 from shared.engine.store import JobStore
 from shared.engine.supervisor import Supervisor, describe_exit
@@ -883,6 +883,16 @@ def test_models_share_their_text_encoder_and_vae(mini_host):
     assert second.pipe.residency is residency
     mini_host.release()
     assert mini_host.get("z_image_mini", Silent()).pipe.vae is not vae
+
+
+def test_a_plan_may_ask_for_compiled_layers_and_an_attention(monkeypatch):
+    host = ModelHost(Folders(ROOT, ROOT / "ckpts"), overrides=Overrides(compile=True), machine=lambda: CARD)
+    model = host.get("z_image_mini", Silent())
+    assert all(layer._compiled_call_impl is not None for layer in model.pipe.transformer.layers)
+    attended = []
+    monkeypatch.setattr(model.pipe.transformer, "set_attention_backend", attended.append)
+    host.get("z_image_mini", Silent(), mini_settings("z_image_mini", override_attention="sdpa"))
+    assert attended == ["sdpa"]
 
 
 def test_a_change_of_plan_places_only_what_changed(mini_host, monkeypatch):

@@ -1,7 +1,7 @@
 """The memory model against the real modules: formulas cover what is alive, by at most a quarter more."""
 
+import functools
 import json
-import struct
 
 import pytest
 import torch
@@ -19,7 +19,6 @@ from models.z_image.transformer_z_image import (
 )
 from models.z_image.z_image_handler import TRANSFORMER_CONFIG, VAE_CONFIG, family_handler
 from shared.errors import UserError
-from shared.footprint import PartSize
 from shared.weights.files import Folders
 from tests.live_bytes import LiveBytes, attend
 from tests.mini import ROOT, model_def
@@ -68,9 +67,10 @@ def counted_forward(model, pixels, sequences, caption, negative=0):
     return live.peak
 
 
-@pytest.mark.parametrize("pixels", [512, 1024, 1536, 2048])
 @pytest.mark.parametrize("sequences", [1, 4])
-@pytest.mark.parametrize("negative", [0, 64])
+@pytest.mark.parametrize(
+    ("pixels", "negative"), [(512, 0), (1024, 0), (1536, 0), (2048, 0), (512, 64), (1024, 64)]
+)
 def test_the_transformers_activations(transformer, pixels, sequences, negative):
     shape = memory.Shape.of(DIT)
     sizes = memory.Sizes(shape.image_tokens(pixels, pixels), 128, sequences, negative)
@@ -145,44 +145,35 @@ def test_what_a_files_name_says(name, kind):
     assert memory.kind_by_name(name) == kind
 
 
-def safetensors(path, tensors):
-    """A file with the given name -> (dtype, shape) and no meaning."""
-    header, position = {}, 0
-    for name, (dtype, shape) in tensors.items():
-        count = int(torch.Size(shape).numel() * memory.DTYPE_BITS[dtype] // 8)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, position + count]}
-        position += count
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(position))
-    return path
-
-
-def test_a_file_is_measured_by_its_header(tmp_path):
-    path = safetensors(
-        tmp_path / "a.safetensors",
-        {
-            "model.diffusion_model.layers.0.attention.to_q.weight._data": ("I8", [8, 8]),
-            "model.diffusion_model.layers.0.attention.to_q.weight._scale": ("F32", [8, 1]),
-            "model.diffusion_model.layers.1.adaLN_modulation.0.bias": ("F32", [4]),
-            "model.diffusion_model.x_pad_token": ("F32", [1, 5]),
-        },
+def test_a_quantized_file_is_measured_by_its_header(tmp_path):
+    card = {**model_def("z_image_mini"), "URLs": ["models/z_image/mini/transformer.safetensors"]}
+    copy = tmp_path / "mini_bf16.safetensors"
+    copy.write_bytes((MINI / "transformer.safetensors").read_bytes())
+    load = functools.partial(
+        family_handler.load_model, base_model_type="z_image", model_def=card, device="cpu"
     )
-    assert memory.measure(path) == ("int8", PartSize(10, (64 + 32, 8)))
-    assert memory.measure(path, None) == ("int8", PartSize(20, (64 + 32, 16)))
+    processor, pipe = load(copy, dtype=torch.bfloat16, save_quantized=True)
+    written = tmp_path / "mini_quanto_bf16_int8.safetensors"
+    kind, size = memory.measure(written)
+    assert kind == "int8"
+    layer = pipe.transformer.layers[0]
+    linears = [m for m in layer.modules() if isinstance(m, torch.nn.Linear)]
+    quantized = [m for m in linears if m.out_features != 4 * 128]  # all but the modulation
+    # one byte for each weight, a bf16 scale for each row, the rest in bf16
+    expected = sum(m.weight.numel() + 2 * m.out_features for m in quantized)
+    expected += 2 * (sum(p.numel() for p in layer.parameters()) - sum(m.weight.numel() for m in quantized))
+    assert size.block_bytes[-1] == expected and len(size.block_bytes) == 8
+    again, _ = load(written)  # and it can be loaded
+    assert type(again.pipe.transformer.layers[0].attention.to_q).__name__ == "Int8Linear"
 
 
-@pytest.mark.parametrize(("scales", "kind"), [("BF16", "svdq-int4"), ("F8_E4M3", "svdq-fp4")])
-def test_nunchakus_kinds_are_told_apart(tmp_path, scales, kind):
-    layer = "layers.0.attention.to_qkv"
-    tensors = {f"{layer}.qweight": ("I8", [128, 64]), f"{layer}.wscales": (scales, [2, 128])}
-    assert memory.measure(safetensors(tmp_path / "a.safetensors", tensors))[0] == kind
-
-
-def test_the_text_encoders_last_layer_and_embedding_do_not_count(tmp_path):
-    names = ["embed_tokens.weight", "layers.0.a.weight", "layers.1.a.weight", "lm_head.weight"]
-    path = safetensors(tmp_path / "a.safetensors", {f"model.{n}": ("BF16", [4]) for n in names})
-    config = {"num_hidden_layers": 2}
-    assert memory.measure(path, 2, "text_encoder", config)[1] == PartSize(0, (8,), 8)
+def test_the_text_encoders_last_layer_does_not_count():
+    file = MINI / "text_encoder/model.safetensors"
+    config = json.loads((MINI / "text_encoder/config.json").read_text())
+    _, whole = memory.measure(file, 2, "text_encoder")
+    _, size = memory.measure(file, 2, "text_encoder", config)
+    assert len(size.block_bytes) == 2 and size.base_bytes == 0
+    assert whole.block_bytes[:2] == size.block_bytes
 
 
 # ---- the handler's hooks -----------------------------------------------------------------------------------

@@ -10,23 +10,23 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.z_image import names
 from shared.errors import UserError
 from shared.footprint import Needs, Offers, PartSize, Variant
 from shared.settings import parse_resolution
-from shared.weights.files import DTYPE_BITS, Folders, Required, check_safetensors, file_name, locate
+from shared.weights import formats
+from shared.weights.files import Folders, Required, check_safetensors, file_name, locate
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_CAPTION = 512  # tokens; how many a prompt has is only known once it is encoded
-#: the stacks of blocks that can be streamed, in the order of a pass
-STACKS = ("context_refiner", "noise_refiner", "layers")
-BLOCK = re.compile(rf"(?:^|\.)({'|'.join(STACKS)})\.(\d+)\.")
-UNUSED = re.compile(r"(?:^|\.)(?:norm|lm_head)\.weight$")  # of the text encoder
-FLOATS = ("F64", "F32", "F16", "BF16")
+STACKS = ("context_refiner", "noise_refiner", "layers")  # blocks that can be streamed, as a pass meets them
+NAMES = {"transformer": names.TRANSFORMER, "text_encoder": names.TEXT_ENCODER}
 VAE_TILES = (1024, 768, 512, 384, 256)  # pixels
 ACTIVATION = 2  # bytes of a value on a card
 VAE_VALUE = 4  # the VAE computes in fp32
@@ -208,8 +208,8 @@ def offers(
     """What the card's files are, best precision first: from their headers where they are on disk, else from
     their names and the published models' sizes.
 
-    float_bytes: of unquantized weights once loaded; None: 2 where the file has bf16, else 4. A damaged file offers nothing; where
-    no other is left, the UserError that names it is raised.
+    float_bytes: of unquantized weights once loaded; None: 2 where the file has bf16, else 4. A damaged file
+    offers nothing; where no other is left, the UserError that names it is raised.
     """
     needed = list(needed)
     roles = {role: [one for one in needed if one.role == role] for role in ("transformer", "text_encoder")}
@@ -224,7 +224,7 @@ def offers(
         found["transformer"],
         found["text_encoder"],
         PartSize(_vae_weights(vae, folders) * VAE_VALUE),
-        sum(measure(path, float_bytes)[1].total for path in paths if path and path.is_file()),
+        sum(measure(path, float_bytes)[1].total for path in paths if path),
     )
 
 
@@ -234,10 +234,10 @@ def _variants(
     found, problem = [], None
     for source in one.alternatives:
         path = locate(source, folders, one.target)
-        if path is None or path.is_dir():
+        if path is None:
             kind = kind_by_name(file_name(source))
             size = published_size(one.role, kind, configs[one.role], float_bytes or ACTIVATION)
-            found.append(Variant(source, kind, size, on_disk=path is not None))
+            found.append(Variant(source, kind, size, on_disk=False))
             continue
         try:
             kind, size = measure(path, float_bytes, one.role, configs[one.role])
@@ -260,38 +260,18 @@ def measure(
     role: str = "transformer",
     config: Mapping[str, Any] | None = None,
 ) -> tuple[str, PartSize]:
-    """(kind, size as loaded) of a safetensors file, from its header. UserError when it is damaged."""
-    entries = check_safetensors(path)
-    last = (config or {}).get("num_hidden_layers", 0) - 1 if role == "text_encoder" else -1
-    base, ram, blocks = 0, 0, dict[tuple[int, int], int]()
-    for name, entry in entries.items():
-        count = math.prod(entry["shape"])
-        bits = DTYPE_BITS.get(entry["dtype"], 8)
-        if entry["dtype"] in FLOATS and not name.endswith(("scale", "scales")):
-            bits = 8 * (float_bytes or (2 if entry["dtype"] == "BF16" else 4))
-        match = BLOCK.search(name)
-        block = match and (STACKS.index(match[1]), int(match[2]))
-        if role == "text_encoder" and "embed_tokens." in name:
-            ram += count * bits // 8
-        elif block is None:
-            base += 0 if role == "text_encoder" and UNUSED.search(name) else count * bits // 8
-        elif block != (STACKS.index("layers"), last):  # the text encoder's last layer is never computed
-            blocks[block] = blocks.get(block, 0) + count * bits // 8
-    return kind_of(entries), PartSize(base, tuple(blocks[key] for key in sorted(blocks)), ram)
-
-
-def kind_of(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    """How most of the weights of a file are stored, by its header."""
-    if any(name.endswith(".qweight") for name in entries):
-        fp4 = any(n.endswith(".wscales") and e["dtype"].startswith("F8") for n, e in entries.items())
-        return "svdq-fp4" if fp4 else "svdq-int4"
-    held: dict[str, int] = {}
-    for entry in entries.values():
-        held[entry["dtype"]] = held.get(entry["dtype"], 0) + math.prod(entry["shape"])
-    dtype = max(held, key=lambda name: held[name], default="BF16")
-    if dtype.startswith("F8"):
-        return "fp8"
-    return {"I8": "int8", "F16": "fp16", "F32": "fp32", "F64": "fp32"}.get(dtype, "bf16")
+    """(kind, size as loaded) of a file or a folder of shards, from headers. UserError when it is damaged."""
+    held = formats.inspect([path], NAMES[role])
+    kind = next((kind for kind, _ in Counter(held.quantized.values()).most_common(1)), held.label)
+    bits = 8 * (float_bytes or (4 if kind in ("fp16", "fp32") else 2))
+    blocks = [held.block_bytes(stack, bits) for stack in STACKS]
+    ram, unused = held.bytes_under("embed_tokens.", bits), 0
+    if role == "text_encoder":
+        last = (config or {}).get("num_hidden_layers")
+        blocks = [counts[: last - 1] if last else counts for counts in blocks]  # the last is never computed
+        unused = held.bytes_under("norm.", bits) + held.bytes_under("lm_head.", bits)
+    everything = held.bytes_under("", bits) - sum(sum(held.block_bytes(stack, bits)) for stack in STACKS)
+    return kind, PartSize(everything - ram - unused, tuple(n for counts in blocks for n in counts), ram)
 
 
 #: kind -> bytes of a quantized weight with its group scales

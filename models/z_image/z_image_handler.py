@@ -195,6 +195,7 @@ class family_handler:
         device: str | torch.device | None = None,
         prompt_cache: Path | None = PROMPT_CACHE,
         share: Share | None = None,
+        save_quantized: bool = False,
     ) -> tuple[ZImageProcessor, ZImagePipeline]:
         """(processor for jobs, callable pipeline). Raises UserError naming a file that is missing or does
         not fit.
@@ -203,6 +204,7 @@ class family_handler:
         slow there). VAE_dtype: default float32; float16 overflows in this VAE. prompt_cache: the folder that
         encoded prompts are kept in; None keeps them in memory only. share: gives parts that another model has
         already loaded (see loading.Share); the processor's `apply_plan` then says what goes where.
+        save_quantized: write an int8 file beside an unquantized transformer.
         """
         from models.z_image.loading import load
 
@@ -221,6 +223,7 @@ class family_handler:
             device=device,
             prompt_cache=prompt_cache,
             share=share,
+            save_quantized=save_quantized,
         )
 
 

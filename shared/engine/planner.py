@@ -46,6 +46,7 @@ class Kind:
 
 
 KINDS = {
+    "fp64": Kind(64, 1.0),
     "fp32": Kind(32, 1.0),
     "bf16": Kind(17, 1.0),  # before fp16, whose range does not suffice for every model
     "fp16": Kind(16, 1.0),
