@@ -39,7 +39,7 @@ def read() -> Machine:
         ram_total=ram_total,
         ram_free=ram_free,
         vram_total=total,
-        # what this process holds already makes room for the next plan; a limit set on it counts, too
+        # what this process holds already makes room for the next plan
         vram_free=free + torch.cuda.memory_reserved(device),
         capability=(properties.major, properties.minor),
         kernels=frozenset(kind for kind, op in KERNELS.items() if kernels.find(op, device)),

@@ -11,7 +11,7 @@ import operator
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shared.errors import UserError
@@ -136,7 +136,7 @@ class Plan:
 
     transformer: Variant
     text_encoder: Variant | None
-    machine: Machine
+    machine: Machine = field(compare=False)  # its free memory changes without changing a plan
     dtype: str = ""
     attention: str = "auto"
     resident_layers: int = 0
@@ -148,7 +148,7 @@ class Plan:
     compile: bool = False
     peak: int = 0
     ram: int = 0
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
     rung: int = 0
     last: bool = True
 
@@ -226,6 +226,9 @@ class _Limits:
     whole_encoder: bool = True
 
 
+#: sets of parts to keep on the card, the most useful one for consecutive images first
+KEEPS: tuple[tuple[str, ...], ...] = (PARTS, ("transformer", "vae"), ("transformer",), ())
+
 FREE = _Limits()
 STREAMED = _Limits(layers=0, tile=256, keeps=False, whole_encoder=False)
 LADDER = (
@@ -296,7 +299,7 @@ class _Planner:
         encoder = self.encoder(variant)
         layers = self.resident(variant, limits)
         draft = self.with_memory(Plan(variant, encoder, self.machine, resident_layers=layers))
-        for keep in _keeps(limits, self.overrides):
+        for keep in KEEPS if limits.keeps else KEEPS[-1:]:
             for tile in self.tiles(limits, bool(keep)):
                 for whole in (True, False) if limits.whole_encoder else (False,):
                     trial = replace(draft, keep=keep, vae_tile=tile, encoder_whole=whole)
@@ -402,13 +405,6 @@ class _Planner:
             "be used: choose a smaller resolution or fewer images at once, close other programs that use "
             "the card, or start with a higher --vram-safety-coefficient."
         )
-
-
-def _keeps(limits: _Limits, overrides: Overrides) -> list[tuple[str, ...]]:
-    """Sets of parts to keep on the card, the most useful one for consecutive images first."""
-    if not limits.keeps:
-        return [()]
-    return [PARTS, ("transformer", "vae"), ("transformer",), ()]
 
 
 # ---- on a CPU ----------------------------------------------------------------------------------------------
