@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+import types
 from dataclasses import replace
 
 import pytest
@@ -343,14 +344,19 @@ def test_without_nvidias_driver_there_is_no_card(monkeypatch):
     assert machines.survey().capability is None
 
 
-def test_a_containers_limit_is_the_ram(monkeypatch, tmp_path):
+def test_a_containers_limit_is_the_ram_and_own_weights_count_as_free(monkeypatch, tmp_path):
     (tmp_path / "memory.max").write_text(str(3 * GIB))
-    (tmp_path / "memory.current").write_text(str(1 * GIB))
+    (tmp_path / "memory.current").write_text(str(2 * GIB))
+    (tmp_path / "memory.stat").write_text(f"anon 5\nactive_file {GIB // 2}\ninactive_file {GIB // 4}\n")
+    mine = types.SimpleNamespace(rss=300 * MIB, shared=200 * MIB)
+    system = types.SimpleNamespace(total=8 * GIB, available=6 * GIB)
+    monkeypatch.setattr(machines.psutil, "Process", lambda: types.SimpleNamespace(memory_info=lambda: mine))
+    monkeypatch.setattr(machines.psutil, "virtual_memory", lambda: system)
     monkeypatch.setattr(machines, "CGROUP", tmp_path)
-    total, free = machines.ram()
-    assert total <= 3 * GIB and free <= 2 * GIB
+    # 3 GiB less (2 used, of which 0.75 cache files), and 100 MiB of its own
+    assert machines.ram() == (3 * GIB, int(1.75 * GIB) + 100 * MIB)
     (tmp_path / "memory.max").write_text("max")
-    assert machines.ram()[0] >= total
+    assert machines.ram() == (8 * GIB, 6 * GIB + 100 * MIB)
 
 
 def test_the_overhead_is_part_of_every_peak():

@@ -83,15 +83,25 @@ def on_cpu(fast_bf16: bool) -> Machine:
 
 
 def ram() -> tuple[int, int]:
-    """(total, free) bytes of RAM, as far as a container allows. What this process maps from files is free."""
-    memory = psutil.virtual_memory()
+    """(total, free) bytes of RAM, as far as a container allows. What this process holds itself counts as
+    free, so that a plan does not change because its own weights are loaded.
+    """
+    memory, mine = psutil.virtual_memory(), psutil.Process().memory_info()
+    own = mine.rss - getattr(mine, "shared", 0)  # mapped files are available anyway
     total, free = memory.total, memory.available
     try:
         limit = int((CGROUP / "memory.max").read_text())
-        used = int((CGROUP / "memory.current").read_text())
+        used = int((CGROUP / "memory.current").read_text()) - _cached()
     except (OSError, ValueError):  # no container, or "max"
-        return total, free
-    return min(total, limit), min(free, max(0, limit - used))
+        return total, min(total, free + own)
+    total = min(total, limit)
+    return total, min(total, free + own, max(0, limit - used) + own)
+
+
+def _cached() -> int:
+    """Bytes that a container counts as used although they only cache files."""
+    rows = (line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    return sum(int(count) for name, count in rows if name in ("active_file", "inactive_file"))
 
 
 def cpu_has_bf16() -> bool:
