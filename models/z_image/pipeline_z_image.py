@@ -112,7 +112,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
     def text_encoder(self) -> nn.Module:
         """Loaded when first asked for."""
         if not isinstance(self._text_encoder, nn.Module):
-            self._text_encoder = self._text_encoder()
+            with torch.inference_mode(False):  # a call's mode would stay with the weights
+                self._text_encoder = self._text_encoder()
             if "text_encoder" in self.placements:
                 self.residency.place(self._text_encoder, self.placements["text_encoder"])
         return self._text_encoder
@@ -188,14 +189,12 @@ class ZImagePipeline(Mapping[str, nn.Module]):
             wanted = len(prompts if prompt_embeds is None else prompt_embeds)
             defaulted = notes if negative_prompt_embeds is None else []
             negatives = _negative_texts(negative_prompt, wanted, defaulted)
-        else:
-            negative_prompt_embeds = None
-            if any(text.strip() for text in _as_texts(negative_prompt)):
-                notes.append(
-                    "The negative prompt did not act: guidance (or NAG) was off or not for this model."
-                )
+        elif any(text.strip() for text in _as_texts(negative_prompt)):
+            notes.append("The negative prompt did not act: guidance (or NAG) was off or not for this model.")
         positive, negative = self._features(
-            [(prompts, prompt_embeds), (negatives, negative_prompt_embeds)], max_sequence_length, notes
+            [(prompts, prompt_embeds), (negatives, negative_prompt_embeds if negatives else None)],
+            max_sequence_length,
+            notes,
         )
 
         rows, columns = height // self.vae_scale_factor, width // self.vae_scale_factor
@@ -249,14 +248,14 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         """From the cache; the encoder works once, for all that are missing there."""
         template = str(self.tokenizer.chat_template)
         keys = {text: prompt_cache.key(self.encoder_id, template, text, limit) for text in texts}
-        encoded = {text: self.prompt_cache.get(keys[text]) for text in texts}
-        missing = [text for text in texts if encoded[text] is None]
+        encoded = {text: hit for text in texts if (hit := self.prompt_cache.get(keys[text])) is not None}
+        missing = [text for text in texts if text not in encoded]
         if missing:
-            with self._in_use(self.text_encoder):
+            encoder = self.text_encoder
+            with self._in_use(encoder):
                 for text in missing:
-                    new = text_encoding.encode(self.text_encoder, self.tokenizer, text, self.device, limit)
-                    self.prompt_cache.put(keys[text], new)
-                    encoded[text] = new
+                    encoded[text] = text_encoding.encode(encoder, self.tokenizer, text, self.device, limit)
+                    self.prompt_cache.put(keys[text], encoded[text])
         return encoded
 
     def _in_use(self, part: nn.Module) -> contextlib.AbstractContextManager[Any]:

@@ -191,5 +191,5 @@ def _from_bytes(key: str, data: bytes) -> Encoded:
 def _checksum(key: str, entry: Encoded) -> Tensor:
     x = entry.features
     digest = hashlib.sha256(f"{key} {x.dtype} {tuple(x.shape)} {entry.dropped} ".encode())
-    digest.update(x.view(torch.uint8).numpy())
+    digest.update(x.view(torch.uint8).numpy().tobytes())
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)

@@ -63,7 +63,11 @@ def tokenize(tokenizer: Any, prompt: str, max_sequence_length: int) -> tuple[lis
 
 @torch.inference_mode()
 def encode(
-    text_encoder: nn.Module, tokenizer: Any, prompt: str, device: torch.device, max_sequence_length: int = 512
+    text_encoder: Qwen3Model,
+    tokenizer: Any,
+    prompt: str,
+    device: torch.device,
+    max_sequence_length: int = 512,
 ) -> Encoded:
     """Features of one prompt at its true length: a causal model needs no padding.
 
