@@ -325,8 +325,13 @@ class Spot:
     def end(self) -> int:
         return self.offset + self.shape.numel() * self.dtype.itemsize
 
-    def view(self, buffer: Tensor) -> Tensor:
-        return buffer[self.offset : self.end].view(self.dtype).as_strided(self.shape, self.stride)
+    def view(self, buffer: Tensor, like: Tensor | None = None) -> Tensor:
+        """The tensor there; as `data` of `like` an inference tensor where that is one, which torch never
+        lets change."""
+        with torch.inference_mode(like is not None and like.is_inference()):
+            start = (buffer.storage_offset() + self.offset) // self.dtype.itemsize
+            empty = torch.empty(0, dtype=self.dtype, device=buffer.device)
+            return empty.set_(buffer.untyped_storage(), start, self.shape, self.stride)
 
 
 class Segment:
@@ -346,9 +351,8 @@ class Segment:
         """Move the values into `buffer`, [nbytes] uint8; where they were is let go."""
         self.buffer = buffer
         for i, (x, spot) in enumerate(zip(self.tensors, self.spots, strict=True)):
-            home = spot.view(buffer)
-            home.copy_(self.homes[i])
-            self.homes[i] = x.data = home
+            spot.view(buffer).copy_(self.homes[i])
+            self.homes[i] = x.data = spot.view(buffer, like=x)
 
     def pairs(self, target: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What to copy so that `target`, [nbytes] uint8 on the device, holds the values."""
@@ -367,7 +371,9 @@ class Segment:
 def _layout(tensors: Sequence[Tensor]) -> tuple[list[Spot], int]:
     """A spot for each tensor and the size of the buffer. Tensors that are one in memory share a spot;
     strides stay (a channels-last weight computes other roundings than a contiguous one)."""
-    spots, known, end = [], {}, 0
+    spots: list[Spot] = []
+    known: dict[Any, Spot] = {}
+    end = 0
     for x in tensors:
         key = (x.data_ptr(), x.dtype, x.shape, x.stride())
         stride = torch.empty_like(x, device="meta").stride()  # the same where it has no gaps and no overlaps
@@ -397,7 +403,7 @@ class Slot:
         """Point the unit's tensors into this memory."""
         if unit not in self._views:
             self._views[unit] = [
-                (x, spot.view(part))
+                (x, spot.view(part, like=x))
                 for segment, part in self.parts(segments)
                 for x, spot in zip(segment.tensors, segment.spots, strict=True)
             ]
@@ -786,9 +792,7 @@ def _tensors_by_unit(part: nn.Module, elsewhere: Container[int] = ()) -> dict[nn
     for x in (x for xs in units.values() for x in xs):
         if x.is_meta or type(x.data) is not Tensor:
             kind = "an empty tensor" if x.is_meta else type(x.data).__name__
-            raise TypeError(
-                f"{type(part).__name__} has {kind} among its weights; plain tensors can be moved."
-            )
+            raise TypeError(f"{type(part).__name__} has {kind} as a weight; only plain tensors can be moved.")
     return units
 
 

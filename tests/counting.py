@@ -54,17 +54,20 @@ class CountingTransport:
             last_read = self._read.get(_storage(target), -1)
             assert after > last_read, "this memory may still be read by what was asked of the device before"
             assert target.dtype == source.dtype and target.stride() == source.stride()
-            target.untyped_storage()
-            target.reshape(-1).view(torch.uint8).fill_(POISON) if target.is_contiguous() else None
-            self.copies.append(target.numel() * target.element_size())
-            self.moved += self.copies[-1]
+            nbytes = target.numel() * target.element_size()
+            start = target.storage_offset() * target.element_size()
+            memory = torch.empty(0, dtype=torch.uint8).set_(target.untyped_storage())
+            memory[start : start + nbytes] = POISON
+            self.copies.append(nbytes)
+            self.moved += nbytes
         self._queue.append(pairs)
         return len(self._queue)
 
     def wait(self, mark: int) -> None:
-        for pairs in self._queue[self._done : mark]:
-            for target, source in pairs:
+        for i in range(self._done, mark):
+            for target, source in self._queue[i]:
                 target.copy_(source)
+            self._queue[i] = ()
         self._done = max(self._done, mark)
 
     def trim(self) -> None: ...
