@@ -32,7 +32,8 @@ PROMPT = "a red circle above a blue square on a yellow background"
 
 
 class Block(nn.Module):
-    """Weights of several dtypes and layouts, a scale that is not saved, and a bias under two names."""
+    """Weights of several dtypes and layouts, a scale that is not saved, a bias under two names, and a tensor
+    that is another one's memory."""
 
     def __init__(self, width: int, extra: int = 0) -> None:
         super().__init__()
@@ -40,6 +41,7 @@ class Block(nn.Module):
         self.bias = self.linear.bias
         self.halves = nn.Parameter(torch.randn(width + extra).bfloat16())
         self.crossed = nn.Parameter(torch.randn(width, width).T / width)
+        self.register_buffer("tied", self.linear.weight.detach(), persistent=False)
         self.register_buffer("codes", torch.randint(-99, 99, (width, width), dtype=torch.int8))
         self.register_buffer("nibbles", torch.randint(0, 255, (width, 3), dtype=torch.uint8))
         self.register_buffer("eighths", torch.randn(width).to(torch.float8_e4m3fn))
@@ -47,7 +49,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mixed = self.codes.float() * self.scale + self.crossed + self.nibbles.float().mean() / 999
-        x = x + torch.tanh(self.linear(x) + x @ mixed + self.halves.float().mean() + self.bias)
+        x = x + torch.tanh(
+            self.linear(x) + x @ (mixed - self.tied / 9) + self.halves.float().mean() + self.bias
+        )
         return x * self.eighths.float().abs().clamp(0.5, 2)
 
 
@@ -102,11 +106,10 @@ def equal(some: list[Tensor], others: list[Tensor]) -> bool:
 ORDERS = {"whole": None, "reversed": [6, 5, 4, 3, 2, 1, 0], "some twice": [0, 2, 2, 5, 2, 6], "one": [4]}
 
 
-@pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("pinned", [True, False])
 @pytest.mark.parametrize("prefetch", [True, False])
 @pytest.mark.parametrize("resident", [None, 0, 1, 3, 5, 6, 7, 20])
-def test_streamed_equals_untouched(resident: int | None, prefetch: bool, pinned: bool, grad: bool) -> None:
+def test_streamed_equals_untouched(resident: int | None, prefetch: bool, pinned: bool) -> None:
     """Logic: whatever stays, in whatever order the blocks are called, pass after pass."""
     model = Model()
     before, identities = state(model), [id(x) for x in (*model.parameters(), *model.buffers())]
@@ -114,7 +117,7 @@ def test_streamed_equals_untouched(resident: int | None, prefetch: bool, pinned:
     plain = copy.deepcopy(model)
     transport, residency = watched(model)
     residency.place(model, Placement(resident, pinned=pinned, prefetch=prefetch))
-    with torch.set_grad_enabled(grad), residency.use(model):
+    with torch.set_grad_enabled(resident == 1), residency.use(model):
         for order in (*ORDERS.values(), None):
             assert equal(model(inputs(2), order), plain(inputs(2), order))
     residency.evict()
@@ -128,6 +131,7 @@ def test_streamed_equals_untouched(resident: int | None, prefetch: bool, pinned:
 def test_a_block_is_one_copy_and_the_next_one_is_under_way_while_it_computes() -> None:
     """Logic: order of the copies, one ahead, from the second pass on as learned from the first."""
     model = Model()
+    sizes = list(sizes_of(model).block_bytes)
     transport, residency = watched(model)
     seen: list[tuple[int, int]] = []  # (block that computes, copies that were started before)
     for i, block in enumerate(model.blocks()):
@@ -142,57 +146,71 @@ def test_a_block_is_one_copy_and_the_next_one_is_under_way_while_it_computes() -
     assert started[:7] == [base + n for n in (2, 3, 4, 5, 6, 7, 7)]  # one ahead; none is known after the last
     assert started[7:12] == [base + n for n in (9, 10, 11, 12, 13)]  # a first surprise, after the last block
     assert started[12:] == [base + n for n in (14, 15, 16, 17, 18)]  # then the pass begins ahead, too
-    sizes = list(sizes_of(model).block_bytes)
     assert transport.copies[1:8] == sizes
 
 
-def test_bytes_per_step() -> None:
+def test_from_ordinary_ram_the_next_block_is_copied_when_the_current_one_is_queued() -> None:
+    """Logic: such a copy holds the thread, so it may not come before the block's own kernels."""
+    model = Model(first=0, layers=5)
+    transport, residency = watched(model)
+    seen: list[int] = []
+    for block in model.blocks():
+        block.register_forward_pre_hook(lambda *_: seen.append(transport.moved))
+    residency.place(model, Placement(0, pinned=False))
+    with torch.inference_mode(), residency.use(model):
+        model(inputs(3))
+    grew = [a < b for a, b in zip(seen, seen[1:], strict=False)]
+    after_the_first_call = [True, False, False] * 4  # of three calls per block
+    assert grew == [*after_the_first_call, False, False]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("resident", [0, 7, 13, 18])
+def test_bytes_per_step(resident: int, batch: int) -> None:
     """Logic: at most 1.05 times the streamed bytes, also for a batch, and nothing for what stays."""
     model = Model(first=1, layers=20)
-    steps, order = 4, list(range(1, 21))
-    for resident in (0, 7, 13, 18):
-        for batch in (1, 3):
-            transport, residency = watched(model)
-            residency.place(model, Placement(resident))
-            with torch.inference_mode(), residency.use(model):
-                model(inputs(), [0])
-                before = transport.moved
-                stays = resident_blocks([list(model.first), list(model.layers)], resident)
-                sizes = dict(zip(model.blocks(), sizes_of(model).block_bytes, strict=True))
-                streamed = sum(sizes[b] for b in model.layers if b not in stays)
-                for _ in range(steps):
-                    model(inputs(batch), order)
-            moved = transport.moved - before
-            if resident == 18:  # two blocks in two slots
-                assert moved == 0 or moved <= streamed + max(sizes.values())
-            assert moved <= 1.05 * steps * streamed + max(sizes.values())
-            assert moved >= 0.9 * (steps - 1) * streamed or resident == 18
-            assert residency.status().moved["Model"] == transport.moved
-            residency.forget()
-            assert transport.live == transport.pinned == 0
+    transport, residency = watched(model)
+    stays = resident_blocks([list(model.first), list(model.layers)], resident)
+    sizes = dict(zip(model.blocks(), sizes_of(model).block_bytes, strict=True))
+    streamed = sum(sizes[block] for block in model.layers if block not in stays)
+    residency.place(model, Placement(resident))
+    steps = 4
+    with torch.inference_mode(), residency.use(model):
+        model(inputs(), [0, 1])
+        before = transport.moved
+        for _ in range(steps):
+            model(inputs(batch), list(range(1, 21)))
+    moved = transport.moved - before
+    assert residency.status().moved["Model"] == transport.moved
+    if resident == 18:  # two blocks have two slots
+        assert moved <= streamed
+    else:
+        assert 0.9 * steps * streamed < moved <= 1.05 * steps * streamed
+    residency.forget()
+    assert transport.live == transport.pinned == 0
 
 
 @torch.inference_mode()
-def test_an_exception_and_a_cancel_leave_the_part_usable() -> None:
-    """Logic: whether the part is kept or not, the next run is clean and the weights are whole."""
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_exception_and_a_cancel_leave_the_part_usable(keep: bool) -> None:
+    """Logic: the next run is clean and the weights are whole."""
     model = Model()
-    before = state(model)
-    plain = copy.deepcopy(model)(inputs())
-    for keep in (True, False):
-        transport, residency = watched(model)
-        residency.place(model, Placement(2, keep=keep))
-        for stop in range(8):
-            with pytest.raises((Cancelled, IndexError)), residency.use(model):
-                model(inputs(), None if stop < 7 else [0, 1, 99], stop)
-            with residency.use(model):
-                assert equal(model(inputs()), plain)
-        residency.evict()
-        assert transport.live == 0 and equal(state(model), before)
+    before, plain = state(model), copy.deepcopy(model)(inputs())
+    transport, residency = watched(model)
+    residency.place(model, Placement(2, keep=keep))
+    for stop in range(8):
+        with pytest.raises((Cancelled, IndexError)), residency.use(model):
+            model(inputs(), None if stop < 7 else [0, 1, 99], stop)
+        with residency.use(model):
+            assert equal(model(inputs()), plain)
+    residency.evict()
+    assert transport.live == 0 and equal(state(model), before)
 
 
 def test_no_room_on_the_device_leaves_the_part_in_ram() -> None:
     """Logic: an allocation that fails half way."""
     model = Model()
+    plain = copy.deepcopy(model)(inputs())
     transport, residency = watched(model)
     before = state(model)
     empty, calls = transport.empty, []
@@ -209,7 +227,7 @@ def test_no_room_on_the_device_leaves_the_part_in_ram() -> None:
         raise AssertionError("not reached")
     assert transport.live == 0 and equal(state(model), before)
     with torch.inference_mode(), residency.use(model):
-        assert equal(model(inputs()), copy.deepcopy(model)(inputs()))
+        assert equal(model(inputs()), plain)
 
 
 @torch.inference_mode()
@@ -264,7 +282,8 @@ def test_uses_nest() -> None:
         assert equal(model(inputs()), plain)
         with pytest.raises(RuntimeError, match="computing"):
             residency.evict(model)
-    assert equal(model(inputs()), plain) is not None
+    residency.evict()
+    assert residency.status().on_card == {"Model": 0}
 
 
 class Shared(nn.Module):
@@ -318,19 +337,16 @@ def test_weights_that_change_between_runs() -> None:
     residency.place(model, Placement(1, keep=True))
 
     def check() -> None:
-        with residency.use(model):
-            assert equal(model(inputs()), copy_of(model)(inputs()))
-
-    def copy_of(model: Model) -> Model:
         plain = Model()
-        plain.load_state_dict({name: x.clone() for name, x in model.state_dict().items()}, strict=False)
-        for block, other in zip(model.blocks(), plain.blocks(), strict=True):
-            other.scale.copy_(block.scale)
-        return plain
+        values = {name: x.clone() for name, x in (*model.named_parameters(), *model.named_buffers())}
+        for name, x in (*plain.named_parameters(), *plain.named_buffers()):
+            x.copy_(values[name])
+        expected = plain(inputs())
+        with residency.use(model):
+            assert equal(model(inputs()), expected)
 
     check()
     pinned = transport.pinned
-    homes = [block.halves.data_ptr() for block in model.blocks()]
     model.end.weight = nn.Parameter(torch.randn(8, 8), requires_grad=False)
     check()
     residency.refresh(model)
@@ -347,8 +363,7 @@ def test_weights_that_change_between_runs() -> None:
     check()
     residency.evict()
     assert transport.pinned == pinned
-    assert homes != [block.halves.data_ptr() for block in model.blocks()] or True
-    model.layers[0].halves.data = torch.randn(8).bfloat16()
+    model.layers[3].halves.data = torch.randn(308).bfloat16()
     check()
 
 
@@ -559,6 +574,7 @@ def test_sizes_are_those_of_the_buffers() -> None:
     transport, residency = watched(model)
     with residency.use(model):
         assert transport.live == sum((sizes_of(model).base_bytes, *sizes_of(model).block_bytes))
+    assert sizes_of(model).block_bytes[0] == 8 * 256  # eight small tensors of their own
     assert 0.3 * pinned_bytes(1.0) <= pinned_bytes() <= pinned_bytes(0.5)
 
 
