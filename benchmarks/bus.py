@@ -91,6 +91,7 @@ class CountingCard:
     def install(self) -> None:
         real = torch.Tensor.to
         torch.Tensor.to = lambda tensor, *a, **o: self.to(real, tensor, *a, **o)  # type: ignore[method-assign]
+        torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]  # of arguments
         stream = types.SimpleNamespace(synchronize=lambda: None)
         stand_ins: dict[str, Any] = {
             "get_device_properties": lambda *_: types.SimpleNamespace(total_memory=1 << 34, name="counting"),
