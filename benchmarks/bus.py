@@ -90,7 +90,7 @@ class CountingCard:
 
     def install(self) -> None:
         real = torch.Tensor.to
-        torch.Tensor.to = lambda tensor, *a, **o: self.to(real, tensor, *a, **o)  # type: ignore[method-assign]
+        torch.Tensor.to = lambda tensor, *a, **o: self.to(real, tensor, *a, **o)  # type: ignore[method-assign, assignment]
         torch.Tensor.cuda = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]  # of arguments
         stream = types.SimpleNamespace(synchronize=lambda: None)
         stand_ins: dict[str, Any] = {
