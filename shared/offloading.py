@@ -275,7 +275,10 @@ class CudaTransport:
         The buffer has whole pages to itself: locking works by pages, and no two buffers may share one.
         """
         size = -(-nbytes // PAGE) * PAGE
-        memory = torch.empty(size + PAGE, dtype=torch.uint8)
+        try:
+            memory = torch.empty(size + PAGE, dtype=torch.uint8, device="cpu")
+        except RuntimeError:  # no RAM for a copy, however short its life
+            return None
         start = -memory.data_ptr() % PAGE
         buffer = memory[start : start + nbytes]
         error = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), size, PORTABLE)
@@ -325,8 +328,13 @@ class Spot:
     def end(self) -> int:
         return self.offset + self.shape.numel() * self.dtype.itemsize
 
-    def view(self, buffer: Tensor) -> Tensor:
-        return buffer[self.offset : self.end].view(self.dtype).as_strided(self.shape, self.stride)
+    def view(self, buffer: Tensor, like: Tensor | None = None) -> Tensor:
+        """The tensor there; as `data` of `like` an inference tensor where that is one, which torch never
+        lets change."""
+        with torch.inference_mode(like is not None and like.is_inference()):
+            start = (buffer.storage_offset() + self.offset) // self.dtype.itemsize
+            empty = torch.empty(0, dtype=self.dtype, device=buffer.device)
+            return empty.set_(buffer.untyped_storage(), start, self.shape, self.stride)
 
 
 class Segment:
@@ -346,9 +354,8 @@ class Segment:
         """Move the values into `buffer`, [nbytes] uint8; where they were is let go."""
         self.buffer = buffer
         for i, (x, spot) in enumerate(zip(self.tensors, self.spots, strict=True)):
-            home = spot.view(buffer)
-            home.copy_(self.homes[i])
-            self.homes[i] = x.data = home
+            spot.view(buffer).copy_(self.homes[i])
+            self.homes[i] = x.data = spot.view(buffer, like=x)
 
     def pairs(self, target: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What to copy so that `target`, [nbytes] uint8 on the device, holds the values."""
@@ -367,7 +374,9 @@ class Segment:
 def _layout(tensors: Sequence[Tensor]) -> tuple[list[Spot], int]:
     """A spot for each tensor and the size of the buffer. Tensors that are one in memory share a spot;
     strides stay (a channels-last weight computes other roundings than a contiguous one)."""
-    spots, known, end = [], {}, 0
+    spots: list[Spot] = []
+    known: dict[Any, Spot] = {}
+    end = 0
     for x in tensors:
         key = (x.data_ptr(), x.dtype, x.shape, x.stride())
         stride = torch.empty_like(x, device="meta").stride()  # the same where it has no gaps and no overlaps
@@ -397,7 +406,7 @@ class Slot:
         """Point the unit's tensors into this memory."""
         if unit not in self._views:
             self._views[unit] = [
-                (x, spot.view(part))
+                (x, spot.view(part, like=x))
                 for segment, part in self.parts(segments)
                 for x, spot in zip(segment.tensors, segment.spots, strict=True)
             ]
@@ -521,8 +530,8 @@ class OnCard:
         if slot.ready is None or slot.unit is None:
             return
         self._transport.wait(slot.ready)
-        slot.ready = None
         slot.bind(slot.unit, self._units[slot.unit])
+        slot.ready = None
 
     # -- after it
 
@@ -596,14 +605,16 @@ class Residency:
         if self._transport is None:
             yield
             return
-        if known.depth == 0:
-            self._bring(part, known)
+        if known.card is None or known.depth == 0:
+            known.card = self._bring(part, known)
         known.depth += 1
         try:
+            if known.depth == 1:
+                known.card.attach()
             yield
         finally:
             known.depth -= 1
-            if known.depth == 0 and known.card is not None:
+            if known.depth == 0:
                 known.card.detach()
 
     def evict(self, part: nn.Module | None = None) -> None:
@@ -650,7 +661,7 @@ class Residency:
 
     @torch.inference_mode(False)  # what is made here outlives the caller's mode
     @torch.no_grad()
-    def _bring(self, part: nn.Module, known: _Part) -> None:
+    def _bring(self, part: nn.Module, known: _Part) -> OnCard:
         elsewhere = {
             id(x)
             for other in self._parts.values()
@@ -667,10 +678,9 @@ class Residency:
         if known.card is not None and not _same(known.tensors, tensors):
             self.evict(part)
         if known.card is None:
-            known.card = self._load(part, known, tensors)
-        else:
-            known.card.moved = 0
-        known.card.attach()
+            return self._load(part, known, tensors)
+        known.card.moved = 0
+        return known.card
 
     def _load(self, part: nn.Module, known: _Part, tensors: dict[nn.Module, list[Tensor]]) -> OnCard:
         assert self._transport is not None
@@ -679,25 +689,27 @@ class Residency:
         known.tensors = tensors
         others = [s for other in self._parts.values() if other is not known for s in other.segments]
         packed = {id(x): s for s in (*others, *known.segments) if s.is_home() for x in s.tensors}
-        previous, known.segments = known.segments, []
-        units: dict[nn.Module, list[Segment]] = {}
-        for unit, xs in tensors.items():
-            known.segments += (whole := _whole_segments(xs, packed))
-            units[unit] = whole + self._remaining_segments(xs, whole, others, known)
-        self._release(previous)
+        whole = {unit: _whole_segments(xs, packed) for unit, xs in tensors.items()}
+        previous, known.segments = known.segments, [s for segments in whole.values() for s in segments]
+        self._release(previous)  # before anything is packed anew: it may be what there is no room for
+        theirs = {id(x) for s in others for x in s.tensors if packed.get(id(x)) is s}
+        units = {
+            unit: whole[unit] + self._remaining_segments(xs, whole[unit], theirs, known)
+            for unit, xs in tensors.items()
+        }
         blocks = [[b for b in blocks if b in units] for blocks in _block_lists(part)]
         resident = [part, *resident_blocks(blocks, known.placement.resident_blocks)]
         return OnCard(self._transport, units, resident, known.successor, known.placement.prefetch)
 
     def _remaining_segments(
-        self, tensors: list[Tensor], whole: list[Segment], others: list[Segment], known: _Part
+        self, tensors: list[Tensor], whole: list[Segment], theirs: set[int], known: _Part
     ) -> list[Segment]:
         """Those tensors of a unit that no packed segment brings: packed now where that is wanted.
 
-        What lies in another part's segment together with tensors that this unit lacks is copied from there.
+        theirs: ids of tensors in other parts' segments. What lies there together with tensors that this unit
+        lacks is copied from there.
         """
         have = {id(x) for s in whole for x in s.tensors}
-        theirs = {id(x) for s in others if s.is_home() for x in s.tensors}
         segments = []
         if borrowed := [x for x in tensors if id(x) in theirs - have]:
             segments.append(Segment(borrowed))
@@ -786,9 +798,7 @@ def _tensors_by_unit(part: nn.Module, elsewhere: Container[int] = ()) -> dict[nn
     for x in (x for xs in units.values() for x in xs):
         if x.is_meta or type(x.data) is not Tensor:
             kind = "an empty tensor" if x.is_meta else type(x.data).__name__
-            raise TypeError(
-                f"{type(part).__name__} has {kind} among its weights; plain tensors can be moved."
-            )
+            raise TypeError(f"{type(part).__name__} has {kind} as a weight; only plain tensors can be moved.")
     return units
 
 

@@ -26,6 +26,7 @@ class CountingTransport:
         self._pinnable = pinnable
         self._queue: list[Sequence[tuple[Tensor, Tensor]]] = []
         self._done = 0
+        self._device: set[int] = set()  # storages that are device memory
         self._read: dict[int, int] = {}  # storage -> when a block last computed with it
 
     def host(self, nbytes: int) -> Tensor | None:
@@ -40,11 +41,13 @@ class CountingTransport:
     def empty(self, nbytes: int) -> Tensor:
         memory = torch.full((nbytes,), POISON, dtype=torch.uint8)
         self.live += nbytes
-        weakref.finalize(memory.untyped_storage(), self._gone, nbytes)
+        self._device.add(_storage(memory))
+        weakref.finalize(memory.untyped_storage(), self._gone, nbytes, _storage(memory))
         return memory
 
-    def _gone(self, nbytes: int) -> None:
+    def _gone(self, nbytes: int, storage: int) -> None:
         self.live -= nbytes
+        self._device.discard(storage)
 
     def mark(self) -> int:
         return self.clock
@@ -54,29 +57,33 @@ class CountingTransport:
             last_read = self._read.get(_storage(target), -1)
             assert after > last_read, "this memory may still be read by what was asked of the device before"
             assert target.dtype == source.dtype and target.stride() == source.stride()
-            target.untyped_storage()
-            target.reshape(-1).view(torch.uint8).fill_(POISON) if target.is_contiguous() else None
-            self.copies.append(target.numel() * target.element_size())
-            self.moved += self.copies[-1]
+            nbytes = target.numel() * target.element_size()
+            start = target.storage_offset() * target.element_size()
+            memory = torch.empty(0, dtype=torch.uint8).set_(target.untyped_storage())
+            memory[start : start + nbytes] = POISON
+            self.copies.append(nbytes)
+            self.moved += nbytes
         self._queue.append(pairs)
         return len(self._queue)
 
     def wait(self, mark: int) -> None:
-        for pairs in self._queue[self._done : mark]:
-            for target, source in pairs:
+        for i in range(self._done, mark):
+            for target, source in self._queue[i]:
                 target.copy_(source)
+            self._queue[i] = ()
         self._done = max(self._done, mark)
 
     def trim(self) -> None: ...
 
     def watch(self, blocks: Sequence[nn.Module]) -> None:
-        """Note when each of `blocks` computes, and with which memory."""
+        """Note when each of `blocks` computes, and that it does so with memory of the device."""
         for block in blocks:
             block.register_forward_hook(self._computed)
 
     def _computed(self, block: nn.Module, *_: object) -> None:
         self.clock += 1
         for x in (*block.parameters(), *block.buffers()):
+            assert _storage(x) in self._device, f"a weight {tuple(x.shape)} was not on the device"
             self._read[_storage(x)] = self.clock - 1
 
 

@@ -106,12 +106,10 @@ def load(
         encoder_id=text_encoding.identity(encoder_files, tokenizer_folder, dtype, place),
     )
     pipe.unified_solver = bool(model_def.get("unified_solver"))
-    # with `share`, a plan will say what goes where, and all models have one Residency
-    pipe.residency = (
-        share("residency", [], str(place), lambda: offloading.Residency(place))
-        if share
-        else (offloading.attach(pipe, place))
-    )
+    if share:  # a plan will say what goes where, and all models have one Residency
+        pipe.residency = share("residency", [], str(place), lambda: offloading.Residency(place))
+    else:
+        pipe.residency = offloading.attach(pipe, place)
     return ZImageProcessor(pipe, LatentRgb.read(_latent_rgb_file(vae_config))), pipe
 
 
