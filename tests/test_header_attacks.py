@@ -236,7 +236,8 @@ ATTACKS: dict[str, tuple[Callable[[Path], Path], str]] = {
                                "'layers.0.attention.qkv.weight' with 1153 rows, not 3 equal parts"),
     "qkv of another width": (change(COMFY, ("layers.0.attention.qkv.weight", ("BF16", [1149, 384]))),
                              r"layers.0.attention.to_q.weight.*is \[383, 384\]"),
-    "qkv beside to_q": (change(COMFY, (f"{Q}.weight", ("BF16", [384, 384]))), f"'{Q}.weight' twice"),
+    "qkv beside to_q": (change(COMFY, (f"{Q}.weight", ("BF16", [384, 384]))),
+                        f"'{Q}.weight' twice, as 'layers.0.attention.qkv.weight'"),
     "two spellings of one tensor": (change(COMFY, (f"{OUT}.weight", ("BF16", [384, 384]))),
                                     f"'{OUT}.weight', which is also there"),
     # int8
@@ -287,7 +288,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "bitsandbytes": (change(PLAIN, (f"{Q}.weight.absmax", ("F32", [9]))), "bitsandbytes"),
     "GPTQ": (change(PLAIN, (f"{Q}.qzeros", ("I32", [9]))), "GPTQ"),
     # Nunchaku
-    **{f"qweight without {end}": (change(INT4, (f"{QKV}.{end}", None)), f"qweight' without the {role} of {QKV}")
+    **{f"qweight without {end}": (change(INT4, (f"{QKV}.{end}", None)), f"qweight' without the {role} of")
        for end, role in (("wscales", "wscales"), ("smooth_factor", "smooth"),
                          ("proj_down", "down"), ("proj_up", "up"))},
     "scales without qweight": (change(INT4, (f"{QKV}.qweight", None)), "but no quantized weight"),
@@ -324,7 +325,8 @@ ATTACKS: dict[str, tuple[Callable[[Path], Path], str]] = {
          "not an index"),
     "an index that is not JSON": (lambda f: shards(f, 2, "<html>"), "not an index of shards"),
     "an index without a map": (lambda f: shards(f, 2, []), "not an index of shards"),
-    "two copies in one folder": (lambda f: tables(PLAIN)(shards(f)).parent, "which is also there as"),
+    "two copies in one folder": (lambda f: tables(PLAIN)(shards(f)).parent,
+                                 "both have the tensor .*choose one of the files"),
     "half of the shards": (lambda f: shards(f, 1), "lacks .* of the"),
 }  # fmt: skip
 

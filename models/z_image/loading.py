@@ -59,9 +59,9 @@ def load(
     tokenizer_folder = ROOT / folder if folder else encoder if encoder.is_dir() else encoder.parent
 
     sources = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
-    paths = [find(source) for source in sources]
-    dtype = dtype or preferred_dtype(paths[0], place)
-    transformer = _transformer(model_def, paths, dtype)
+    found = formats.inspect([find(source) for source in sources], names.TRANSFORMER)
+    dtype = dtype or preferred_dtype(found, place)
+    transformer = _transformer(model_def, found, dtype)
     transformer.set_attention_backend(attention)
     vae_config = model_def.get("vae_config") or VAE_CONFIG
     pipe = ZImagePipeline(
@@ -103,12 +103,12 @@ def _first_on_disk(alternatives: Sequence[str], target: str) -> Path:
 
 
 def _transformer(
-    model_def: Mapping[str, Any], files: list[Path], dtype: torch.dtype
+    model_def: Mapping[str, Any], found: formats.Checkpoint, dtype: torch.dtype
 ) -> ZImageTransformer2DModel:
     config = ZImageConfig.from_dict(read_config(model_def.get("transformer_config") or TRANSFORMER_CONFIG))
-    twin = any(name.startswith("t_embedder_2.") for name in formats.inspect(files, names.TRANSFORMER).entries)
+    twin = any(name.startswith("t_embedder_2.") for name in found.entries)
     model = build(lambda: ZImageTransformer2DModel(config, second_time_embedder=twin))
-    load_weights(model, files, dtype=dtype, names=names.TRANSFORMER)
+    load_weights(model, found.files, dtype=dtype, names=names.TRANSFORMER)
     return model
 
 
