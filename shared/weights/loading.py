@@ -147,7 +147,7 @@ def save_quantized(
     memory; the file gets its name when it is whole.
 
     config: the model's configuration for the header. Raises UserError for a model with other quantized
-    layers.
+    layers, or when the file cannot be written.
     """
     pieces = sorted(_int8_pieces(model, names), key=lambda piece: (-piece.dtype.itemsize, piece.name))
     layers = [piece.name.removesuffix(DATA) for piece in pieces if piece.name.endswith(DATA)]
@@ -162,6 +162,10 @@ def save_quantized(
             for piece in pieces:
                 file.write(piece.make().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         os.replace(part, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): make room or choose a folder."
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 
