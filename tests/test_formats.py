@@ -363,6 +363,20 @@ def test_the_original_flux_names_of_the_vae_load(tmp_path: Path):
         assert torch.equal(x, model.state_dict()[name]), name
 
 
+def test_every_part_finds_its_own_in_an_all_in_one_file(tmp_path: Path, state: State, caplog: Any):
+    folder = mini.ROOT / "models/z_image/mini"
+    encoder, vae = (load_file(folder / f"{part}/model.safetensors") for part in ("text_encoder", "vae"))
+    everything = comfy(state) | {f"vae.{n}": x for n, x in vae.items()}
+    everything |= {f"text_encoders.qwen3_4b.transformer.{n}": x for n, x in encoder.items()}
+    file = write(tmp_path / "x.safetensors", everything)
+    assert len(tiny([file]).state_dict()) == len(state)
+    ours = loading._text_encoder(ENCODER, file, torch.float32)
+    assert torch.equal(ours.embed_tokens.weight, encoder["model.embed_tokens.weight"].float())
+    loading._vae("models/z_image/mini/vae/config.json", file, torch.float32)
+    assert "does not know" not in caplog.text
+    assert formats.inspect([file], names.TRANSFORMER).bytes_under() == sum(x.nbytes for x in state.values())
+
+
 def test_tensors_of_something_else_are_reported(tmp_path: Path, state: State, caplog: Any):
     files = [write(tmp_path / "x.safetensors", state | {"vae.decoder.weight": torch.zeros(1)})]
     with caplog.at_level(logging.WARNING):

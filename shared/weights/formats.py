@@ -224,6 +224,8 @@ def _modules(
     for header in headers:
         for source, raw in header.entries.items():
             name = names.canonical(source, prefix)
+            if name == source and not name.startswith(prefix):
+                continue  # another part of an all-in-one file
             if IGNORED.search(name) or re.search(names.dropped, name) or unused(name):
                 continue
             module, role = _role(name)
