@@ -19,6 +19,7 @@ from models.z_image import loading, names, text_encoding
 from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel
 from models.z_image.z_image_handler import family_handler
 from shared.weights import formats
+from shared.weights.files import read_header
 from shared.weights.loading import build, load_weights, save_quantized
 from shared.weights.quantized import QuantizedLinear
 from tests import mini, packers
@@ -207,7 +208,7 @@ def test_the_header_tells_the_bytes_the_model_will_take(tmp_path: Path, state: S
 def test_nothing_is_copied_that_has_its_dtype(tmp_path: Path, state: State):
     """Views of one mapped file lie as far apart as the header says."""
     files, _ = FORMATS["ComfyUI bf16"][1](tmp_path, state)
-    header = formats.read_header(files[0]).entries
+    header = read_header(files[0]).entries
     model = tiny(files, torch.bfloat16)
     norm, q, k = (
         model.get_parameter(f"layers.0.{n}.weight") for n in ("ffn_norm1", "attention.to_q", "attention.to_k")
@@ -270,7 +271,8 @@ def test_the_second_time_embedder_is_found_in_the_header(tmp_path: Path, state: 
         if "t_embedder" in n
     }
     files = [write(tmp_path / "x.safetensors", comfy(state, "") | twin)]
-    model = loading._transformer({"transformer_config": packers.TINY}, files, torch.float32)
+    found = formats.inspect(files, names.TRANSFORMER)
+    model = loading._transformer({"transformer_config": packers.TINY}, found, torch.float32)
     assert torch.equal(model.t_embedder_2.mlp[0].weight, state["t_embedder.mlp.0.weight"].float())
 
 
@@ -359,6 +361,20 @@ def test_the_original_flux_names_of_the_vae_load(tmp_path: Path):
     reference.load_state_dict(stored)
     for name, x in reference.state_dict().items():
         assert torch.equal(x, model.state_dict()[name]), name
+
+
+def test_every_part_finds_its_own_in_an_all_in_one_file(tmp_path: Path, state: State, caplog: Any):
+    folder = mini.ROOT / "models/z_image/mini"
+    encoder, vae = (load_file(folder / f"{part}/model.safetensors") for part in ("text_encoder", "vae"))
+    everything = comfy(state) | {f"vae.{n}": x for n, x in vae.items()}
+    everything |= {f"text_encoders.qwen3_4b.transformer.{n}": x for n, x in encoder.items()}
+    file = write(tmp_path / "x.safetensors", everything)
+    assert len(tiny([file]).state_dict()) == len(state)
+    ours = loading._text_encoder(ENCODER, file, torch.float32)
+    assert torch.equal(ours.embed_tokens.weight, encoder["model.embed_tokens.weight"].float())
+    loading._vae("models/z_image/mini/vae/config.json", file, torch.float32)
+    assert "does not know" not in caplog.text
+    assert formats.inspect([file], names.TRANSFORMER).bytes_under() == sum(x.nbytes for x in state.values())
 
 
 def test_tensors_of_something_else_are_reported(tmp_path: Path, state: State, caplog: Any):

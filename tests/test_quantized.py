@@ -239,3 +239,13 @@ def test_another_quantization_is_not_saved_as_int8(tmp_path: Path):
     with pytest.raises(UserError, match=r"body\.0 is fp8 already"):
         save_quantized(model, tmp_path / "x.safetensors", SMALL)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shared.weights.loading.os.replace", full)
+    with pytest.raises(UserError, match=r"x\.safetensors cannot be written \(No space left on device\)"):
+        save_quantized(small(), tmp_path / "x.safetensors", SMALL)
+    assert not list(tmp_path.iterdir())

@@ -77,14 +77,14 @@ def load(
     tokenizer_folder = ROOT / folder if folder else encoder if encoder.is_dir() else encoder.parent
 
     sources = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
-    paths = [find(source) for source in sources]
-    dtype = dtype or preferred_dtype(paths[0], place)
+    found = formats.inspect([find(source) for source in sources], names.TRANSFORMER)
+    dtype = dtype or preferred_dtype(found, place)
     config = model_def.get("transformer_config") or TRANSFORMER_CONFIG
     transformer = shared(
-        "transformer", paths, f"{config} {dtype}", lambda: _transformer(model_def, paths, dtype)
+        "transformer", found.files, f"{config} {dtype}", lambda: _transformer(model_def, found, dtype)
     )
-    if save_quantized:
-        _save_quantized(transformer, paths[0])
+    if save_quantized and not found.quantized and len(found.files) == 1:
+        _save_quantized(transformer, found.files[0])
     transformer.set_attention_backend(attention)
     vae_config, vae_dtype = model_def.get("vae_config") or VAE_CONFIG, vae_dtype or torch.float32
     encoder_files = weight_files(encoder, names.TEXT_ENCODER.folder)
@@ -138,21 +138,20 @@ def _first_on_disk(alternatives: Sequence[str], target: str) -> Path:
 
 
 def _transformer(
-    model_def: Mapping[str, Any], files: list[Path], dtype: torch.dtype
+    model_def: Mapping[str, Any], found: formats.Checkpoint, dtype: torch.dtype
 ) -> ZImageTransformer2DModel:
     config = ZImageConfig.from_dict(read_config(model_def.get("transformer_config") or TRANSFORMER_CONFIG))
-    twin = any(name.startswith("t_embedder_2.") for name in formats.inspect(files, names.TRANSFORMER).entries)
+    twin = any(name.startswith("t_embedder_2.") for name in found.entries)
     model = build(lambda: ZImageTransformer2DModel(config, second_time_embedder=twin))
-    load_weights(model, files, dtype=dtype, names=names.TRANSFORMER)
+    load_weights(model, found.files, dtype=dtype, names=names.TRANSFORMER)
     return model
 
 
 def _save_quantized(transformer: ZImageTransformer2DModel, source: Path) -> None:
-    """Beside `source`, unless that is quantized or the file is there: another start can then take it."""
+    """Beside `source`, unless it is there already: another start can then take it."""
     stem = source.stem.replace("bf16", "quanto_bf16_int8")  # what the published int8 files are called
     target = source.with_name((stem if stem != source.stem else f"{stem}_quanto_int8") + ".safetensors")
-    wanted = source.is_file() and not target.exists()
-    if wanted and not formats.inspect([source], names.TRANSFORMER).quantized:
+    if not target.exists():
         weights.save_quantized(transformer, target, names.TRANSFORMER)
         log.info("Wrote %s", target)
 

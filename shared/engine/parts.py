@@ -40,10 +40,10 @@ class PartStore:
         return self._parts[role][1]
 
     def retain(self, files: Iterable[Path]) -> None:
-        """Drop every part that is made of other files than these."""
+        """Drop every part that is made of other files than these, or those in these folders."""
         wanted = {path.resolve() for path in files}
         for role, (key, _) in list(self._parts.items()):
-            if not key.paths <= wanted:
+            if not all(wanted & {path, *path.parents} for path in key.paths):
                 self._drop(role)
 
     def _drop(self, role: str) -> None:

@@ -19,33 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
-from shared.weights.files import DTYPE_BITS, WORKING_FORMATS, Header, read_header, weight_files
+from shared.weights.files import DTYPE_BITS, Header, read_header, weight_files
+from shared.weights.layouts import FLOATS, ROLES, Part, Stored, kind_of, parts_of, unsupported
 
 log = logging.getLogger(__name__)
 
-FLOATS = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64"}
-FLOAT8 = ("F8_E4M3", "F8_E5M2")
-NUNCHAKU_TILE = 128  # rows and columns of a Nunchaku layer come in multiples of this
-NUNCHAKU_RANK_TILE = 16
 MAX_MARKER_BYTES = 4096
-
-#: how a tensor of a quantized layer ends -> what it is to the layer. The second names of smooth, down and up
-#: are those of older Nunchaku files.
-ROLES = {
-    "weight._data": "data", "weight._scale": "scale",  # optimum-quanto
-    "scale_weight": "scale", "weight_scale": "scale", "comfy_quant": "marker",  # fp8
-    "qweight": "qweight", "wscales": "wscales", "wcscales": "wcscales", "wtscale": "wtscale",  # Nunchaku
-    "smooth_factor": "smooth", "proj_down": "down", "proj_up": "up",
-    "smooth": "smooth", "lora_down": "down", "lora_up": "up",
-}  # fmt: skip
 #: tensors that no weight depends on: activations' scales, the copy of Nunchaku's smoothing, ComfyUI's
 #: sentinel
 IGNORED = re.compile(
     r"(^|\.)(input_scale|output_scale|scale_input|smooth_factor_orig|smooth_orig|scaled_fp8)$"
 )
-#: what optimum-quanto calls a quantized weight -> its dtype in the file
-QUANTO_TYPES = {"qint8": "I8", "qfloat8": "F8_E4M3", "qfloat8_e4m3fn": "F8_E4M3", "qfloat8_e5m2": "F8_E5M2"}
-COMFY_FP8 = ("float8_e4m3fn", "float8_e5m2")
 #: tensors that only quantizations have which this program does not compute
 OTHER_QUANTIZATIONS = (
     (r"\.(weight_scale_2|input_global_scale|weight_global_scale)$", "nvfp4"),
@@ -154,19 +138,6 @@ class Checkpoint:
         return tuple(self.bytes_under(f"{stack}.{i}.", float_bits) for i in sorted(blocks))
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """A tensor as its file has it."""
-
-    header: Header
-    source: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    def refused(self, flaw: str) -> UserError:
-        return UserError(f"{self.header.path} {flaw}: take another copy of the model.")
-
-
 def _never(name: str) -> bool:
     return False
 
@@ -195,12 +166,14 @@ def inspect(
     entries: dict[str, Entry] = {}
     quantized: dict[str, str] = {}
     for module, roles in modules.items():
-        kind = _kind(module, roles, declared.get(module))
+        kind = kind_of(module, roles, declared.get(module))
         targets = names.parts(module)
-        for name, entry in _split(module, targets, _tensors(module, kind, roles)):
+        for name, entry in _split(module, targets, parts_of(module, kind, roles)):
             if name in entries:
-                source = roles[next(iter(roles))]
-                raise source.refused(f"has the tensor '{name}' twice, once as '{source.source}'")
+                raise UserError(
+                    f"{entry.file} has the tensor '{name}' twice, as '{entries[name].source}' and as "
+                    f"'{entry.source}': take another copy of the model."
+                )
             entries[name] = entry
         if kind:
             quantized |= dict.fromkeys(targets, kind)
@@ -222,16 +195,10 @@ def _check_family(headers: Sequence[Header], names: Names) -> None:
     for header in headers:
         for name, entry in header.entries.items():
             if entry["dtype"] not in DTYPE_BITS:
-                raise _unsupported(header.path, entry["dtype"], name)
+                raise unsupported(header.path, entry["dtype"], name)
             for rule, kind in OTHER_QUANTIZATIONS:
                 if re.search(rule, name):
-                    raise _unsupported(header.path, kind, name)
-
-
-def _unsupported(path: Path, kind: str, name: str) -> UserError:
-    return UserError(
-        f"{path} is quantized as {kind} ('{name}'), which is not supported: take {WORKING_FORMATS}."
-    )
+                    raise unsupported(header.path, kind, name)
 
 
 def _prefix(headers: Sequence[Header], wanted: Mapping[str, Any] | Sequence[str]) -> str:
@@ -251,21 +218,31 @@ def _prefix(headers: Sequence[Header], wanted: Mapping[str, Any] | Sequence[str]
 
 def _modules(
     headers: Sequence[Header], names: Names, prefix: str, unused: Callable[[str], bool]
-) -> dict[str, dict[str, _Stored]]:
+) -> dict[str, dict[str, Stored]]:
     """module -> role -> tensor. A role is one of ROLES' values or the tensor's own last name."""
-    modules: dict[str, dict[str, _Stored]] = {}
+    modules: dict[str, dict[str, Stored]] = {}
     for header in headers:
         for source, raw in header.entries.items():
             name = names.canonical(source, prefix)
+            if name == source and not name.startswith(prefix):
+                continue  # another part of an all-in-one file
             if IGNORED.search(name) or re.search(names.dropped, name) or unused(name):
                 continue
             module, role = _role(name)
-            tensor = _Stored(header, source, raw["dtype"], tuple(raw["shape"]))
+            tensor = Stored(header, source, raw["dtype"], tuple(raw["shape"]))
             other = modules.setdefault(module, {}).setdefault(role, tensor)
             if other is not tensor:
-                where = f"'{other.source}' in {other.header.path.name}"
-                raise tensor.refused(f"has the tensor '{source}', which is also there as {where}")
+                raise _twice(tensor, other)
     return modules
+
+
+def _twice(tensor: Stored, other: Stored) -> UserError:
+    if other.header is tensor.header:
+        return tensor.refused(f"has the tensor '{tensor.source}', which is also there as '{other.source}'")
+    return UserError(
+        f"{other.header.path} and {tensor.header.path.name} both have the tensor '{tensor.source}': they are "
+        "two models, choose one of the files."
+    )
 
 
 def _role(name: str) -> tuple[str, str]:
@@ -330,151 +307,7 @@ def _formats(path: Path, key: str, table: Any, field_name: str) -> dict[str, str
     return {layer: row[field_name] for layer, row in table.items()}
 
 
-# ---- how a layer is stored ---------------------------------------------------------------------------------
-
-
-def _kind(module: str, roles: Mapping[str, _Stored], declared: str | None) -> str | None:
-    """The kind of quantized layer that these tensors are; None: plain."""
-    if "qweight" in roles:
-        q, scales = roles["qweight"], roles.get("wscales")
-        if q.dtype not in ("I8", "U8"):
-            raise _unsupported(q.header.path, f"{q.dtype} words", q.source)
-        return "svdq-fp4" if scales and scales.dtype in FLOAT8 else "svdq-int4"
-    weight = roles.get("data") or roles.get("weight")
-    if weight is None:
-        return None
-    if declared and "data" in roles:
-        if declared not in QUANTO_TYPES:
-            raise _unsupported(weight.header.path, f"optimum-quanto {declared}", weight.source)
-        if QUANTO_TYPES[declared] != weight.dtype:
-            raise weight.refused(f"calls {module} {declared} but stores '{weight.source}' as {weight.dtype}")
-    elif declared and (weight.dtype not in FLOATS) and declared not in COMFY_FP8:
-        raise _unsupported(weight.header.path, f"{declared} (ComfyUI)", weight.source)
-    if "data" in roles and weight.dtype == "I8":
-        return "int8"
-    if weight.dtype in FLOAT8:
-        return "fp8" if len(weight.shape) == 2 else None
-    if weight.dtype not in FLOATS:
-        raise _unsupported(weight.header.path, f"{weight.dtype} without a known scheme", weight.source)
-    return None
-
-
-#: what `_tensors` gives: (attribute, where it is, shape in the model's order, is it split with the rows?)
-_Part = tuple[str, _Stored, tuple[int, ...], bool]
-
-
-def _tensors(module: str, kind: str | None, roles: Mapping[str, _Stored]) -> list[_Part]:
-    """The tensors that a module of this kind consists of, checked against each other."""
-    if kind is None:
-        return _plain(module, roles)
-    parts = _nunchaku(module, kind, roles) if kind.startswith("svdq") else _scaled(module, roles)
-    rows = parts[0][2][0]
-    if bias := roles.get("bias"):
-        _check(bias, (rows,), (*FLOATS, *FLOAT8))
-        parts.append(("bias", bias, (rows,), True))
-    known = {"data", "weight", "scale", "marker", "bias", "qweight", "wscales", "smooth", "down", "up"}
-    extra = [t for role, t in roles.items() if role not in known | {"wtscale", "wcscales"}]
-    if extra:
-        raise extra[0].refused(
-            f"has '{extra[0].source}' in a layer quantized as {kind}, which has no such tensor"
-        )
-    return parts
-
-
-def _plain(module: str, roles: Mapping[str, _Stored]) -> list[_Part]:
-    for role, tensor in roles.items():
-        if role == "marker":
-            continue
-        if role in ROLES.values():
-            raise tensor.refused(
-                f"has '{tensor.source}' but no quantized weight of {module} that it belongs to"
-            )
-        if tensor.dtype not in FLOATS and tensor.dtype not in FLOAT8:
-            raise _unsupported(tensor.header.path, f"{tensor.dtype} without a known scheme", tensor.source)
-    return [(role, t, t.shape, True) for role, t in roles.items() if role != "marker"]
-
-
-def _scaled(module: str, roles: Mapping[str, _Stored]) -> list[_Part]:
-    """int8 or fp8: a weight [N, K] and its scale, one for all or one per row."""
-    weight, scale = roles.get("data") or roles["weight"], roles.get("scale")
-    if "data" in roles and "weight" in roles:
-        raise weight.refused(
-            f"has '{weight.source}' and '{roles['weight'].source}', two weights of one layer"
-        )
-    if len(weight.shape) != 2:
-        raise weight.refused(f"has '{weight.source}' with the shape {list(weight.shape)} instead of [N, K]")
-    parts: list[_Part] = [("weight", weight, weight.shape, True)]
-    if scale is None and "data" in roles:
-        raise weight.refused(f"has '{weight.source}' without its '{module}.weight._scale'")
-    if scale is not None:
-        rows = weight.shape[0]
-        if math.prod(scale.shape) not in (1, rows) or scale.shape not in (
-            (),
-            (1,),
-            (1, 1),
-            (rows,),
-            (rows, 1),
-        ):
-            raise scale.refused(f"has '{scale.source}' with the shape {list(scale.shape)} for {rows} rows")
-        if scale.dtype not in FLOATS:
-            raise _unsupported(scale.header.path, f"scales in {scale.dtype}", scale.source)
-        per_row = math.prod(scale.shape) == rows
-        parts.append(("weight_scale", scale, (rows, 1) if per_row else (1,), per_row))
-    return parts
-
-
-def _nunchaku(module: str, kind: str, roles: Mapping[str, _Stored]) -> list[_Part]:
-    """Nunchaku's SVDQuant: 4-bit codes with group scales, smoothing and a low-rank branch."""
-    q = roles["qweight"]
-    for role in ("wscales", "smooth", "down", "up"):
-        if role not in roles:
-            raise q.refused(f"has '{q.source}' without the {role} of {module}")
-    if "weight" in roles or "data" in roles:
-        raise q.refused(f"has '{q.source}' and a second weight of {module}")
-    if (
-        len(q.shape) != 2
-        or q.shape[0] % NUNCHAKU_TILE
-        or q.shape[1] * 2 % NUNCHAKU_TILE
-        or not math.prod(q.shape)
-    ):
-        raise q.refused(f"has '{q.source}' with the shape {list(q.shape)}, not [N, K/2] in multiples of 128")
-    rows, columns = q.shape[0], q.shape[1] * 2
-    groups = columns // (64 if kind == "svdq-int4" else 16)
-    rank = roles["up"].shape[-1] if roles["up"].shape else 0
-    if not rank or rank % NUNCHAKU_RANK_TILE:
-        raise roles["up"].refused(f"has '{roles['up'].source}' of rank {rank}, not a multiple of 16")
-    floats = tuple(FLOATS)
-    scales = FLOAT8 if kind == "svdq-fp4" else ("BF16", "F16")
-    _check(roles["wscales"], (groups, rows), scales)
-    _check(roles["smooth"], (columns,), floats)
-    _check(roles["down"], (columns, rank), floats)
-    _check(roles["up"], (rows, rank), floats)
-    parts: list[_Part] = [
-        ("qweight", q, q.shape, True),
-        ("wscales", roles["wscales"], (rows, groups), True),
-        ("smooth", roles["smooth"], (columns,), False),
-        ("down", roles["down"], (rank, columns), False),
-        ("up", roles["up"], (rows, rank), True),
-    ]
-    if tensor := roles.get("wtscale"):
-        _check(tensor, () if not tensor.shape else (1,), floats)
-        parts.append(("wtscale", tensor, (1,), False))
-    if tensor := roles.get("wcscales"):
-        _check(tensor, (rows,), floats)
-        parts.append(("wcscales", tensor, (rows,), True))
-    return parts
-
-
-def _check(tensor: _Stored, shape: tuple[int, ...], dtypes: Sequence[str]) -> None:
-    if tensor.shape != shape:
-        raise tensor.refused(
-            f"has '{tensor.source}' with the shape {list(tensor.shape)} instead of {list(shape)}"
-        )
-    if tensor.dtype not in dtypes:
-        raise tensor.refused(f"has '{tensor.source}' as {tensor.dtype} instead of {' or '.join(dtypes)}")
-
-
-def _split(module: str, targets: Sequence[str], parts: Sequence[_Part]) -> Iterator[tuple[str, Entry]]:
+def _split(module: str, targets: Sequence[str], parts: Sequence[Part]) -> Iterator[tuple[str, Entry]]:
     """The parts of a stored module as entries of the model's modules, whose rows it holds one after
     another.
     """

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from shared.errors import UserError
 from shared.weights import quantized
-from shared.weights.files import DamagedFile, check_safetensors, weight_files
+from shared.weights.files import DamagedFile
 from shared.weights.formats import Checkpoint, Entry, Names, inspect
 
 M = TypeVar("M", bound=nn.Module)
@@ -38,12 +38,12 @@ SAFETENSORS_DTYPES = {
 }  # fmt: skip
 
 
-def preferred_dtype(source: Path, device: torch.device) -> torch.dtype:
+def preferred_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
     """bfloat16 on a card. On a CPU float32, unless the file is bfloat16 and the processor multiplies that:
     twice as fast there (AVX512_BF16, AMX) and half the memory."""
     if device.type != "cpu":
         return torch.bfloat16
-    stored = {entry["dtype"] for file in weight_files(source) for entry in check_safetensors(file).values()}
+    stored = {entry.dtype for entry in checkpoint.entries.values()}
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if "BF16" in stored and fast else torch.float32
 
@@ -147,7 +147,7 @@ def save_quantized(
     memory; the file gets its name when it is whole.
 
     config: the model's configuration for the header. Raises UserError for a model with other quantized
-    layers.
+    layers, or when the file cannot be written.
     """
     pieces = sorted(_int8_pieces(model, names), key=lambda piece: (-piece.dtype.itemsize, piece.name))
     layers = [piece.name.removesuffix(DATA) for piece in pieces if piece.name.endswith(DATA)]
@@ -162,6 +162,10 @@ def save_quantized(
             for piece in pieces:
                 file.write(piece.make().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         os.replace(part, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): make room or choose a folder."
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 
