@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = ("torch", "diffusers", "transformers", "gradio", "mmgp")
@@ -29,5 +30,5 @@ def processor() -> str:
 
 
 def header() -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES if find_spec(name))
     return f"{processor()}\nPython {platform.python_version()}, {packages}\ncommit {commit()}"

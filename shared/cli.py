@@ -16,13 +16,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from shared.engine.batch import Reporter, run_tasks, validate_tasks
+from shared.engine.batch import Reporter, Valid, run_tasks, validate_tasks
 from shared.engine.catalog import Catalog, HandlerFor, catalog
 from shared.engine.engine import Engine, EngineConfig
+from shared.engine.host import plan_job
+from shared.engine.machine import survey
+from shared.engine.planner import PROFILES, RESERVED, Overrides
 from shared.engine.tasks import read_tasks
 from shared.errors import UserError
 from shared.settings import SETTINGS
 from shared.version import VERSION
+from shared.weights.files import Folders
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_PORT = 7860
@@ -77,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_page_flags(parser.add_argument_group("the page"))
     _add_task_flags(parser.add_argument_group("without a page"))
     _add_generation_flags(parser.add_argument_group("generation"))
+    _add_memory_flags(parser.add_argument_group("memory"))
     return parser
 
 
@@ -145,13 +150,56 @@ def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--gpu", type=_device, metavar="DEVICE", help="where to compute: cuda:N or cpu")
     dtypes = group.add_mutually_exclusive_group()
-    dtypes.add_argument("--bf16", action="store_true", help="compute the transformer in bfloat16")
-    dtypes.add_argument("--fp16", action="store_true", help="compute the transformer in float16")
+    dtypes.add_argument(
+        "--bf16", action="store_true", help="compute the transformer in bfloat16, from its 16-bit file"
+    )
+    dtypes.add_argument(
+        "--fp16", action="store_true", help="compute the transformer in float16, from its 16-bit file"
+    )
     group.add_argument(
         "--attention",
         choices=("auto", "sdpa", "flash"),
         default="auto",
         help="attention method: sdpa (PyTorch's own, the default) or flash (needs the package flash-attn)",
+    )
+    group.add_argument(
+        "--compile", action="store_true", help="compile the transformer: a slow start, faster steps"
+    )
+    group.add_argument(
+        "--save-quantized",
+        action="store_true",
+        help="write an int8 file, half the size, beside a 16-bit transformer when it is loaded",
+    )
+
+
+def _add_memory_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--profile",
+        choices=tuple(PROFILES),
+        default="",
+        help="what lies where, instead of ZGP's own plan: 1 models whole on the card, RAM page-locked; 2 "
+        "weights streamed, RAM page-locked; 3 as 1 and 4 as 2, but only the transformer page-locked; 3.5 as "
+        "3, nothing page-locked; 4.5 as 4, one layer on the card at a time; 5 as 2, nothing page-locked",
+    )
+    group.add_argument(
+        "--preload",
+        type=_number(0, 1_000_000, whole=True),
+        metavar="MB",
+        help="MB of the transformer that stay on the card while it computes; the rest is streamed",
+    )
+    group.add_argument(
+        "--perc-reserved-mem-max",
+        type=_number(0, 1),
+        metavar="SHARE",
+        help=f"share of the RAM that may be page-locked, 0 to 1 (default: {RESERVED}); lower it when RAM is "
+        "short",
+    )
+    group.add_argument(
+        "--vram-safety-coefficient",
+        type=_number(0.1, 1),
+        default=Overrides.safety,
+        metavar="SHARE",
+        help=f"share of the card's memory that a plan may use, 0.1 to 1 (default: {Overrides.safety})",
     )
 
 
@@ -179,6 +227,20 @@ def _value_of(name: str) -> Callable[[str], int]:
     return convert
 
 
+def _number(low: float, high: float, whole: bool = False) -> Callable[[str], Any]:
+    def convert(text: str) -> float:
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            kind = "whole number" if whole else "number"
+            raise argparse.ArgumentTypeError(f"'{text}' is not a {kind} from {low} to {high}")
+        return value
+
+    return convert
+
+
 def _check_combinations(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse flags that would do nothing."""
     if options.process is None:
@@ -197,8 +259,16 @@ def _engine_flags(options: argparse.Namespace) -> dict[str, Any]:
     wanted = {"seed": options.seed, "num_inference_steps": options.steps}
     flags = {
         "gpu": options.gpu or "",
-        "dtype": "bf16" if options.bf16 else "fp16" if options.fp16 else "",
-        "attention": options.attention,
+        "overrides": Overrides(
+            profile=options.profile,
+            preload=None if options.preload is None else options.preload << 20,
+            dtype="bf16" if options.bf16 else "fp16" if options.fp16 else "",
+            attention=options.attention,
+            reserved=options.perc_reserved_mem_max or RESERVED,
+            safety=options.vram_safety_coefficient,
+            compile=options.compile,
+        ),
+        "save_quantized": options.save_quantized,
         "verbose": options.verbose,
         "default_settings": {name: value for name, value in wanted.items() if value is not None},
     }
@@ -294,14 +364,26 @@ def process(config: EngineConfig, handler_for: HandlerFor | None, options: argpa
     valid = validate_tasks(tasks, models, model_id, reporter)
     all_valid = len(valid) == len(tasks)
     if options.dry_run:
-        for task in valid:
-            reporter.planned(task)
-        return OK if all_valid else FAILED
+        all_fit = all([dry_run(task, models, config, reporter) for task in valid])
+        return OK if all_valid and all_fit else FAILED
     if not valid:
         return FAILED
     folder = None if options.output_dir is None else config.output_dir
     all_done = run_tasks(valid, Engine(config, handler_for), reporter, folder)
     return OK if all_valid and all_done else FAILED
+
+
+def dry_run(task: Valid, models: Catalog, config: EngineConfig, reporter: Reporter) -> bool:
+    """Say what would run and how; False when it does not fit on this machine."""
+    settings = task.validated.settings
+    info, folders = models.model(settings["model_type"]), Folders(config.root, config.ckpts)
+    try:
+        plan = plan_job(info, folders, settings, lambda: survey(config.gpu), config.overrides)
+    except UserError as error:
+        reporter.invalid(task.number, [str(error)])
+        return False
+    reporter.planned(task, "" if plan is None else plan.sentence())
+    return True
 
 
 def list_models(config: EngineConfig, handler_for: HandlerFor | None, as_json: bool) -> int:

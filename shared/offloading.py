@@ -10,11 +10,16 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import mmap
+import sys
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import mmgp  # noqa: F401
+import psutil
 import safetensors
 import safetensors.torch
 import torch
@@ -31,7 +36,6 @@ log = logging.getLogger(__name__)
 M = TypeVar("M", bound=nn.Module)
 
 ACTIVATION_BYTES = 3 << 30  # VRAM kept free for activations and the VAE
-STREAMED_MB = 3000  # resident share of a text encoder that does not fit
 
 
 def _restore_safetensors() -> None:
@@ -189,79 +193,713 @@ def _report_extra(
         )
 
 
-def bytes_of(model: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
+# -- the models' parts on the device ------------------------------------------------------------------------
+
+ALIGNMENT = 256  # bytes between tensors that share a buffer: what cudaMalloc gives, so no kernel is slower
+PAGE = max(4096, mmap.PAGESIZE)
+PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every context of the process
 
 
-class Residency:
-    """Keeps a pipeline's parts where they can compute. On a CPU they simply stay."""
+@dataclass(frozen=True)
+class Placement:
+    """How a part lies while it is in use, and after.
+
+    resident_blocks: how many of its repeated blocks stay on the card while it is in use; None = all of them.
+    keep: it stays on the card when another part is used.
+    pinned: its weights lie in page-locked RAM, one buffer per block (half the time per copy, and the copy
+    runs beside the computing); otherwise they stay where their file is mapped and take no RAM of their own.
+    prefetch: the next block is copied while this one computes, which takes the room of a second block.
+    """
+
+    resident_blocks: int | None = None
+    keep: bool = False
+    pinned: bool = True
+    prefetch: bool = True
+
+
+@dataclass(frozen=True)
+class Status:
+    """Bytes on the card now, and bytes copied to it during its last use, by the parts' class names; bytes
+    of page-locked RAM."""
+
+    on_card: dict[str, int]
+    moved: dict[str, int]
+    pinned: int
+
+
+class Transport(Protocol):
+    """The device side of a Residency: memory on both sides of the bus, and copies that computing waits for.
+
+    A mark is a point in the queue of what was asked of the device; nobody here ever waits for the device
+    itself. Copies run in the order in which they were asked for, beside the computing.
+    """
+
+    def host(self, nbytes: int) -> Tensor | None:
+        """Page-locked RAM as [nbytes] uint8; None when the system refuses it."""
+
+    def release(self, buffer: Tensor) -> None:
+        """Turn such a buffer back into ordinary RAM."""
+
+    def empty(self, nbytes: int) -> Tensor:
+        """[nbytes] uint8 on the device."""
+
+    def mark(self) -> Any:
+        """The end of all the computing asked for so far."""
+
+    def copy(self, pairs: Sequence[tuple[Tensor, Tensor]], after: Any) -> Any:
+        """Start copying (to the device, from RAM) once `after` is reached. Returns the mark of its end."""
+
+    def wait(self, mark: Any) -> None:
+        """All computing asked for from here on runs after `mark`."""
+
+    def trim(self) -> None:
+        """Give memory that was let go back to the system."""
+
+
+class CudaTransport:
+    """A copy stream beside the stream that computes; events order the two.
+
+    Device buffers belong to the computing stream's allocator, so the first copy into one waits for a mark
+    taken after it was allocated (its memory may have another owner's kernels queued), and a buffer is let go
+    only after `wait` for the last copy into it: the allocator then hands it on in the right order, without
+    `record_stream`, which would hold it back until the card has caught up.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._copies = torch.cuda.Stream(device)
 
-    def use(self, part: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Inside, `part` computes on the device."""
-        return contextlib.nullcontext()
+    def host(self, nbytes: int) -> Tensor | None:
+        """torch's own pinned allocator rounds up to powers of two (345 MB to 512), so pages are locked here.
 
-    def release(self) -> None:
-        """Give the device's memory back."""
+        The buffer has whole pages to itself: locking works by pages, and no two buffers may share one.
+        """
+        size = -(-nbytes // PAGE) * PAGE
+        try:
+            memory = torch.empty(size + PAGE, dtype=torch.uint8, device="cpu")
+        except RuntimeError:  # no RAM for a copy, however short its life
+            return None
+        start = -memory.data_ptr() % PAGE
+        buffer = memory[start : start + nbytes]
+        error = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), size, PORTABLE)
+        if int(error) == 0:
+            return buffer
+        # the error would otherwise be reported by the next kernel's launch, which has no part in it
+        with contextlib.suppress(RuntimeError):
+            torch.zeros(1, device=self.device)
+        return None
 
+    def release(self, buffer: Tensor) -> None:
+        self._copies.synchronize()  # pages may not be unlocked under a copy that still reads them
+        torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
 
-class MmgpResidency(Residency):
-    """mmgp moves each part to the card when it is called: whole where it fits, else block by block."""
+    def empty(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
-    def __init__(self, parts: Mapping[str, nn.Module], device: torch.device) -> None:
-        super().__init__(device)
-        free, _ = torch.cuda.mem_get_info(device)
-        room = free - ACTIVATION_BYTES
-        sizes = {name: bytes_of(part) for name, part in parts.items()}
-        largest = max(sizes.values())
-        before = torch.get_default_device()
-        options: dict[str, Any] = {"pinnedMemory": False}
-        if largest > room:
-            budget = max(400, room // 2**20)
-            options |= {
-                "pinnedMemory": "transformer",
-                "budgets": {
-                    "transformer": budget,
-                    "text_encoder": min(STREAMED_MB, budget),
-                    "*": STREAMED_MB,
-                },
-            }
-        self._offload = offload.profile(
-            dict(parts),
-            profile_no=3,
-            quantizeTransformer=False,
-            extraModelsToQuantize=None,
-            convertWeightsFloatTo=None,
-            verboseLevel=1,  # 0 would also switch off the check that a budget fits the card
-            **options,
-        )
-        torch.set_default_device(before)  # mmgp leaves it on the card for this thread
-        # mmgp compares full names with short ones here, so every prefetched block was loaded a second time
-        names = self._offload.prev_blocks_names
-        self._offload.prev_blocks_names = {k: v.split("/", 1)[1] if v else v for k, v in names.items()}
-        log.info(
-            "%s, %.1f GiB free: %s",
-            torch.cuda.get_device_name(device),
-            free / 2**30,
-            "parts on the card whole, one at a time"
-            if largest <= room
-            else f"weights streamed, {options['budgets']}",
-        )
+    def mark(self) -> torch.cuda.Event:
+        return torch.cuda.current_stream(self.device).record_event()
 
-    def release(self) -> None:
-        self._offload.unload_all()
-        self._offload.release()
-        offload.flush_torch_caches()
+    def copy(self, pairs: Sequence[tuple[Tensor, Tensor]], after: torch.cuda.Event) -> torch.cuda.Event:
+        self._copies.wait_event(after)
+        with torch.cuda.stream(self._copies):
+            for target, source in pairs:
+                target.copy_(source, non_blocking=True)
+        return self._copies.record_event()
+
+    def wait(self, mark: torch.cuda.Event) -> None:
+        torch.cuda.current_stream(self.device).wait_event(mark)
+
+    def trim(self) -> None:
+        """Blocks of another part have another size, and Windows answers a full card with system memory
+        instead of an error: cached memory must not stand in the way of the next part."""
+        torch.cuda.empty_cache()
 
 
-def attach(
-    parts: Mapping[str, nn.Module], device: torch.device, keep_fp32: Sequence[nn.Module] = ()
-) -> Residency:
-    """Make `parts` ready to compute on `device`. `keep_fp32`: modules whose fp32 arguments must not be
-    cast.
+@dataclass(frozen=True)
+class Spot:
+    """Where a tensor lies in a buffer."""
+
+    offset: int
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.shape.numel() * self.dtype.itemsize
+
+    def view(self, buffer: Tensor, like: Tensor | None = None) -> Tensor:
+        """The tensor there; as `data` of `like` an inference tensor where that is one, which torch never
+        lets change."""
+        with torch.inference_mode(like is not None and like.is_inference()):
+            start = (buffer.storage_offset() + self.offset) // self.dtype.itemsize
+            empty = torch.empty(0, dtype=self.dtype, device=buffer.device)
+            return empty.set_(buffer.untyped_storage(), start, self.shape, self.stride)
+
+
+class Segment:
+    """Tensors that travel together: `homes` are their values in RAM, views of `buffer` where that is given.
+
+    `tensors` are the modules' own parameters and buffers. They keep their identity (and so torch.compile's
+    guards hold); only what they point to changes between RAM and card.
     """
-    for module in keep_fp32:
-        module._lock_dtype = None  # type: ignore[assignment]
-    return MmgpResidency(parts, device) if device.type == "cuda" else Residency(device)
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = list(tensors)
+        self.homes = [x.data for x in tensors]
+        self.buffer: Tensor | None = None
+        self.spots, self.nbytes = _layout(self.homes)
+
+    def pack(self, buffer: Tensor) -> None:
+        """Move the values into `buffer`, [nbytes] uint8; where they were is let go."""
+        self.buffer = buffer
+        for i, (x, spot) in enumerate(zip(self.tensors, self.spots, strict=True)):
+            spot.view(buffer).copy_(self.homes[i])
+            self.homes[i] = x.data = spot.view(buffer, like=x)
+
+    def pairs(self, target: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What to copy so that `target`, [nbytes] uint8 on the device, holds the values."""
+        if self.buffer is not None:
+            return [(target[: self.nbytes], self.buffer)]
+        return [(spot.view(target), home) for spot, home in zip(self.spots, self.homes, strict=True)]
+
+    def is_home(self) -> bool:
+        """Whether the tensors still are what was packed, and not on the card or replaced."""
+        return all(
+            x.device.type == "cpu" and x.data_ptr() == home.data_ptr() and x.shape == home.shape
+            for x, home in zip(self.tensors, self.homes, strict=True)
+        )
+
+
+def _layout(tensors: Sequence[Tensor]) -> tuple[list[Spot], int]:
+    """A spot for each tensor and the size of the buffer. Tensors that are one in memory share a spot;
+    strides stay (a channels-last weight computes other roundings than a contiguous one)."""
+    spots: list[Spot] = []
+    known: dict[Any, Spot] = {}
+    end = 0
+    for x in tensors:
+        key = (x.data_ptr(), x.dtype, x.shape, x.stride())
+        stride = torch.empty_like(x, device="meta").stride()  # the same where it has no gaps and no overlaps
+        spot = known.setdefault(key, Spot(end, x.dtype, x.shape, stride))
+        spots.append(spot)
+        end = max(end, -(-spot.end // ALIGNMENT) * ALIGNMENT)
+    return spots, end
+
+
+class Slot:
+    """Device memory for one unit (a block, or all of a part that is no block) at a time."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory
+        self.unit: nn.Module | None = None
+        self.ready: Any = None  # mark of a copy that computing has not been told to wait for
+        self._views: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+
+    def parts(self, segments: Sequence[Segment]) -> Iterator[tuple[Segment, Tensor]]:
+        """The piece of memory that each of a unit's segments has here."""
+        start = 0
+        for segment in segments:
+            yield segment, self.memory[start : start + segment.nbytes]
+            start += segment.nbytes
+
+    def bind(self, unit: nn.Module, segments: Sequence[Segment]) -> None:
+        """Point the unit's tensors into this memory."""
+        if unit not in self._views:
+            self._views[unit] = [
+                (x, spot.view(part, like=x))
+                for segment, part in self.parts(segments)
+                for x, spot in zip(segment.tensors, segment.spots, strict=True)
+            ]
+        for x, view in self._views[unit]:
+            x.data = view
+
+
+class OnCard:
+    """A part on the card: units with a slot of their own, and the others taking turns in one or two slots.
+
+    A block is copied into the slot that the block before last has left. Which block follows which is learned
+    from the passes (`successor`), so an order other than the modules' own costs one late copy per surprise.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        units: Mapping[nn.Module, list[Segment]],
+        resident: Sequence[nn.Module],
+        successor: dict[nn.Module | None, nn.Module],
+        prefetch: bool,
+    ) -> None:
+        self._transport, self._units, self._successor = transport, units, successor
+        self._prefetches = prefetch
+        self.moved = 0
+        self.bytes = 0
+        streamed = [unit for unit in units if unit not in set(resident)]
+        self._fixed = {unit: self._slot(self._size(unit)) for unit in resident}
+        largest = max((self._size(unit) for unit in streamed), default=0)
+        self._shuttles = [self._slot(largest) for _ in streamed[: 2 if prefetch else 1]]
+        self._current: nn.Module | None = None  # the streamed block that computes
+        self._left = transport.mark()  # no kernel asked for later reads the slot that is to be filled next
+        self._calls: dict[nn.Module, Any] = {}
+        order: list[nn.Module | None] = [None, *streamed]
+        for unit, following in zip(order, streamed, strict=False):
+            successor.setdefault(unit, following)
+        base, *others = self._fixed
+        self._fill(self._fixed[base], base)
+        self._prefetch()
+        for unit in others:
+            self._fill(self._fixed[unit], unit)
+        self._arrive(self._fixed[base])
+
+    def _size(self, unit: nn.Module) -> int:
+        return sum(segment.nbytes for segment in self._units[unit])
+
+    def _slot(self, nbytes: int) -> Slot:
+        self.bytes += nbytes
+        return Slot(self._transport.empty(nbytes))
+
+    # -- during a pass
+
+    def attach(self) -> None:
+        """Watch the blocks' calls.
+
+        Around whatever `Module.__call__` would run, not as forward hooks: those lie inside what
+        `Module.compile` compiles, which neither traces copies nor notices hooks that come and go.
+        """
+        self._current, self._left = None, self._transport.mark()  # the last use's kernels may still be queued
+        for block in list(self._units)[1:]:
+            self._calls[block] = block._compiled_call_impl
+            block._compiled_call_impl = self._call(block, block._compiled_call_impl or block._call_impl)
+        self._prefetch()
+
+    def detach(self) -> None:
+        for block, call in self._calls.items():
+            block._compiled_call_impl = call
+        self._calls.clear()
+
+    def _call(self, block: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+        def streamed(*args: Any, **kwargs: Any) -> Any:
+            self._enter(block)
+            result = call(*args, **kwargs)
+            self._prefetch(everywhere=True)
+            return result
+
+        return streamed
+
+    def _enter(self, block: nn.Module) -> None:
+        """Everything asked of the device from here on finds the block's weights in their place."""
+        if block in self._fixed:
+            self._arrive(self._fixed[block])
+        elif block is not self._current:
+            self._left = self._transport.mark()
+            slot = next((s for s in self._shuttles if s.unit is block), None) or self._fetch(block)
+            self._successor[self._current] = block
+            self._current = block
+            self._arrive(slot)
+            self._prefetch()
+
+    def _prefetch(self, everywhere: bool = False) -> None:
+        """Start copying the block that comes next, where that overlaps with computing.
+
+        A copy from pageable memory holds this thread until it has been read: such blocks wait until the
+        current one's kernels are queued (`everywhere`).
+        """
+        following = self._successor.get(self._current)
+        if not self._prefetches or following is None or any(s.unit is following for s in self._shuttles):
+            return
+        if everywhere or all(segment.buffer is not None for segment in self._units[following]):
+            self._fetch(following)
+
+    def _fetch(self, block: nn.Module) -> Slot:
+        """Start copying a block into the slot that is free or was left; with one slot, that one."""
+        preference = {self._current: 2, None: 0}
+        slot = min(self._shuttles, key=lambda slot: preference.get(slot.unit, 1))
+        if slot.unit is not None:
+            self._send_home(slot.unit)
+        self._fill(slot, block)
+        return slot
+
+    def _fill(self, slot: Slot, unit: nn.Module) -> None:
+        slot.unit = None  # should the copy fail
+        pairs = [pair for segment, part in slot.parts(self._units[unit]) for pair in segment.pairs(part)]
+        slot.ready = self._transport.copy(pairs, self._left)
+        slot.unit = unit
+        self.moved += self._size(unit)
+
+    def _arrive(self, slot: Slot) -> None:
+        """Computing waits for the copy; the unit's tensors point to it."""
+        if slot.ready is None or slot.unit is None:
+            return
+        self._transport.wait(slot.ready)
+        slot.bind(slot.unit, self._units[slot.unit])
+        slot.ready = None
+
+    # -- after it
+
+    def _send_home(self, unit: nn.Module) -> None:
+        for segment in self._units[unit]:
+            for x, home in zip(segment.tensors, segment.homes, strict=True):
+                x.data = home
+
+    def evict(self) -> None:
+        """All tensors back in RAM; the memory goes with this object."""
+        for slot in (*self._fixed.values(), *self._shuttles):
+            if slot.ready is not None:
+                self._transport.wait(slot.ready)  # see CudaTransport
+            if slot.unit is not None:
+                self._send_home(slot.unit)
+        self._fixed.clear()
+        self._shuttles.clear()
+
+
+@dataclass
+class _Part:
+    """What a Residency knows of a part. segments: those in page-locked RAM. depth: of nested uses."""
+
+    placement: Placement
+    card: OnCard | None = None
+    tensors: dict[nn.Module, list[Tensor]] = field(default_factory=dict)
+    segments: list[Segment] = field(default_factory=list)
+    successor: dict[nn.Module | None, nn.Module] = field(default_factory=dict)
+    depth: int = 0
+    moved: int = 0  # bytes, when it left the card
+
+
+class Residency:
+    """Keeps a pipeline's parts where they can compute: one per worker and device.
+
+    A part is any module. Its repeated blocks, which can be streamed, are the children of the ModuleLists
+    that its attribute `streamed_blocks` names, in the order of the forward pass (without it: `layers`, if it
+    has them). Blocks that stay are taken from the last list first. Submodules named in its attribute
+    `stays_in_ram` never go to the card. Change weights in place only while their part is off the card;
+    tensors that come, go or are replaced are noticed at the next use.
+
+    On a CPU nothing is moved or packed. Not for use from several threads.
+    """
+
+    def __init__(
+        self, device: torch.device, *, pinned_limit: int | None = None, transport: Transport | None = None
+    ) -> None:
+        """pinned_limit: bytes of RAM to page-lock at most; None as `pinned_bytes()`."""
+        self.device = device
+        self._transport = transport or (CudaTransport(device) if device.type == "cuda" else None)
+        self._limit = pinned_bytes() if pinned_limit is None else pinned_limit
+        self._parts: dict[nn.Module, _Part] = {}
+        self._said_unpinned = False
+
+    def place(self, part: nn.Module, placement: Placement) -> None:
+        """From now on `part` lies as `placement` says; it leaves the card first when that changes it."""
+        known = self._parts.setdefault(part, _Part(placement))
+        if known.placement == placement:
+            return
+        self.evict(part)
+        if known.placement.pinned and not placement.pinned:
+            self._unpin(known)
+        known.placement = placement
+        known.successor.clear()
+
+    @contextlib.contextmanager
+    def use(self, part: nn.Module) -> Iterator[None]:
+        """The part computes on the device inside. Other parts that are not to be kept leave first, but for
+        those in use themselves. Raises torch.OutOfMemoryError, with the part in RAM, when it does not fit."""
+        known = self._parts.setdefault(part, _Part(Placement()))
+        if self._transport is None:
+            yield
+            return
+        if known.card is None or known.depth == 0:
+            known.card = self._bring(part, known)
+        known.depth += 1
+        try:
+            if known.depth == 1:
+                known.card.attach()
+            yield
+        finally:
+            known.depth -= 1
+            if known.depth == 0:
+                known.card.detach()
+
+    def evict(self, part: nn.Module | None = None) -> None:
+        """Take a part (None: every part that is not in use) off the card."""
+        chosen = [self._parts[part]] if part in self._parts else []
+        if part is None:
+            chosen = [known for known in self._parts.values() if not known.depth]
+        elif chosen and chosen[0].depth:
+            raise RuntimeError(f"{type(part).__name__} is computing: it can leave the card after its use.")
+        gone = [known for known in chosen if known.card is not None]
+        for known in gone:
+            assert known.card is not None
+            known.card.evict()
+            known.moved, known.card = known.card.moved, None
+        if gone and self._transport is not None:
+            self._transport.trim()
+
+    def refresh(self, part: nn.Module) -> None:
+        """The part's tensors were changed: it is laid out anew at its next use.
+
+        Needed only for a part that is kept on the card while the same tensors get other values; those that
+        were not touched keep their place in RAM.
+        """
+        self.evict(part)
+
+    def forget(self, part: nn.Module | None = None) -> None:
+        """Let a part (None: every part) go, with its memory on the card and its page-locked RAM."""
+        for gone in [part] if part is not None else list(self._parts):
+            if gone in self._parts:
+                self.evict(gone)
+                self._unpin(self._parts[gone])
+                del self._parts[gone]
+
+    def status(self) -> Status:
+        on_card: Counter[str] = Counter()
+        moved: Counter[str] = Counter()
+        for part, known in self._parts.items():
+            card = known.card
+            on_card[type(part).__name__] += card.bytes if card else 0
+            moved[type(part).__name__] += card.moved if card else known.moved
+        return Status(dict(on_card), dict(moved), self._pinned())
+
+    # -- how a part gets onto the card
+
+    @torch.inference_mode(False)  # what is made here outlives the caller's mode
+    @torch.no_grad()
+    def _bring(self, part: nn.Module, known: _Part) -> OnCard:
+        elsewhere = {
+            id(x)
+            for other in self._parts.values()
+            if other.depth
+            for xs in other.tensors.values()
+            for x in xs
+        }
+        tensors = _tensors_by_unit(part, elsewhere)  # what a part in use shares with this one, that one moves
+        wanted = {id(x) for xs in tensors.values() for x in xs}
+        for other, state in list(self._parts.items()):
+            shares = any(id(x) in wanted for xs in state.tensors.values() for x in xs)
+            if state is not known and not state.depth and (shares or not state.placement.keep):
+                self.evict(other)
+        if known.card is not None and not _same(known.tensors, tensors):
+            self.evict(part)
+        if known.card is None:
+            return self._load(part, known, tensors)
+        known.card.moved = 0
+        return known.card
+
+    def _load(self, part: nn.Module, known: _Part, tensors: dict[nn.Module, list[Tensor]]) -> OnCard:
+        assert self._transport is not None
+        if list(known.tensors) != list(tensors):
+            known.successor.clear()
+        known.tensors = tensors
+        others = [s for other in self._parts.values() if other is not known for s in other.segments]
+        packed = {id(x): s for s in (*others, *known.segments) if s.is_home() for x in s.tensors}
+        whole = {unit: _whole_segments(xs, packed) for unit, xs in tensors.items()}
+        previous, known.segments = known.segments, [s for segments in whole.values() for s in segments]
+        self._release(previous)  # before anything is packed anew: it may be what there is no room for
+        theirs = {id(x) for s in others for x in s.tensors if packed.get(id(x)) is s}
+        units = {
+            unit: whole[unit] + self._remaining_segments(xs, whole[unit], theirs, known)
+            for unit, xs in tensors.items()
+        }
+        blocks = [[b for b in blocks if b in units] for blocks in _block_lists(part)]
+        resident = [part, *resident_blocks(blocks, known.placement.resident_blocks)]
+        return OnCard(self._transport, units, resident, known.successor, known.placement.prefetch)
+
+    def _remaining_segments(
+        self, tensors: list[Tensor], whole: list[Segment], theirs: set[int], known: _Part
+    ) -> list[Segment]:
+        """Those tensors of a unit that no packed segment brings: packed now where that is wanted.
+
+        theirs: ids of tensors in other parts' segments. What lies there together with tensors that this unit
+        lacks is copied from there.
+        """
+        have = {id(x) for s in whole for x in s.tensors}
+        segments = []
+        if borrowed := [x for x in tensors if id(x) in theirs - have]:
+            segments.append(Segment(borrowed))
+        if rest := [x for x in tensors if id(x) not in theirs | have]:
+            segments.append(segment := Segment(rest))
+            if known.placement.pinned and self._pack(segment):
+                known.segments.append(segment)
+        return segments
+
+    def _pack(self, segment: Segment) -> bool:
+        assert self._transport is not None
+        buffer = None
+        if segment.nbytes and self._pinned() + segment.nbytes <= self._limit:
+            buffer = self._transport.host(segment.nbytes)
+            if buffer is None:
+                self._limit = self._pinned()  # asking again for every further block would take long
+        if buffer is None and segment.nbytes and not self._said_unpinned:
+            self._said_unpinned = True
+            log.warning(
+                "No more than %.1f GiB of RAM could be page-locked; the other weights are copied from "
+                "ordinary RAM, which is slower.",
+                self._pinned() / 2**30,
+            )
+        if buffer is not None:
+            segment.pack(buffer)
+        return buffer is not None
+
+    def _pinned(self) -> int:
+        segments = {id(s): s for known in self._parts.values() for s in known.segments}
+        return sum(s.nbytes for s in segments.values())
+
+    def _unpin(self, known: _Part) -> None:
+        previous, known.segments = known.segments, []
+        self._release(previous)
+
+    def _release(self, segments: Sequence[Segment]) -> None:
+        """Unlock the pages of those that no part uses any more."""
+        used = {id(s) for known in self._parts.values() for s in known.segments}
+        for segment in segments:
+            if id(segment) not in used and segment.buffer is not None and self._transport is not None:
+                self._transport.release(segment.buffer)
+
+
+def _whole_segments(tensors: Sequence[Tensor], packed: Mapping[int, Segment]) -> list[Segment]:
+    """The packed segments that hold nothing but some of `tensors`."""
+    wanted = {id(x) for x in tensors}
+    found = {id(s): s for x in tensors if (s := packed.get(id(x))) is not None}
+    return [s for s in found.values() if {id(x) for x in s.tensors} <= wanted]
+
+
+def _same(some: Mapping[nn.Module, list[Tensor]], others: Mapping[nn.Module, list[Tensor]]) -> bool:
+    ids = [[(unit, [id(x) for x in xs]) for unit, xs in units.items()] for units in (some, others)]
+    return ids[0] == ids[1]
+
+
+def _block_lists(part: nn.Module) -> list[list[nn.Module]]:
+    default = ("layers",) if isinstance(getattr(part, "layers", None), nn.ModuleList) else ()
+    return [list(getattr(part, name)) for name in getattr(part, "streamed_blocks", default)]
+
+
+def _tensors(module: nn.Module, recurse: bool = True) -> Iterator[Tensor]:
+    yield from module.parameters(recurse)
+    yield from module.buffers(recurse)
+
+
+def _tensors_by_unit(part: nn.Module, elsewhere: Container[int] = ()) -> dict[nn.Module, list[Tensor]]:
+    """The tensors that go to the card: the part itself -> those outside of its blocks, block -> its own.
+
+    A tensor that several blocks share counts as outside. `elsewhere`: ids of tensors to leave alone.
+    """
+    ram = {id(x) for name in getattr(part, "stays_in_ram", ()) for x in _tensors(part.get_submodule(name))}
+    blocks = list(dict.fromkeys(block for blocks in _block_lists(part) for block in blocks))
+    inside = {module for block in blocks for module in block.modules()}
+    outside = {id(x) for m in part.modules() if m not in inside for x in _tensors(m, recurse=False)}
+    holders = Counter(id(x) for block in blocks for x in _tensors(block))
+    outside |= {x for x, count in holders.items() if count > 1}
+    units: dict[nn.Module, list[Tensor]] = {part: []}
+    for unit in (part, *blocks):
+        own = [
+            x
+            for x in _tensors(unit)
+            if (id(x) in outside) == (unit is part) and id(x) not in ram and id(x) not in elsewhere
+        ]
+        if own:
+            units[unit] = own
+    for x in (x for xs in units.values() for x in xs):
+        if x.is_meta or type(x.data) is not Tensor:
+            kind = "an empty tensor" if x.is_meta else type(x.data).__name__
+            raise TypeError(f"{type(part).__name__} has {kind} as a weight; only plain tensors can be moved.")
+    return units
+
+
+def resident_blocks(lists: Sequence[Sequence[nn.Module]], count: int | None) -> list[nn.Module]:
+    """Which of a part's blocks stay on the card: from the last list first, spread evenly over it, so that
+    the copies between them have the most time."""
+    left = sum(map(len, lists)) if count is None else count
+    chosen: list[nn.Module] = []
+    for blocks in reversed(lists):
+        n, k = len(blocks), max(0, min(left, len(blocks)))
+        chosen += [block for i, block in enumerate(blocks) if (i + 1) * k // n > i * k // n]
+        left -= k
+    return chosen
+
+
+# -- how much of what goes where ----------------------------------------------------------------------------
+
+
+class Sizes(Protocol):
+    """Bytes of a part outside of its repeated blocks, and of each block."""
+
+    @property
+    def base_bytes(self) -> int: ...
+    @property
+    def block_bytes(self) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True)
+class PartSizes:
+    base_bytes: int
+    block_bytes: tuple[int, ...]
+
+
+def sizes_of(part: nn.Module) -> PartSizes:
+    """What the part takes on the card, without what stays in RAM."""
+    sizes = [_layout(xs)[1] for xs in _tensors_by_unit(part).values()]
+    return PartSizes(sizes[0], tuple(sizes[1:]))
+
+
+def resident_for_budget(sizes: Sizes, megabytes: float, prefetch: bool = True) -> int | None:
+    """How many blocks can stay in a budget (MiB) beside the rest of the part and the blocks in transit.
+
+    None: the whole part fits. 0 also where the budget is too small for anything.
+    """
+    room = megabytes * 2**20 - sizes.base_bytes
+    if not sizes.block_bytes or sum(sizes.block_bytes) <= room:
+        return None
+    largest = max(sizes.block_bytes)
+    return max(0, int((room - largest * (2 if prefetch else 1)) // largest))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One of the numbered profiles that users of Wan2GP know.
+
+    budgets: MiB on the card by a part's role ("*": any other role); none = whole parts, one at a time.
+    pinned: roles of the parts in page-locked RAM.
+    """
+
+    pinned: Sequence[str]
+    budgets: Mapping[str, float] | None = None
+    prefetch: bool = True
+
+    def placement(self, role: str, sizes: Sizes) -> Placement:
+        resident = None
+        if self.budgets:
+            megabytes = self.budgets.get(role, self.budgets["*"])
+            resident = resident_for_budget(sizes, megabytes, self.prefetch)
+        return Placement(resident, pinned=role in self.pinned or "*" in self.pinned, prefetch=self.prefetch)
+
+
+STREAMED = {"transformer": 1200.0, "*": 3000.0}
+PROFILES: Mapping[float, Profile] = {
+    1: Profile(pinned=["*"]),  # much RAM, much VRAM
+    2: Profile(pinned=["*"], budgets=STREAMED),  # much RAM, little VRAM
+    3: Profile(pinned=["transformer"]),  # little RAM, much VRAM
+    3.5: Profile(pinned=[]),
+    4: Profile(pinned=["transformer"], budgets=STREAMED),  # little RAM, little VRAM
+    4.5: Profile(pinned=["transformer"], budgets=STREAMED, prefetch=False),
+    5: Profile(pinned=[], budgets={"transformer": 400.0, "*": 3000.0}),  # very little of both
+}
+
+
+def pinned_bytes(share: float | None = None) -> int:
+    """How much RAM may be page-locked: a share of all of it, by default what the systems bear."""
+    if share is None:
+        share = 0.40 if sys.platform == "win32" else 0.50
+    return int(psutil.virtual_memory().total * share)
+
+
+def attach(parts: Mapping[str, nn.Module], device: torch.device, profile: float | None = None) -> Residency:
+    """A Residency that knows `parts` by their roles, placed by a profile's number; without one whole where
+    they fit beside the activations, else streamed."""
+    residency = Residency(device)
+    if device.type != "cuda":
+        return residency
+    free, _ = torch.cuda.mem_get_info(device)
+    budget = max(0, free - ACTIVATION_BYTES) / 2**20
+    chosen = Profile(["transformer"], {"*": budget}) if profile is None else PROFILES[profile]
+    for role, part in parts.items():
+        placement = chosen.placement(role, sizes_of(part))
+        log.info("%s on %s: %s", role, torch.cuda.get_device_name(device), placement)
+        residency.place(part, placement)
+    return residency

@@ -10,8 +10,10 @@ from typing import Any
 from PIL import Image
 
 from shared.errors import Cancelled, UserError
+from shared.footprint import Needs, Offers, PartSize, Variant
 from shared.weights.files import Required
 
+GIB = 1 << 30
 CARDS = {
     "fake": {"model": {"name": "Fake", "architecture": "fake", "URLs": ["fake.bin"]}, "resolution": "64x64"},
     "other": {
@@ -62,11 +64,27 @@ class Handler:
         return Processor(options), {}
 
 
+class Planned(Handler):
+    """Says what it needs: on a card of 8 GiB its ladder has four rungs."""
+
+    @staticmethod
+    def query_offers(base_type, model_def, folders=None, float_bytes=2):
+        return Offers((Variant(model_def["URLs"][0], "bf16", PartSize(0, (GIB // 2,) * 20)),))
+
+    @staticmethod
+    def query_memory(base_type, model_def, settings, folders=None):
+        return Needs(denoise=GIB // 2, decode={None: GIB, 512: GIB // 2, 256: GIB // 4}, linear_flops=1e13)
+
+
 class Processor:
     """The first word of the prompt is a command; "at PATH" names a file it waits for, or marks."""
 
     def __init__(self, options):
         self.options = options
+        self.plans = []
+
+    def apply_plan(self, plan):
+        self.plans.append(plan)
 
     def generate(self, settings, *, seeds, on_phase, on_step, interrupt):
         command, _, argument = settings["prompt"].partition(" ")

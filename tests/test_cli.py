@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from shared import cli
+from shared.engine.planner import Machine, Overrides
 from shared.engine.records import CANCELLED
 from shared.engine.store import JobStore
 from shared.engine.tasks import read_tasks
 from shared.errors import UserError
 from shared.version import VERSION
-from tests.fake_family import handler_for, make_root
+from tests.fake_family import Planned, handler_for, make_root
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE_WORKER = (sys.executable, "-m", "tests.fake_family")
@@ -112,6 +113,12 @@ def test_every_flag_says_what_it_does():
         (["--seed", str(10**30)], "whole number"),
         (["--bf16", "--fp16"], "not allowed with"),
         (["--attention", "sage"], "sdpa"),
+        (["--profile", "6"], "4.5"),
+        (["--preload", "1.5"], "'1.5' is not a whole number from 0"),
+        (["--preload", "-1"], "whole number from 0"),
+        (["--perc-reserved-mem-max", "40"], "number from 0 to 1"),
+        (["--vram-safety-coefficient", "0"], "number from 0.1 to 1"),
+        (["--vram-safety-coefficient", "nan"], "number from 0.1 to 1"),
         (["--dry-run"], "--dry-run needs --process"),
         (["--model", "fake"], "--model needs --process"),
         (["--json"], "--json needs"),
@@ -365,11 +372,53 @@ def test_ctrl_c_on_the_page_is_a_usual_end(wgp, monkeypatch, launched, free_port
     assert capsys.readouterr().err == "Stopped.\n"
 
 
+@pytest.mark.parametrize(
+    ("machine", "sentence"),
+    [
+        (Machine("CPU", 8 << 30, 8 << 30), "computes on the CPU, fp32, about "),
+        (
+            Machine("Card", 64 << 30, 60 << 30, 8 << 30, 8 << 30, (8, 6)),
+            "bf16, 9 of 20 layers resident, VAE tiled: about 6.4 of 8 GB",
+        ),
+    ],
+)
+def test_a_dry_run_says_how_it_would_be_made(root, monkeypatch, capsys, tasks, machine, sentence):
+    monkeypatch.setattr(cli, "survey", lambda gpu: machine)
+    file = tasks({"prompt": "a", "model_type": "fake"})
+    arguments = {"root": root, "handler_for": lambda architecture: Planned}
+    assert cli.main(["--process", str(file), "--dry-run"], **arguments) == 0
+    assert sentence in capsys.readouterr().out
+    assert cli.main(["--process", str(file), "--dry-run", "--json"], **arguments) == 0
+    assert objects(capsys)[0]["plan"].startswith(sentence)
+
+
+def test_a_dry_run_says_what_would_not_fit(root, monkeypatch, capsys, tasks):
+    monkeypatch.setattr(
+        cli, "survey", lambda gpu: Machine("Card", 1 << 36, 1 << 36, 1 << 30, 1 << 30, (8, 6))
+    )
+    file = tasks({"prompt": "a", "model_type": "fake"})
+    arguments = {"root": root, "handler_for": lambda architecture: Planned}
+    assert cli.main(["--process", str(file), "--dry-run"], **arguments) == 1
+    assert "item 1: This job needs about" in capsys.readouterr().err
+
+
 def test_flags_reach_the_worker(wgp, launched, free_port, tmp_path):
     flags = ["--gpu", "cpu", "--fp16", "--attention", "sdpa", "--output-dir", tmp_path / "out", "--steps", 5]
+    flags += ["--profile", "4.5", "--preload", 1200, "--perc-reserved-mem-max", 0.3, "--compile"]
+    flags += ["--vram-safety-coefficient", 0.9, "--save-quantized"]
     assert wgp("--server-port", free_port, *flags) == 0
     engine = launched[0][0]
-    assert (engine.config.gpu, engine.config.dtype, engine.config.attention) == ("cpu", "fp16", "sdpa")
+    assert engine.config.gpu == "cpu"
+    assert engine.config.overrides == Overrides(
+        dtype="fp16",
+        attention="sdpa",
+        profile="4.5",
+        preload=1200 << 20,
+        reserved=0.3,
+        safety=0.9,
+        compile=True,
+    )
+    assert engine.config.save_quantized
     assert engine.catalog.models["fake"].defaults["num_inference_steps"] == 5
     job_id, _ = engine.submit({"model_type": "fake", "prompt": "a"})
     assert engine.store.job(job_id).output_dir == str(tmp_path / "out")

@@ -170,7 +170,9 @@ def test_a_wrong_length_is_not_accepted(hub, folders, fetch, difference):
 
 def test_a_page_of_html_is_not_a_model(hub, folders, fetch):
     hub.files["page.safetensors"] = Stored(b"<!doctype html>" * 10)
-    with pytest.raises(UserError, match="does not begin like a safetensors file, twice"):
+    with pytest.raises(
+        UserError, match="does not begin like a safetensors file but like a web page.*, twice"
+    ):
         fetch(hub.plain_url("page.safetensors"))
     assert leftovers(folders) == []
 

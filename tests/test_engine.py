@@ -1,6 +1,8 @@
 """The engine end to end with a family that needs no torch: submit, follow, cancel, and survive crashes."""
 
+import dataclasses
 import hashlib
+import itertools
 import logging
 import os
 import signal
@@ -13,12 +15,16 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from shared import offloading
 from shared.engine import failures, hashes, worker
 from shared.engine.catalog import catalog
 from shared.engine.engine import Engine, EngineConfig, worker_environment
 from shared.engine.host import ModelHost, Silent, check_device, download_report
+from shared.engine.parts import PartStore
+from shared.engine.planner import Machine, Overrides
 from shared.engine.progress import Progress, contact_sheet
 from shared.engine.store import JobStore
 from shared.engine.supervisor import Supervisor, describe_exit
@@ -27,6 +33,7 @@ from shared.imaging import metadata
 from shared.settings import SettingsError
 from shared.weights.downloads import DownloadProgress
 from shared.weights.files import Folders
+from tests import fake_family
 from tests.fake_family import Handler, handler_for, make_root
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -235,6 +242,142 @@ def test_wrong_settings_never_reach_the_queue(engine, wrong, problem):
     with pytest.raises(SettingsError, match=problem):
         engine.submit(values() | wrong)
     assert engine.store.jobs() == []
+
+
+# -- the ladder ---------------------------------------------------------------------------------------------
+
+CARD = Machine("Card", 64 << 30, 60 << 30, 8 << 30, 8 << 30, (8, 6))
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named like torch's."""
+
+
+class Failing:
+    """Raises for the first `times` calls."""
+
+    def __init__(self, times, error=None):
+        self.left, self.error = times, error or OutOfMemoryError("no memory")
+
+    def __call__(self, *arguments):
+        if self.left:
+            self.left -= 1
+            raise self.error
+
+
+@pytest.fixture
+def ladder(root, config):
+    """Runs jobs of a family with a ladder through the real worker, in this process: (job, worker)."""
+    store = JobStore(config.database)
+    host = ModelHost(
+        Folders(root, root / "ckpts"), handler_for=lambda name: fake_family.Planned, machine=lambda: CARD
+    )
+    mine = worker.Worker(store, host, config.output_dir, config.log_file)
+    engine = Engine(config, lambda name: fake_family.Planned)
+
+    def run(**others):
+        job_id, _ = engine.submit(values(**others))
+        assert mine.run_one()
+        return store.job(job_id)
+
+    run.store, run.host = store, host
+    return run
+
+
+def inject(monkeypatch, place, fail):
+    """Make the fake family call `fail` at load, encode, a step or decode."""
+    load, generate = Handler.load_model, fake_family.Processor.generate
+    decoded = fake_family.decoded
+
+    def failing_load(*arguments, **options):
+        fail()
+        return load(*arguments, **options)
+
+    def failing_generate(self, settings, *, on_phase, on_step, **others):
+        def phase(name):
+            on_phase(name)
+            if place == "encode":
+                fail()
+
+        def step(number, *arguments):
+            on_step(number, *arguments)
+            if place == "step" and number == 2:
+                fail()
+
+        return generate(self, settings, on_phase=phase, on_step=step, **others)
+
+    def failing_decoded(command, argument, seeds):
+        for number, seed in enumerate(seeds):
+            if place == "decode" and number == 1:
+                fail()
+            yield from decoded(command, argument, [seed])
+
+    if place == "load":
+        monkeypatch.setattr(fake_family.Planned, "load_model", staticmethod(failing_load))
+    monkeypatch.setattr(fake_family.Processor, "generate", failing_generate)
+    monkeypatch.setattr(fake_family, "decoded", failing_decoded)
+
+
+@pytest.mark.parametrize("place", ["load", "encode", "step", "decode"])
+@pytest.mark.parametrize(
+    "error", [OutOfMemoryError("no memory"), RuntimeError("CUDA out of memory. Tried"), MemoryError()]
+)
+def test_a_job_that_does_not_fit_is_made_one_rung_lower(ladder, monkeypatch, place, error):
+    inject(monkeypatch, place, Failing(1, error))
+    job = ladder(batch_size=3)
+    assert (job.status, job.error) == ("done", None)
+    images = ladder.store.images(job.id)
+    assert [image.seed for image in images] == [5, 6, 7]
+    [note] = [note for note in job.notes if "did not fit" in note]
+    assert note == (
+        "It did not fit at 'bf16, 9 of 20 layers resident, VAE tiled: about 6.4 of 8 GB': "
+        "made with 'bf16, 6 of 20 layers resident, VAE tiled: about 4.9 of 8 GB'."
+    )
+    assert note in repr(images[-1].metadata)
+    following = ladder(batch_size=3)
+    assert following.status == "done" and "did not fit" not in repr(following.notes)
+
+
+def test_images_saved_before_the_memory_ran_out_are_not_made_again(ladder, monkeypatch):
+    inject(monkeypatch, "decode", Failing(1))
+    job = ladder(batch_size=3)
+    kinds = [event.kind for event in ladder.store.events(0, job.id)]
+    assert kinds.count("image") == 3
+
+
+def test_what_was_learned_stays_for_jobs_of_the_same_kind_only(ladder, monkeypatch):
+    inject(monkeypatch, "step", Failing(1))
+    ladder()
+    ladder()
+    assert ladder.host.planned.rung == 1
+    ladder(resolution="128x128")
+    assert ladder.host.planned.rung == 0
+
+
+def test_below_the_lowest_rung_a_job_fails_and_the_next_one_runs(ladder, monkeypatch):
+    inject(monkeypatch, "step", Failing(4))
+    job = ladder()
+    assert (job.status, job.error) == ("failed", failures.OUT_OF_MEMORY)
+    assert ladder.host.planned.last and ladder.host.planned.resident_layers == 0
+    assert ladder().status == "done"
+
+
+def test_a_plan_is_an_event_before_the_model_is_loaded(ladder, monkeypatch):
+    job = ladder()
+    phases = [e.data["phase"] for e in ladder.store.events(0, job.id) if e.kind == "phase"]
+    plan = phases.index("Plan: bf16, 9 of 20 layers resident, VAE tiled: about 6.4 of 8 GB")
+    assert plan < phases.index("Loading model")
+    other = dataclasses.replace(CARD, vram_free=7 << 30, ram_free=50 << 30)  # but still as much as is used
+    monkeypatch.setattr(ladder.host, "_machine", lambda: other)
+    again = ladder()
+    phases = [e.data["phase"] for e in ladder.store.events(0, again.id) if e.kind == "phase"]
+    assert not [phase for phase in phases if phase.startswith(("Plan", "Loading"))]
+
+
+def test_a_card_that_is_too_small_is_said(ladder, monkeypatch):
+    monkeypatch.setattr(ladder.host, "_machine", lambda: dataclasses.replace(CARD, vram_total=1 << 30))
+    job = ladder()
+    assert job.status == "failed" and "This job needs about" in job.error
 
 
 # -- crashes ------------------------------------------------------------------------------------------------
@@ -455,7 +598,7 @@ def test_a_card_that_is_not_there_is_never_replaced_by_the_cpu(monkeypatch):
 
 def test_a_model_that_goes_gives_its_memory_back(root, monkeypatch):
     released = []
-    residency = types.SimpleNamespace(release=lambda: released.append(True))
+    residency = types.SimpleNamespace(forget=lambda: released.append(True))
     pipe = types.SimpleNamespace(residency=residency)
     monkeypatch.setattr(Handler, "load_model", lambda *arguments, **options: (None, pipe))
     host = ModelHost(Folders(root, root / "ckpts"), handler_for=handler_for)
@@ -674,6 +817,26 @@ def test_an_exit_is_described(code, words):
     assert describe_exit(code) == words
 
 
+def test_parts_are_shared_by_file_and_configuration(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    gone, made = [], itertools.count()
+    store = PartStore(gone.append)
+
+    def share(role, name, config=""):
+        return store.share(role, [tmp_path / name], config, lambda: f"{role} {next(made)}")
+
+    assert share("vae", "a") == "vae 0" == share("vae", "a")
+    assert share("vae", "a", "fp16") == "vae 1" and gone == ["vae 0"]
+    assert share("text_encoder", "b") == "text_encoder 2"
+    store.retain([tmp_path / "b"])
+    assert gone[1:] == ["vae 1"] and share("text_encoder", "b") == "text_encoder 2"
+    (tmp_path / "b").write_text("changed")
+    assert share("text_encoder", "b") == "text_encoder 3"
+    store.retain([])
+    assert gone[2:] == ["text_encoder 2", "text_encoder 3"]
+
+
 # -- the built-in model -------------------------------------------------------------------------------------
 
 
@@ -697,3 +860,77 @@ def test_the_built_in_models_make_the_same_picture_again(tmp_path):
             assert len(files) >= 3 and all(files.values())
     finally:
         engine.stop()
+
+
+@pytest.fixture
+def mini_host(monkeypatch):
+    """A host that takes this computer's CPU for a card of 8 GiB."""
+    monkeypatch.setattr(offloading, "default_device", lambda: torch.device("cpu"))
+    return ModelHost(Folders(ROOT, ROOT / "ckpts"), machine=lambda: CARD)
+
+
+def mini_settings(model, **others):
+    info = catalog(ROOT, ROOT / "ckpts").model(model)
+    return info.defaults | {"prompt": "a red circle", "seed": 3, "num_inference_steps": 2} | others
+
+
+def test_models_share_their_text_encoder_and_vae(mini_host):
+    first = mini_host.get("z_image_mini", Silent())
+    encoder, vae, transformer, residency = (
+        getattr(first.pipe, name) for name in ("text_encoder", "vae", "transformer", "residency")
+    )
+    second = mini_host.get("z_image_mini_twinflow", Silent())
+    assert second.pipe is not first.pipe and second.pipe.transformer is not transformer
+    assert second.pipe.text_encoder is encoder and second.pipe.vae is vae
+    assert second.pipe.residency is residency
+    mini_host.release()
+    assert mini_host.get("z_image_mini", Silent()).pipe.vae is not vae
+
+
+def test_a_plan_may_ask_for_compiled_layers_and_an_attention(monkeypatch):
+    host = ModelHost(Folders(ROOT, ROOT / "ckpts"), overrides=Overrides(compile=True), machine=lambda: CARD)
+    model = host.get("z_image_mini", Silent())
+    assert all(layer._compiled_call_impl is not None for layer in model.pipe.transformer.layers)
+    attended = []
+    monkeypatch.setattr(model.pipe.transformer, "set_attention_backend", attended.append)
+    host.get("z_image_mini", Silent(), mini_settings("z_image_mini", override_attention="sdpa"))
+    assert attended == ["sdpa"]
+
+
+def test_a_change_of_plan_places_only_what_changed(mini_host, monkeypatch):
+    model = mini_host.get("z_image_mini", Silent(), mini_settings("z_image_mini"))
+    encoder, evicted = model.pipe.text_encoder, []
+    monkeypatch.setattr(model.pipe.residency, "evict", evicted.append)
+    mini_host.get("z_image_mini", Silent(), mini_settings("z_image_mini", num_inference_steps=3))
+    assert evicted == []
+    tight = dataclasses.replace(CARD, vram_free=model.plan.peak - 1)
+    monkeypatch.setattr(mini_host, "_machine", lambda: tight)
+    loaded = mini_host.get("z_image_mini", Silent(), mini_settings("z_image_mini"))
+    assert loaded.pipe is model.pipe
+    assert set(model.plan.keep) - set(loaded.plan.keep) == {"text_encoder"} and evicted == [encoder]
+
+
+def test_the_real_mini_goes_down_the_ladder_at_every_place(tmp_path, mini_host, monkeypatch):
+    store = JobStore(tmp_path / "zgp.sqlite3")
+    mine = worker.Worker(store, mini_host, tmp_path, tmp_path / "zgp.log")
+    engine = Engine(EngineConfig.at(ROOT, database=tmp_path / "zgp.sqlite3"))
+    request = {"model_type": "z_image_mini", "prompt": "a red circle", "seed": 3, "num_inference_steps": 2}
+    pictures = []
+
+    def run():
+        mine._rungs.clear()
+        job_id, _ = engine.submit(request)
+        assert mine.run_one()
+        job = store.job(job_id)
+        assert (job.status, job.error) == ("done", None)
+        pictures.append(Image.open(store.images(job_id)[0].path).tobytes())
+        return job
+
+    assert not run().notes
+    pipe = mini_host.get("z_image_mini", Silent()).pipe
+    for name, part in {"forward": pipe.transformer, "decode": pipe.vae}.items():
+        method, fail = getattr(part, name), Failing(1, torch.OutOfMemoryError("CUDA out of memory."))
+        monkeypatch.setattr(part, name, lambda *a, f=fail, m=method, **k: (f(), m(*a, **k))[1])
+        [note] = run().notes
+        assert note.startswith("It did not fit at 'fp16, all on the card")
+    assert len(set(pictures)) == 1

@@ -1,4 +1,4 @@
-"""Loading through mmgp's reader: names, prefixes, damage, and that transformers still works afterwards."""
+"""Loading models: names, prefixes, damage, and what the cards name."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from transformers import Qwen3Model
 
 import models
 from models.z_image.z_image_handler import family_handler
-from shared import offloading
 from shared.cards import load_cards
 from shared.errors import UserError
 from shared.settings import SETTINGS
 from shared.weights.files import Folders, locate
+from shared.weights.loading import build, load_weights
 from tests import mini
 
 
@@ -31,8 +31,8 @@ def weights(prefix: str = "", dtype: torch.dtype = torch.float32) -> dict[str, t
 
 
 def load(path: Path, dtype: torch.dtype | None = torch.float32) -> nn.Module:
-    model = offloading.build(Small)
-    offloading.load_weights(model, [path], dtype=dtype)
+    model = build(Small)
+    load_weights(model, [path], dtype=dtype)
     return model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -13,6 +13,7 @@ from torch import Tensor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
 from models.z_image.z_image_handler import SAMPLER_SETTINGS
+from shared.offloading import Placement
 from shared.settings import parse_resolution
 
 #: settings that are pipeline arguments of the same name
@@ -41,11 +42,35 @@ class Generation:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+class Plan(Protocol):
+    """What of an engine's plan is for the models."""
+
+    @property
+    def vae_tile(self) -> int | None: ...
+    @property
+    def attention(self) -> str: ...
+    @property
+    def compile(self) -> bool: ...
+    def placements(self) -> Mapping[str, Mapping[str, Any]]: ...
+
+
 class ZImageProcessor:
     """Runs the pipeline for a job."""
 
     def __init__(self, pipe: ZImagePipeline, latent_rgb: LatentRgb) -> None:
         self.pipe, self.latent_rgb = pipe, latent_rgb
+
+    def apply_plan(self, plan: Plan) -> None:
+        """From now on work as `plan` says. What it leaves as it was stays where it is."""
+        pipe = self.pipe
+        pipe.vae_tile = plan.vae_tile
+        pipe.transformer.set_attention_backend(plan.attention)
+        pipe.placements = {part: Placement(**how) for part, how in plan.placements().items()}
+        for part, placement in pipe.placements.items():
+            if part != "text_encoder" or pipe.text_encoder_loaded:
+                pipe.residency.place(pipe[part], placement)
+        if plan.compile and pipe.transformer.layers[0]._compiled_call_impl is None:
+            pipe.transformer.compile()
 
     def generate(
         self,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import AutoTokenizer, Qwen3Model
 
-from models.z_image import text_encoding
+from models.z_image import names, text_encoding
 from models.z_image.generation import ZImageProcessor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
 from models.z_image.prompt_cache import PromptCache
-from models.z_image.transformer_z_image import TimestepEmbedder, ZImageConfig, ZImageTransformer2DModel
+from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel
 from models.z_image.z_image_handler import (
     CONFIGS,
     ROOT,
@@ -29,10 +30,20 @@ from models.z_image.z_image_handler import (
 )
 from shared import offloading
 from shared.errors import UserError
-from shared.weights.files import check_safetensors
+from shared.weights import formats
+from shared.weights import loading as weights
+from shared.weights.files import check_safetensors, weight_files
+from shared.weights.loading import build, load_weights, preferred_dtype
 
-#: how some TwinFlow files spell the second time embedder
-TWINFLOW_NAMES = {"extended_weights.t_embedder_2.": "t_embedder_2."}
+log = logging.getLogger(__name__)
+
+#: (role, files, whatever else the part depends on, how to make it) -> the part, which others may have, too
+Share = Callable[[str, Sequence[Path], Hashable, Callable[[], Any]], Any]
+
+
+def _alone(role: str, files: Sequence[Path], config: Hashable, make: Callable[[], Any]) -> Any:
+    """Nothing is shared."""
+    return make()
 
 
 def load(
@@ -46,8 +57,11 @@ def load(
     attention: str,
     device: str | torch.device | None,
     prompt_cache: Path | None,
+    share: Share | None = None,
+    save_quantized: bool = False,
 ) -> tuple[ZImageProcessor, ZImagePipeline]:
     """See `family_handler.load_model`. prompt_cache: folder of encoded prompts; None keeps them in memory."""
+    shared = share or _alone
     place = torch.device(device) if device else offloading.default_device()
     files = {
         need.role: need
@@ -59,21 +73,32 @@ def load(
         )
     vae_file = _first_on_disk(files["vae"].alternatives, files["vae"].target)
     folder = model_def.get("text_encoder_folder")
-    tokenizer_folder = ROOT / folder if folder else find(text_encoder_filename).parent
+    encoder = find(text_encoder_filename)
+    tokenizer_folder = ROOT / folder if folder else encoder if encoder.is_dir() else encoder.parent
 
-    names = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
-    paths = [find(name) for name in names]
-    dtype = dtype or offloading.preferred_dtype(paths[0], place)
-    transformer = _transformer(model_def, paths, dtype)
+    sources = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
+    found = formats.inspect([find(source) for source in sources], names.TRANSFORMER)
+    dtype = dtype or preferred_dtype(found, place)
+    config = model_def.get("transformer_config") or TRANSFORMER_CONFIG
+    transformer = shared(
+        "transformer", found.files, f"{config} {dtype}", lambda: _transformer(model_def, found, dtype)
+    )
+    if save_quantized and not found.quantized and len(found.files) == 1:
+        _save_quantized(transformer, found.files[0])
     transformer.set_attention_backend(attention)
-    vae_config = model_def.get("vae_config") or VAE_CONFIG
-    encoder_files = [find(text_encoder_filename)]
+    vae_config, vae_dtype = model_def.get("vae_config") or VAE_CONFIG, vae_dtype or torch.float32
+    encoder_files = weight_files(encoder, names.TEXT_ENCODER.folder)
     for file in encoder_files:
         check_safetensors(file)  # it is read when a prompt needs it; damage is better known now
     pipe = ZImagePipeline(
         transformer,
-        functools.partial(_text_encoder, tokenizer_folder, encoder_files, dtype),
-        _vae(vae_config, vae_file, vae_dtype or torch.float32),
+        lambda: shared(
+            "text_encoder",
+            encoder_files,
+            f"{tokenizer_folder} {dtype}",
+            lambda: _text_encoder(tokenizer_folder, encoder_files, dtype),
+        ),
+        shared("vae", [vae_file], f"{vae_config} {vae_dtype}", lambda: _vae(vae_config, vae_file, vae_dtype)),
         AutoTokenizer.from_pretrained(tokenizer_folder),
         read_config(model_def.get("scheduler_config") or SCHEDULER_CONFIGS[base_model_type]),
         place,
@@ -81,8 +106,10 @@ def load(
         encoder_id=text_encoding.identity(encoder_files, tokenizer_folder, dtype, place),
     )
     pipe.unified_solver = bool(model_def.get("unified_solver"))
-    embedders = [m for m in transformer.modules() if isinstance(m, TimestepEmbedder)]
-    pipe.residency = offloading.attach(pipe, place, keep_fp32=(transformer, *embedders))
+    if share:  # a plan will say what goes where, and all models have one Residency
+        pipe.residency = share("residency", [], str(place), lambda: offloading.Residency(place))
+    else:
+        pipe.residency = offloading.attach(pipe, place)
     return ZImageProcessor(pipe, LatentRgb.read(_latent_rgb_file(vae_config))), pipe
 
 
@@ -111,26 +138,34 @@ def _first_on_disk(alternatives: Sequence[str], target: str) -> Path:
 
 
 def _transformer(
-    model_def: Mapping[str, Any], files: list[Path], dtype: torch.dtype
+    model_def: Mapping[str, Any], found: formats.Checkpoint, dtype: torch.dtype
 ) -> ZImageTransformer2DModel:
     config = ZImageConfig.from_dict(read_config(model_def.get("transformer_config") or TRANSFORMER_CONFIG))
-    names = [name for file in files for name in check_safetensors(file)]
-    twin = any("t_embedder_2." in name for name in names)
-    model = offloading.build(lambda: ZImageTransformer2DModel(config, second_time_embedder=twin))
-    offloading.load_weights(model, files, dtype=dtype, renames=TWINFLOW_NAMES)
+    twin = any(name.startswith("t_embedder_2.") for name in found.entries)
+    model = build(lambda: ZImageTransformer2DModel(config, second_time_embedder=twin))
+    load_weights(model, found.files, dtype=dtype, names=names.TRANSFORMER)
     return model
 
 
+def _save_quantized(transformer: ZImageTransformer2DModel, source: Path) -> None:
+    """Beside `source`, unless it is there already: another start can then take it."""
+    stem = source.stem.replace("bf16", "quanto_bf16_int8")  # what the published int8 files are called
+    target = source.with_name((stem if stem != source.stem else f"{stem}_quanto_int8") + ".safetensors")
+    if not target.exists():
+        weights.save_quantized(transformer, target, names.TRANSFORMER)
+        log.info("Wrote %s", target)
+
+
 def _text_encoder(folder: Path, files: Sequence[Path], dtype: torch.dtype) -> Qwen3Model:
-    model = offloading.build(functools.partial(text_encoding.make_text_encoder, folder))
-    layers = model.config.num_hidden_layers
-    offloading.load_weights(model, files, dtype=dtype, unused=functools.partial(text_encoding.unused, layers))
+    model = build(functools.partial(text_encoding.make_text_encoder, folder))
+    unused = functools.partial(text_encoding.unused, model.config.num_hidden_layers)
+    load_weights(model, files, dtype=dtype, names=names.TEXT_ENCODER, unused=unused)
     return model
 
 
 def _vae(config: str | Mapping[str, Any], file: Path, dtype: torch.dtype) -> AutoencoderKL:
-    model = offloading.build(lambda: AutoencoderKL.from_config(read_config(config)))
-    offloading.load_weights(model, [file], dtype=dtype)
+    model = build(lambda: AutoencoderKL.from_config(read_config(config)))
+    load_weights(model, [file], dtype=dtype, names=names.VAE)
     return model
 
 

@@ -22,6 +22,7 @@ from models.z_image.schedule import make_sigmas
 from models.z_image.transformer_z_image import Conditioning, ZImageTransformer2DModel, dit_time
 from models.z_image.unified_sampler import UnifiedConfig
 from shared.errors import UserError
+from shared.offloading import Placement, Residency
 
 PARTS = ("transformer", "text_encoder", "vae")
 SIZE_MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patches
@@ -103,7 +104,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         self.tokenizer, self.scheduler_config = tokenizer, scheduler_config
         self.device = torch.device(device)
         self.unified_solver = False  # whether the model is made for the unified sampler
-        self.residency: Any = None  # holds the parts on the device for as long as the pipeline lives
+        self.residency = Residency(self.device)  # brings each part to the device when it computes
+        self.placements: Mapping[str, Placement] = {}  # a plan's, for the parts that are not loaded yet
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @property
@@ -112,6 +114,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         if not isinstance(self._text_encoder, nn.Module):
             with torch.inference_mode(False):  # a call's mode would stay with the weights
                 self._text_encoder = self._text_encoder()
+            if "text_encoder" in self.placements:
+                self.residency.place(self._text_encoder, self.placements["text_encoder"])
         return self._text_encoder
 
     @property
@@ -199,16 +203,21 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         samples = self._noise(rows, columns, generators, latents)
 
         on_phase("Denoising")
-        conditionings = self._prepare(positive, rows, columns, num_images_per_prompt)
-        opposites = self._prepare(negative, rows, columns, num_images_per_prompt)
-        if unified:
-            predict = functools.partial(self._twin_velocities, conditionings, interrupt)
-            samples = unified_sampler.sample(predict, samples, unified, generators, callback)
-            samples = [x.float() for x in samples]
-        else:
-            sigmas = make_sigmas(num_inference_steps, self.scheduler_config, rows * columns // 4, flow_shift)
-            forward = self._forward(conditionings, opposites, guidance, nag if nag_acts else None, interrupt)
-            samples = self._denoise(samples, sigmas, forward, callback)
+        with self.residency.use(self.transformer):
+            conditionings = self._prepare(positive, rows, columns, num_images_per_prompt)
+            opposites = self._prepare(negative, rows, columns, num_images_per_prompt)
+            if unified:
+                predict = functools.partial(self._twin_velocities, conditionings, interrupt)
+                samples = unified_sampler.sample(predict, samples, unified, generators, callback)
+                samples = [x.float() for x in samples]
+            else:
+                sigmas = make_sigmas(
+                    num_inference_steps, self.scheduler_config, rows * columns // 4, flow_shift
+                )
+                forward = self._forward(
+                    conditionings, opposites, guidance, nag if nag_acts else None, interrupt
+                )
+                samples = self._denoise(samples, sigmas, forward, callback)
         if not all(torch.isfinite(x).all() for x in samples):
             raise UserError(
                 "The model computed values that are not numbers, so there is no picture: use --bf16 instead "

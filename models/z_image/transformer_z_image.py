@@ -256,7 +256,7 @@ def unpatchify(tokens: Tensor, rows: int, columns: int, patch: int) -> Tensor:
 class ZImageTransformer2DModel(nn.Module):
     """The transformer. `prepare` once per prompt and size, then `forward` once per step."""
 
-    _offload_hooks = ["prepare"]  # touches the pad tokens, which belong to the root module
+    streamed_blocks = ("context_refiner", "noise_refiner", "layers")
 
     def __init__(self, config: ZImageConfig | None = None, *, second_time_embedder: bool = False) -> None:
         """second_time_embedder: whether the file has TwinFlow's `t_embedder_2`."""

@@ -10,14 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.z_image import memory
 from models.z_image.unified_sampler import resolve, time_grid
 from shared.errors import UserError
+from shared.footprint import Needs, Offers
 from shared.weights.files import Folders, Required, locate
 
 if TYPE_CHECKING:
     import torch
 
     from models.z_image.generation import ZImageProcessor
+    from models.z_image.loading import Share
     from models.z_image.pipeline_z_image import ZImagePipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,6 +115,32 @@ class family_handler:
         return [*needed, Required("vae", list(vae))]
 
     @staticmethod
+    def query_memory(
+        base_model_type: str,
+        model_def: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        folders: Folders | None = None,
+        *,
+        lora_bytes: int = 0,
+    ) -> Needs:
+        """What a job with these settings needs besides the weights."""
+        return memory.needs(_configs(model_def, folders), settings, lora_bytes=lora_bytes)
+
+    @staticmethod
+    def query_offers(
+        base_model_type: str,
+        model_def: Mapping[str, Any],
+        folders: Folders | None = None,
+        float_bytes: int | None = 2,
+    ) -> Offers:
+        """The files that can serve as each part, and their sizes as loaded with floats of `float_bytes`
+        (see memory.offers). UserError when a part's only file is damaged.
+        """
+        folders = folders or Folders(ROOT, ROOT / "ckpts")
+        needed = family_handler.query_model_files(base_model_type, model_def)
+        return memory.offers(needed, _configs(model_def, folders), folders, float_bytes)
+
+    @staticmethod
     def update_default_settings(
         base_model_type: str, model_def: Mapping[str, Any], ui_defaults: dict[str, Any]
     ) -> None:
@@ -170,13 +199,17 @@ class family_handler:
         attention: str = "auto",
         device: str | torch.device | None = None,
         prompt_cache: Path | None = PROMPT_CACHE,
+        share: Share | None = None,
+        save_quantized: bool = False,
     ) -> tuple[ZImageProcessor, ZImagePipeline]:
         """(processor for jobs, callable pipeline). Raises UserError naming a file that is missing or does
         not fit.
 
         dtype: of transformer and text encoder; default bfloat16 on a card, float32 on a CPU (bfloat16 is
         slow there). VAE_dtype: default float32; float16 overflows in this VAE. prompt_cache: the folder that
-        encoded prompts are kept in; None keeps them in memory only.
+        encoded prompts are kept in; None keeps them in memory only. share: gives parts that another model has
+        already loaded (see loading.Share); the processor's `apply_plan` then says what goes where.
+        save_quantized: write an int8 file beside an unquantized transformer.
         """
         from models.z_image.loading import load
 
@@ -194,7 +227,21 @@ class family_handler:
             attention=attention,
             device=device,
             prompt_cache=prompt_cache,
+            share=share,
+            save_quantized=save_quantized,
         )
+
+
+def _configs(model_def: Mapping[str, Any], folders: Folders | None) -> dict[str, Mapping[str, Any]]:
+    folder = model_def.get("text_encoder_folder") or TEXT_ENCODER_FOLDER
+    places = folders or Folders(ROOT, ROOT / "ckpts")
+    return memory.read_configs(
+        {
+            "transformer": model_def.get("transformer_config") or TRANSFORMER_CONFIG,
+            "text_encoder": memory.text_encoder_config(folder, places),
+            "vae": model_def.get("vae_config") or VAE_CONFIG,
+        }
+    )
 
 
 def _in_project(folder: str) -> bool:

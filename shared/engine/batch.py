@@ -50,11 +50,11 @@ class Reporter:
         for key, reason in ignored.items():
             self.problem(number, f"'{key}' is ignored: {reason}")
 
-    def planned(self, task: Valid) -> None:
-        """What would run."""
+    def planned(self, task: Valid, plan: str = "") -> None:
+        """What would run, and how ("" where that is not known)."""
         settings = task.validated.settings
         if self._as_json:
-            self._object({"item": task.number, "status": "valid", "settings": settings})
+            self._object({"item": task.number, "status": "valid", "settings": settings, "plan": plan})
             return
         seed = "random" if settings["seed"] == -1 else settings["seed"]
         print(
@@ -62,6 +62,8 @@ class Reporter:
             f"{settings['num_inference_steps']} steps, {settings['batch_size']} image(s), seed {seed}: "
             f"{settings['prompt']}"
         )
+        if plan:
+            print(f"item {task.number}: {plan}")
 
     def result(self, task: Valid, engine: Engine, job_id: int) -> None:
         """How a job ended."""

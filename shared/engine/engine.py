@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import os
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.engine.catalog import Catalog, HandlerFor, catalog
+from shared.engine.planner import Overrides
 from shared.engine.records import ENDED, Event
 from shared.engine.store import JobStore
 from shared.engine.supervisor import Supervisor
@@ -27,7 +30,8 @@ WORKER = (sys.executable, "-m", "shared.engine.worker")
 class EngineConfig:
     """Where things are and how the worker computes; `EngineConfig.at(root)` has the usual places.
 
-    gpu: "", "cpu" or "cuda:N". dtype: "", "bf16" or "fp16". attention: "auto", "sdpa" or "flash".
+    gpu: "", "cpu" or "cuda:N". overrides: what the planner is to obey. save_quantized: write an int8 file
+    beside a model that is loaded.
     dated_folders: images go to output_dir/YYYY-MM-DD/, else straight into output_dir.
     default_settings: defaults that win over the models' own. warm: load the default model at the start.
     """
@@ -37,8 +41,8 @@ class EngineConfig:
     output_dir: Path
     database: Path
     gpu: str = ""
-    dtype: str = ""
-    attention: str = "auto"
+    overrides: Overrides = Overrides()
+    save_quantized: bool = False
     verbose: int = 0
     dated_folders: bool = True
     default_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -156,10 +160,8 @@ def worker_arguments(config: EngineConfig) -> list[str]:
     arguments += ["--database", config.database, "--verbose", config.verbose]
     if config.gpu:
         arguments += ["--gpu", config.gpu]
-    if config.dtype:
-        arguments += ["--dtype", config.dtype]
-    if config.attention:
-        arguments += ["--attention", config.attention]
+    arguments += ["--overrides", json.dumps(dataclasses.asdict(config.overrides))]
+    arguments += ["--save-quantized"] if config.save_quantized else []
     return [str(argument) for argument in arguments]
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
+from shared.engine import machine, planner
 from shared.engine.catalog import HandlerFor, ModelInfo, catalog
 from shared.engine.hashes import FileHashes
+from shared.engine.parts import PartStore
+from shared.engine.planner import NO_OVERRIDES, Machine, Overrides, Plan
 from shared.errors import Cancelled, UserError
 from shared.weights.downloads import DownloadProgress, ensure
-from shared.weights.files import Folders
+from shared.weights.files import Folders, Required, describe
 
 log = logging.getLogger(__name__)
 
@@ -42,72 +47,176 @@ class LoadedModel:
     processor: Any
     pipe: Any
     hashes: FileHashes
+    files: dict[str, Path]
+    plan: Plan | None = None
 
 
 class ModelHost:
-    """Loads a model when it is first asked for and keeps it until another one is."""
+    """Loads a model when it is first asked for and keeps it until another one is; what the two have in
+    common stays.
+
+    machine: reads what there is to compute on. save_quantized: write an int8 file beside a loaded one.
+    """
 
     def __init__(
         self,
         folders: Folders,
         *,
         gpu: str = "",
-        dtype: str = "",
-        attention: str = "auto",
+        overrides: Overrides = NO_OVERRIDES,
+        save_quantized: bool = False,
         handler_for: HandlerFor | None = None,
+        machine: Callable[[], Machine] = machine.read,
     ):
-        self._folders, self._gpu, self._dtype, self._attention = folders, gpu, dtype, attention
-        self._handler_for = handler_for
+        self._folders, self._gpu, self._overrides = folders, gpu, overrides
+        self._save_quantized, self._handler_for, self._machine = save_quantized, handler_for, machine
         self._loaded: LoadedModel | None = None
+        self.planned: Plan | None = None  # of the job in hand, from before it is loaded
+        self._residency: Any = None
+        self._parts = PartStore(self._forget)
 
     def info(self, model_id: str) -> ModelInfo:
         """The model's card as it is on disk now; SettingsError when it is gone."""
         return catalog(self._folders.root, self._folders.ckpts, self._handler_for).model(model_id)
 
-    def get(self, model_id: str, report: Report) -> LoadedModel:
-        """The loaded model; downloads what is missing. Raises UserError or Cancelled."""
+    def get(
+        self, model_id: str, report: Report, settings: Mapping[str, Any] | None = None, rung: int = 0
+    ) -> LoadedModel:
+        """The loaded model, placed as a job with `settings` needs it; downloads what is missing.
+
+        rung: of the planner's ladder. Raises UserError or Cancelled.
+        """
+        self.planned = None
         info = self.info(model_id)
-        if self._loaded is None or self._loaded.info.card != info.card:
-            self.release()
-            self._loaded = self._load(info, report)
-        return self._loaded
+        self.planned = plan = self.plan(info, info.defaults if settings is None else settings, rung)
+        if plan is not None and plan.on_card and (self._loaded is None or plan != self._loaded.plan):
+            report.phase(f"Plan: {plan.sentence()}")
+            log.info("Plan for %s: %s", info.id, plan.sentence())
+        needed = info.required if plan is None else chosen(info.required, plan)
+        known = self._loaded
+        if known is None or known.info.card != info.card or not _serves(known.files, needed, self._folders):
+            files = ensure(needed, self._folders, download_report(report), report.cancelled)
+            if report.cancelled():
+                raise Cancelled
+            known = None
+            self._make_room(files)
+            known = self._load(info, files, plan, report)
+        if plan is not None and known.plan != plan:
+            known.processor.apply_plan(plan)
+            known = replace(known, plan=plan)
+        self._loaded = known
+        return known
+
+    def plan(self, info: ModelInfo, settings: Mapping[str, Any], rung: int = 0) -> Plan | None:
+        """How a job is made here; None for families that say nothing of their memory."""
+        return plan_job(info, self._folders, settings, self._machine, self._overrides, rung)
+
+    def give_way(self) -> None:
+        """Take everything off the card after a job that did not fit; the weights stay in RAM."""
+        if self._residency is not None:
+            self._residency.evict()
+        _empty_caches()
 
     def release(self) -> None:
         """Let the model go and give its memory back."""
+        self._make_room({})
+
+    def _make_room(self, files: Mapping[str, Path]) -> None:
+        """Let go of the loaded model but for its parts made of `files`."""
         residency = getattr(self._loaded.pipe, "residency", None) if self._loaded else None
         self._loaded = None
-        if residency is not None:
-            residency.release()  # what streams the weights holds on to them elsewhere, too
-            del residency
-        gc.collect()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if residency is not None and self._residency is None:
+            residency.forget()  # it holds on to the weights, and to page-locked memory
+        del residency
+        self._parts.retain(files.values())
+        _empty_caches()
 
-    def _load(self, info: ModelInfo, report: Report) -> LoadedModel:
-        files = ensure(info.required, self._folders, download_report(report), report.cancelled)
-        if report.cancelled():
-            raise Cancelled
+    def _forget(self, part: Any) -> None:
+        """A part goes: so does its memory on the card."""
+        if self._residency is not None and part is not self._residency:
+            self._residency.forget(part)
+
+    def _load(
+        self, info: ModelInfo, files: dict[str, Path], plan: Plan | None, report: Report
+    ) -> LoadedModel:
         report.phase("Loading model")
         check_device(self._gpu)
         log.info("Loading %s from %s", info.id, files["transformer"])
         modules = [path for role, path in files.items() if role.startswith("module")]
+        options: dict[str, Any] = self._dtype_argument()
+        if plan is not None:
+            options["share"] = self._parts.share
+        if self._save_quantized:
+            options["save_quantized"] = True
         processor, pipe = info.handler.load_model(
             [files["transformer"], *modules] if modules else files["transformer"],
             info.architecture,
             model_def=info.card.model,
             text_encoder_filename=files.get("text_encoder"),
-            attention=self._attention,
-            **self._dtype_argument(),
+            attention=plan.attention if plan else self._overrides.attention,
+            **options,
         )
-        return LoadedModel(info, processor, pipe, FileHashes(files))
+        if plan is not None:
+            self._residency = getattr(pipe, "residency", None)
+        return LoadedModel(info, processor, pipe, FileHashes(files), files)
 
     def _dtype_argument(self) -> dict[str, Any]:
-        if not self._dtype:
+        if not self._overrides.dtype:
             return {}
         import torch
 
-        return {"dtype": getattr(torch, DTYPES[self._dtype])}
+        return {"dtype": getattr(torch, DTYPES[self._overrides.dtype])}
+
+
+def plan_job(
+    info: ModelInfo,
+    folders: Folders,
+    settings: Mapping[str, Any],
+    read_machine: Callable[[], Machine],
+    overrides: Overrides,
+    rung: int = 0,
+) -> Plan | None:
+    """How a job is made on a machine; None for families that say nothing of their memory. UserError when it
+    cannot be.
+    """
+    if not hasattr(info.handler, "query_memory"):
+        return None
+    here, model = read_machine(), (info.architecture, info.card.model)
+    attention = settings.get("override_attention")
+    return planner.plan(
+        here,
+        info.handler.query_offers(*model, folders, here.float_bytes),
+        info.handler.query_memory(*model, settings, folders),
+        replace(overrides, attention=attention) if attention else overrides,
+        attention_rule=info.card.model.get("attention"),
+        rung=rung,
+    )
+
+
+def chosen(required: Sequence[Required], plan: Plan) -> list[Required]:
+    """The required files with the plan's choice as the only alternative."""
+    sources = {"transformer": plan.transformer.source}
+    if plan.text_encoder is not None:
+        sources["text_encoder"] = plan.text_encoder.source
+    return [
+        replace(one, alternatives=[sources[one.role]]) if sources.get(one.role) in one.alternatives else one
+        for one in required
+    ]
+
+
+def _serves(files: Mapping[str, Path], needed: Sequence[Required], folders: Folders) -> bool:
+    """Whether the loaded files are those that are needed now."""
+    wanted: dict[str, Path | None] = {}
+    for one in needed:
+        wanted.setdefault(one.role, describe(one, folders).path)
+    return wanted == files
+
+
+def _empty_caches() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def check_device(gpu: str) -> None:

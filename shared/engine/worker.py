@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import json
 import logging
 import os
 import signal
@@ -25,8 +26,9 @@ from PIL import Image
 
 from shared.engine import failures
 from shared.engine.catalog import HandlerFor
-from shared.engine.host import DTYPES, LoadedModel, ModelHost, Silent
+from shared.engine.host import LoadedModel, ModelHost, Silent
 from shared.engine.lock import ProcessLock
+from shared.engine.planner import Overrides
 from shared.engine.progress import Progress
 from shared.engine.records import CANCELLED, DONE, FAILED, Job
 from shared.engine.store import JobStore
@@ -60,6 +62,7 @@ class Worker:
 
     def __init__(self, store: JobStore, host: ModelHost, output_dir: Path, log_file: Path):
         self._store, self._host, self._output_dir, self._log_file = store, host, output_dir, log_file
+        self._rungs: dict[tuple[Any, ...], int] = {}  # of the ladder, for jobs of a kind that did not fit
 
     def warm_up(self, model_id: str) -> None:
         """Load a model that nobody asked for yet, unless a job waits or its files are not all here."""
@@ -94,7 +97,7 @@ class Worker:
     def _outcome(self, job: Job) -> Outcome:
         # The exception must not leave this function: its traceback holds the job's tensors.
         try:
-            self._make_images(job)
+            self._make_images_that_fit(job)
         except Cancelled:
             return Outcome(CANCELLED)
         except Exception as error:
@@ -108,14 +111,39 @@ class Worker:
             )
         return Outcome(DONE)
 
-    def _make_images(self, job: Job) -> None:
-        progress = Progress(self._store, job.id)
+    def _make_images_that_fit(self, job: Job) -> None:
+        """Go down the planner's ladder until the job fits. What was learned stays for jobs of its kind."""
+        kind = tuple(job.settings.get(name) for name in ("model_type", "resolution", "batch_size"))
+        progress, failed = Progress(self._store, job.id), list[str]()
+        while not self._fits(job, progress, self._rungs.get(kind, 0), failed):
+            self._rungs[kind] = self._rungs.get(kind, 0) + 1
+            self._host.give_way()
+
+    def _fits(self, job: Job, progress: Progress, rung: int, failed: list[str]) -> bool:
+        """Try one rung; False when the memory did not suffice and a lower one is left.
+
+        failed: the plans tried so far. The exception ends here, because it holds the job's tensors.
+        """
+        try:
+            self._make_images(job, progress, rung, failed)
+        except Exception as error:
+            plan = self._host.planned
+            if not failures.is_out_of_memory(error) or plan is None or plan.last:
+                raise
+            log.warning("Job %d did not fit at '%s': %s", job.id, plan.sentence(), error)
+            failed.append(plan.sentence())
+            if progress.cancelled():
+                raise Cancelled from None
+            return False
+        return True
+
+    def _make_images(self, job: Job, progress: Progress, rung: int, failed: list[str]) -> None:
         settings = job.settings
         saved = {image.index for image in self._store.images(job.id)}  # by an attempt that was cut short
         indices = [index for index in range(settings["batch_size"]) if index not in saved]
         if not indices:
             return
-        model = self._host.get(settings["model_type"], progress)
+        model = self._host.get(settings["model_type"], progress, settings, rung)
         result = model.processor.generate(
             settings,
             seeds=[settings["seed"] + index for index in indices],
@@ -123,9 +151,10 @@ class Worker:
             on_step=progress.step,
             interrupt=progress.cancelled,
         )
-        for note in result.notes:
+        substituted = [*_descent(failed, model), *result.notes]
+        for note in substituted:
             self._store.note(job.id, note)
-        notes = [*job.notes, *result.notes]
+        notes = [*job.notes, *substituted]
         # `images` may be decoded one by one as this loop asks for them.
         for index, image in zip(indices, result.images, strict=True):
             self._save(job, model, index, image, notes, result.extra)
@@ -162,6 +191,13 @@ class Worker:
             height=image.height,
             metadata=meta,
         )
+
+
+def _descent(failed: Sequence[str], model: LoadedModel) -> list[str]:
+    if not failed or model.plan is None:
+        return []
+    tried = "; ".join(f"'{plan}'" for plan in failed)
+    return [f"It did not fit at {tried}: made with '{model.plan.sentence()}'."]
 
 
 def persist(action: Callable[[], T]) -> T:
@@ -208,8 +244,8 @@ def main(arguments: Sequence[str] | None = None, handler_for: HandlerFor | None 
     host = ModelHost(
         Folders(options.root, options.ckpts),
         gpu=options.gpu,
-        dtype=options.dtype,
-        attention=options.attention,
+        overrides=Overrides(**json.loads(options.overrides)),
+        save_quantized=options.save_quantized,
         handler_for=handler_for,
     )
     worker = Worker(store, host, options.output_dir, options.database.with_name("zgp.log"))
@@ -223,8 +259,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in ("--root", "--ckpts", "--output-dir", "--database"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--gpu", default="")
-    parser.add_argument("--dtype", choices=["", *DTYPES], default="")
-    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--overrides", default="{}", help="fields of planner.Overrides, as JSON")
+    parser.add_argument("--save-quantized", action="store_true")
     parser.add_argument("--verbose", type=int, choices=range(3), default=0)
     parser.add_argument("--warm", default="")
     return parser.parse_args(arguments)

@@ -27,6 +27,18 @@ HUB_URL = re.compile(
     r"https://huggingface\.co/(?P<owner>[^/]+)/(?P<name>[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>[^?#]+)"
 )
 UNSAFE_NAME = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors)")
+INDEX_SUFFIX = ".safetensors.index.json"
+WORKING_FORMATS = "bf16, fp16 or fp32, int8 (optimum-quanto), fp8 or Nunchaku int4/fp4 as .safetensors"
+# What other files begin with. The first byte of a safetensors file is the low byte of its header's length, so
+# these are only asked after that length turned out to be impossible.
+FOREIGN_STARTS = (
+    (b"PK", "a zip archive, or a pickled .pt or .ckpt checkpoint"),
+    (b"\x80", "a Python pickle, an old .pt or .ckpt checkpoint"),
+    (b"<", "a web page, perhaps the login page of the site it came from"),
+    (b"version https://git-lfs", "a Git LFS pointer that stands for the file"),
+    (b"{", "JSON"),
+)
 
 
 class DamagedFile(UserError):
@@ -138,36 +150,122 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says about itself, checked.
+
+    entries: tensor name -> {"dtype", "shape", "data_offsets"}; offsets count from `data_start` in the file.
+    metadata: the free text under `__metadata__`.
+    """
+
+    path: Path
+    entries: dict[str, dict[str, Any]]
+    metadata: dict[str, str]
+    data_start: int
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one (small) tensor."""
+        begin, end = self.entries[name]["data_offsets"]
+        with self.path.open("rb") as file:
+            file.seek(self.data_start + begin)
+            return file.read(end - begin)
+
+
 def check_safetensors(path: Path) -> dict[str, Any]:
-    """The entries (dtype, shape, data_offsets) of a safetensors file by tensor name, once they are known to
-    agree with the length of the file: DamagedFile when they do not.
+    """The entries of a safetensors file by tensor name; DamagedFile when it is not whole (`read_header`)."""
+    return read_header(path).entries
+
+
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file, once it is known to agree with the length of the file: DamagedFile
+    when it does not, UserError for a format that this program does not read.
 
     Format: 8 bytes little-endian header length, the header (a JSON object: tensor name -> dtype, shape,
     data_offsets [begin, end] counted from the header's end; "__metadata__" -> text), then the data.
     Reads the header only, so it costs milliseconds on a file of any size.
     """
     path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: download it or correct the path in the model's card.")
     length = path.stat().st_size
     header_length, header = _read_header(path, length)
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise DamagedFile(path, "has metadata that is not text")
     spans = sorted(_span(path, name, entry) for name, entry in header.items())
     expected = 8 + header_length + max((end for _, end, _ in spans), default=0)
     if length != expected:
         raise DamagedFile(path, f"is {length:,} bytes, its header says {expected:,}")
-    for (_, end, name), (begin, _, other) in zip(spans, spans[1:], strict=False):
-        if begin < end:
-            raise DamagedFile(path, f"gives the same bytes to the tensors '{name}' and '{other}'")
-    return header
+    covered, other = 0, ""
+    for begin, end, name in spans:
+        if begin < covered:
+            raise DamagedFile(path, f"gives the same bytes to the tensors '{other}' and '{name}'")
+        if begin > covered:
+            raise DamagedFile(path, f"has bytes of no tensor in front of '{name}'")
+        covered, other = end, name
+    return Header(path, header, metadata, 8 + header_length)
+
+
+def weight_files(source: Path, folder: str = "") -> list[Path]:
+    """The safetensors files that `source` stands for.
+
+    A file is itself, or with its sisters where it is one of several shards (x-00001-of-00003.safetensors).
+    A folder is what its index (*.safetensors.index.json) names, else all its safetensors files; a whole
+    diffusers model is looked into at its subfolder `folder`. Raises UserError when a file is missing.
+    """
+    if source.is_dir():
+        return _files_of_folder(source, folder)
+    shard = SHARD.fullmatch(source.name)
+    if shard is None:
+        return [_existing(source)]
+    stem, _, count, suffix = shard.groups()
+    return [
+        _existing(source.with_name(f"{stem}-{i:05}-of-{count}{suffix}")) for i in range(1, int(count) + 1)
+    ]
+
+
+def _files_of_folder(source: Path, folder: str) -> list[Path]:
+    indices = sorted(source.glob(f"*{INDEX_SUFFIX}"))
+    if len(indices) == 1:
+        return [_existing(source / name) for name in _shards_of(indices[0])]
+    files = sorted(source.glob("*.safetensors"))
+    if not files and folder and (source / folder).is_dir():
+        return _files_of_folder(source / folder, "")
+    if not files:
+        raise UserError(
+            f"The folder {source} has no .safetensors file: give the folder that has the weights."
+        )
+    return files
+
+
+def _shards_of(index: Path) -> list[str]:
+    try:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        if not names or any(UNSAFE_NAME.search(name) for name in names):
+            raise ValueError("it names no files, or files elsewhere")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedFile(index, f"is not an index of shards ({error})") from error
+    return names
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: download it or correct the path in the model's card.")
+    return path
 
 
 def _read_header(path: Path, length: int) -> tuple[int, dict[str, Any]]:
     with path.open("rb") as file:
         prefix = file.read(8)
+        if prefix[:4] == b"GGUF":
+            raise UserError(f"{path} is a GGUF file, which cannot be loaded: take {WORKING_FORMATS}.")
         if len(prefix) < 8:
             raise DamagedFile(path, f"is {length:,} bytes, too short for a safetensors file")
         (size,) = struct.unpack("<Q", prefix)
         if not 2 <= size <= MAX_HEADER_BYTES:
-            raise DamagedFile(path, "does not begin like a safetensors file")
+            raise DamagedFile(
+                path, f"does not begin like a safetensors file{_foreign(prefix + file.read(32))}"
+            )
         if 8 + size > length:
             raise DamagedFile(path, f"is {length:,} bytes, its header alone is {size:,}")
         raw = file.read(size)
@@ -178,6 +276,13 @@ def _read_header(path: Path, length: int) -> tuple[int, dict[str, Any]]:
     if not isinstance(header, dict):
         raise DamagedFile(path, "has a header that is not a table of tensors")
     return size, header
+
+
+def _foreign(start: bytes) -> str:
+    """What the first bytes tell a file to be instead, worded for the end of a sentence."""
+    start = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    kind = next((kind for magic, kind in FOREIGN_STARTS if start.startswith(magic)), None)
+    return f" but like {kind}" if kind else ""
 
 
 def _no_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,358 @@
+"""What Z-Image's parts need of memory and work, as formulas: no torch, so that plans cost milliseconds.
+
+The activation formulas count what is alive at the worst moment of a forward under inference; the tests hold
+them against the real modules, run without memory on torch's meta device. Attention counts as one that never
+stores its matrix (every backend here).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.z_image import names
+from shared.errors import UserError
+from shared.footprint import Needs, Offers, PartSize, Variant
+from shared.settings import parse_resolution
+from shared.weights import formats
+from shared.weights.files import Folders, Required, check_safetensors, file_name, locate
+
+ROOT = Path(__file__).resolve().parents[2]
+MAX_CAPTION = 512  # tokens; how many a prompt has is only known once it is encoded
+STACKS = ("context_refiner", "noise_refiner", "layers")  # blocks that can be streamed, as a pass meets them
+NAMES = {"transformer": names.TRANSFORMER, "text_encoder": names.TEXT_ENCODER}
+VAE_TILES = (1024, 768, 512, 384, 256)  # pixels
+ACTIVATION = 2  # bytes of a value on a card
+VAE_VALUE = 4  # the VAE computes in fp32
+LATENT_STATE = 6  # fp32 copies of a latent around a step: sample, output, prediction, preview, NaN check
+
+#: (expression for a file's name, kind); for files that are not on disk, whose headers cannot be asked
+KINDS_BY_NAME = (
+    (r"svdq[-_]int4", "svdq-int4"),
+    (r"svdq[-_](fp4|nvfp4)", "svdq-fp4"),
+    (r"int8", "int8"),
+    (r"fp8|e4m3|e5m2", "fp8"),
+    (r"(?<!b)f(p)?16", "fp16"),
+    (r"fp?32", "fp32"),
+)
+PUBLISHED_VAE = 83_819_683  # parameters
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The transformer's dimensions, under the names of its config.json."""
+
+    dim: int = 3840
+    n_layers: int = 30
+    n_refiner_layers: int = 2
+    n_heads: int = 30
+    cap_feat_dim: int = 2560
+    in_channels: int = 16
+    patch_size: int = 2
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Shape:
+        return cls(**{k: config[k] for k in cls.__dataclass_fields__ if k in config})
+
+    @property
+    def hidden(self) -> int:
+        return int(self.dim / 3 * 8)
+
+    @property
+    def linear_weights(self) -> int:
+        """Of one block, without its modulation."""
+        return 4 * self.dim**2 + 3 * self.dim * self.hidden
+
+    def image_tokens(self, width: int, height: int) -> int:
+        side = 8 * self.patch_size
+        return _padded((width // side) * (height // side))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One forward: the tokens of its longest sequence and how many sequences there are.
+
+    image, caption, negative: tokens (negative: of the caption that NAG adds to the same sequence, else 0).
+    """
+
+    image: int
+    caption: int
+    sequences: int = 1
+    negative: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.image + self.caption + self.negative
+
+
+def _padded(length: int) -> int:
+    return math.ceil(length / 32) * 32
+
+
+# ---- activations -------------------------------------------------------------------------------------------
+
+
+def transformer_bytes(shape: Shape, sizes: Sizes, value: int = ACTIVATION, quantized: bool = False) -> int:
+    """Alive at the worst moment of a forward: inside one block, beside the other sequences' states.
+
+    Rotating the keys is that moment: the stream, its normed copy, queries, keys before and after their norm,
+    values and the result (7 of `value` bytes), and the keys in fp32 with their product (8 bytes). With NAG it
+    is the guidance: 7 of `value` bytes, and 20 per image token for the two answers in fp32.
+    quantized: integer products of the feed-forward layer, and one layer's weights unpacked.
+    """
+    inside = sizes.tokens * shape.dim * (7 * value + 8)
+    if sizes.negative:
+        inside = max(inside, shape.dim * (sizes.tokens * 7 * value + sizes.image * 20))
+    if quantized:
+        products = sizes.tokens * (shape.dim * 2 * value + shape.hidden * (value + 8))
+        inside = max(inside, products, shape.dim * shape.hidden * 6)
+    waiting = (sizes.sequences - 1) * sizes.tokens * shape.dim * value
+    rope = sizes.sequences * sizes.tokens * (shape.dim // shape.n_heads) * 4
+    if sizes.negative:
+        rope *= 3  # the caption's, the negative caption's, and both in one
+    latents = sizes.sequences * sizes.image * shape.patch_size**2 * shape.in_channels * 4
+    captions = 2 * (sizes.caption + sizes.negative) * shape.dim * value
+    return inside + waiting + rope + latents + captions
+
+
+def step_flops(shape: Shape, sizes: Sizes) -> tuple[float, float]:
+    """(in linear layers, in attention) of one forward over all sequences."""
+    blocks = shape.n_layers * sizes.tokens + shape.n_refiner_layers * sizes.image
+    attention = shape.n_layers * sizes.tokens**2 + shape.n_refiner_layers * sizes.image**2
+    return (
+        2.0 * sizes.sequences * blocks * shape.linear_weights,
+        4.0 * sizes.sequences * attention * shape.dim,
+    )
+
+
+def text_encoder_bytes(config: Mapping[str, Any], tokens: int, value: int = ACTIVATION) -> int:
+    """Qwen3 on one prompt: gate, its SiLU and up, about four copies of the stream, and the rotation."""
+    per_token = 3 * config["intermediate_size"] + 4 * config["hidden_size"] + 3 * config["head_dim"]
+    return tokens * per_token * value
+
+
+def decode_bytes(config: Mapping[str, Any], width: int, height: int, value: int = VAE_VALUE) -> int:
+    """VAE decoder on width x height pixels: three copies of its widest layer at full resolution."""
+    channels = config["block_out_channels"][:2]
+    return width * height * (3 * max(channels) + 4) * value
+
+
+def encode_bytes(config: Mapping[str, Any], width: int, height: int, value: int = VAE_VALUE) -> int:
+    """VAE encoder on width x height pixels: five copies of its first layers at full resolution."""
+    return width * height * (5 * config["block_out_channels"][0] + 4) * value
+
+
+# ---- a job -------------------------------------------------------------------------------------------------
+
+
+def needs(
+    configs: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], *, lora_bytes: int = 0
+) -> Needs:
+    """Of a job with these settings. configs: of "transformer", "text_encoder", "vae".
+
+    lora_bytes: of the adapters' files, which stay on the card beside the layers that they change.
+    """
+    shape = Shape.of(configs["transformer"])
+    width, height = parse_resolution(settings["resolution"])
+    images = settings.get("batch_size", 1)
+    guided = settings.get("guidance_scale", 0) > 1
+    nag = settings.get("NAG_scale", 1) > 1 and not guided
+    sizes = Sizes(
+        shape.image_tokens(width, height),
+        MAX_CAPTION,
+        images * 2 if guided else images,
+        MAX_CAPTION if nag else 0,
+    )
+    state = LATENT_STATE * images * sizes.image * shape.patch_size**2 * shape.in_channels * 4
+    state += lora_bytes
+    linear, attention = step_flops(shape, sizes)
+    encode = text_encoder_bytes(configs["text_encoder"], MAX_CAPTION)
+    return Needs(
+        encode=encode,
+        denoise=state + transformer_bytes(shape, sizes),
+        denoise_quantized=state + transformer_bytes(shape, sizes, quantized=True),
+        decode=_decode_table(configs["vae"], width, height, bool(settings.get("image_guide"))),
+        linear_flops=linear,
+        attention_flops=attention,
+    )
+
+
+def _decode_table(config: Mapping[str, Any], width: int, height: int, encodes: bool) -> dict[int | None, int]:
+    """Tile -> bytes, the whole picture first; the smaller tiles only where they save something."""
+
+    def cost(w: int, h: int) -> int:
+        return max(decode_bytes(config, w, h), encode_bytes(config, w, h) if encodes else 0)
+
+    table: dict[int | None, int] = {None: cost(width, height)}
+    for tile in VAE_TILES:
+        if tile < max(width, height):
+            table[tile] = cost(min(tile, width), min(tile, height))
+    return table
+
+
+# ---- weights -----------------------------------------------------------------------------------------------
+
+
+def offers(
+    needed: Iterable[Required],
+    configs: Mapping[str, Mapping[str, Any]],
+    folders: Folders,
+    float_bytes: int | None = ACTIVATION,
+) -> Offers:
+    """What the card's files are, best precision first: from their headers where they are on disk, else from
+    their names and the published models' sizes.
+
+    float_bytes: of unquantized weights once loaded; None: 2 where the file has bf16, else 4. A damaged file
+    offers nothing; where no other is left, the UserError that names it is raised.
+    """
+    needed = list(needed)
+    roles = {role: [one for one in needed if one.role == role] for role in ("transformer", "text_encoder")}
+    found = {
+        role: tuple(v for one in ones for v in _variants(one, configs, folders, float_bytes))
+        for role, ones in roles.items()
+    }
+    modules = [one for one in needed if one.role.startswith("module")]
+    paths = [locate(one.alternatives[0], folders, one.target) for one in modules]
+    vae = next((one for one in needed if one.role == "vae"), None)
+    return Offers(
+        found["transformer"],
+        found["text_encoder"],
+        PartSize(_vae_weights(vae, folders) * VAE_VALUE),
+        sum(measure(path, float_bytes)[1].total for path in paths if path),
+    )
+
+
+def _variants(
+    one: Required, configs: Mapping[str, Mapping[str, Any]], folders: Folders, float_bytes: int | None
+) -> list[Variant]:
+    found, problem = [], None
+    for source in one.alternatives:
+        path = locate(source, folders, one.target)
+        if path is None:
+            kind = kind_by_name(file_name(source))
+            size = published_size(one.role, kind, configs[one.role], float_bytes or ACTIVATION)
+            found.append(Variant(source, kind, size, on_disk=False))
+            continue
+        try:
+            kind, size = measure(path, float_bytes, one.role, configs[one.role])
+        except UserError as error:
+            problem = problem or error
+        else:
+            found.append(Variant(source, kind, size))
+    if problem and not found:
+        raise problem
+    return found
+
+
+def kind_by_name(name: str) -> str:
+    return next((kind for rule, kind in KINDS_BY_NAME if re.search(rule, name.lower())), "bf16")
+
+
+def measure(
+    path: Path,
+    float_bytes: int | None = ACTIVATION,
+    role: str = "transformer",
+    config: Mapping[str, Any] | None = None,
+) -> tuple[str, PartSize]:
+    """(kind, size as loaded) of a file or a folder of shards, from headers. UserError when it is damaged."""
+    held = formats.inspect([path], NAMES[role])
+    kind = next((kind for kind, _ in Counter(held.quantized.values()).most_common(1)), held.label)
+    bits = 8 * (float_bytes or (4 if kind in ("fp16", "fp32") else 2))
+    blocks = [held.block_bytes(stack, bits) for stack in STACKS]
+    ram, unused = held.bytes_under("embed_tokens.", bits), 0
+    if role == "text_encoder":
+        last = (config or {}).get("num_hidden_layers")
+        blocks = [counts[: last - 1] if last else counts for counts in blocks]  # the last is never computed
+        unused = held.bytes_under("norm.", bits) + held.bytes_under("lm_head.", bits)
+    everything = held.bytes_under("", bits) - sum(sum(held.block_bytes(stack, bits)) for stack in STACKS)
+    return kind, PartSize(everything - ram - unused, tuple(n for counts in blocks for n in counts), ram)
+
+
+#: kind -> bytes of a quantized weight with its group scales
+WEIGHT_BYTES = {"int8": 1.0, "fp8": 1.0, "svdq-int4": 0.5 + 2 / 64, "svdq-fp4": 0.5 + 1 / 16}
+#: kind -> rank of the 16-bit part, of the published files
+RANKS = {"svdq-int4": 256, "svdq-fp4": 128}
+
+
+def published_size(
+    role: str, kind: str, config: Mapping[str, Any], float_bytes: int = ACTIVATION
+) -> PartSize:
+    """As loaded, of a file of `kind` that is not here yet."""
+    build = _text_encoder_size if role == "text_encoder" else _transformer_size
+    return build(config, kind, float_bytes)
+
+
+def _transformer_size(config: Mapping[str, Any], kind: str, float_bytes: int) -> PartSize:
+    """Nunchaku quantizes the refiners too; quanto's published files are taken not to."""
+    shape = Shape.of(config)
+    d, linear = shape.dim, shape.linear_weights
+    time = min(d, 256)
+    modulation, norms = (time + 1) * 4 * d, 4 * d + 2 * d // shape.n_heads
+    rank = RANKS.get(kind, 0)  # on 4 fused layers: qkv, out, the first two of the feed-forward, the last
+    low_rank = rank * ((3 * d + d) + 2 * d + (2 * shape.hidden + d) + (shape.hidden + d))
+    weights = linear * WEIGHT_BYTES.get(kind, float_bytes) + low_rank * float_bytes
+    refined = weights if rank else linear * float_bytes
+    layer = int(weights + (modulation + norms) * float_bytes)
+    context, noise = (int(refined + plain * float_bytes) for plain in (norms, modulation + norms))
+    patch = shape.patch_size**2 * shape.in_channels
+    embedders = 2 * patch * d + shape.cap_feat_dim * d + (time + 5) * d + 1024 * (512 + 1)
+    refiners = (context,) * shape.n_refiner_layers + (noise,) * shape.n_refiner_layers
+    return PartSize(embedders * float_bytes, refiners + (layer,) * shape.n_layers)
+
+
+def _text_encoder_size(config: Mapping[str, Any], kind: str, float_bytes: int) -> PartSize:
+    """Qwen3 without its last layer, which is never computed; its embedding stays in RAM."""
+    h, heads, pairs = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
+    linear = 2 * h * config["head_dim"] * (heads + pairs) + 3 * h * config["intermediate_size"]
+    norms = 2 * h + 2 * config["head_dim"]
+    block = int(linear * WEIGHT_BYTES.get(kind, float_bytes) + norms * float_bytes)
+    embedding = config["vocab_size"] * h * float_bytes
+    return PartSize(0, (block,) * (config["num_hidden_layers"] - 1), embedding)
+
+
+def _vae_weights(one: Required | None, folders: Folders) -> int:
+    """Parameters of the VAE."""
+    found = (locate(source, folders, one.target) for source in one.alternatives) if one else ()
+    path = next((path for path in found if path is not None), None)
+    if path is None or path.is_dir():
+        return PUBLISHED_VAE
+    return sum(math.prod(entry["shape"]) for entry in check_safetensors(path).values())
+
+
+# ---- configurations ----------------------------------------------------------------------------------------
+
+#: Qwen3-4B's dimensions, for when its config.json is not here yet
+QWEN3_4B = {
+    "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+}  # fmt: skip
+
+
+def read_configs(
+    sources: Mapping[str, str | Mapping[str, Any] | Path | None],
+) -> dict[str, Mapping[str, Any]]:
+    """Each part's configuration: given in the card itself, or as a path from the project's root."""
+    return {role: _config(source) for role, source in sources.items()}
+
+
+def _config(source: str | Mapping[str, Any] | Path | None) -> Mapping[str, Any]:
+    if source is None or isinstance(source, Mapping):
+        return source or QWEN3_4B
+    try:
+        return json.loads((ROOT / source).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The configuration {source} cannot be read ({error}): correct the card or the file."
+        ) from error
+
+
+def text_encoder_config(folder: str, folders: Folders) -> Path | None:
+    """Where the text encoder's config.json is, if it is here."""
+    places = (ROOT / folder / "config.json", folders.ckpts / folder / "config.json")
+    return next((path for path in places if path.is_file()), None)

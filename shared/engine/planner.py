@@ -1,0 +1,471 @@
+"""Decides, before anything is loaded, how a job is made on this machine: which file of the model, what stays
+on the card, what is streamed, how the VAE is tiled, and how much memory that takes at its peak.
+
+Pure arithmetic over records: no torch, no files. Sizes are bytes; "GB" in sentences is GiB, as cards are
+sold.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from shared.errors import UserError
+from shared.footprint import Needs, Offers, PartSize, Variant
+
+GIB = 1 << 30
+OVERHEAD = 3 * GIB // 8  # workspaces of cuBLAS and cuDNN, and what the allocator cannot use
+NEAR = 1.10  # up to this many times the fastest step, precision is worth more than speed
+MIN_KEPT_TILE = 512  # keeping a part on the card is worth tiles of this size, not smaller ones
+
+RESERVED = 0.4 if sys.platform == "win32" else 0.5  # share of the RAM that systems let programs page-lock
+
+#: bytes per second into the card: page-locked RAM (PCIe 3.0 x16 or 4.0 x8), other RAM, a disk
+PINNED_RATE, PAGED_RATE, DISK_RATE = 12.5e9, 5e9, 1.5e9
+
+#: compute capability from which on -> bf16 operations per second that a usual card of it reaches
+BF16_RATES = {
+    (0, 0): 5e12, (7, 5): 8e12, (8, 0): 220e12, (8, 6): 40e12, (8, 9): 80e12, (9, 0): 650e12,
+    (10, 0): 1000e12, (12, 0): 100e12,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How weights are stored. speed: of linear layers relative to bf16 with a kernel for them, and without,
+    where they are unpacked for every product.
+    """
+
+    bits: int
+    speed: float
+    unpacked: float = 1.0
+
+
+KINDS = {
+    "fp64": Kind(64, 1.0),
+    "fp32": Kind(32, 1.0),
+    "bf16": Kind(17, 1.0),  # before fp16, whose range does not suffice for every model
+    "fp16": Kind(16, 1.0),
+    "int8": Kind(9, 2.0, 0.8),
+    "fp8": Kind(8, 0.9, 0.9),
+    "svdq-fp4": Kind(5, 3.0, 0.5),
+    "svdq-int4": Kind(4, 3.0, 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to compute on. capability: of the card, None on a machine that computes on its CPU.
+
+    vram_free, ram_free: what this process can have, its own weights from earlier jobs included.
+    kernels: kinds of quantized weights that fused kernels are installed for.
+    fast_bf16: whether the CPU multiplies bf16.
+    """
+
+    name: str
+    ram_total: int
+    ram_free: int
+    vram_total: int = 0
+    vram_free: int = 0
+    capability: tuple[int, int] | None = None
+    kernels: frozenset[str] = frozenset()
+    fast_bf16: bool = False
+
+    @property
+    def float_bytes(self) -> int | None:
+        """Of weights once loaded, where they are not quantized; None: 2 where the file has bf16, else 4."""
+        return 2 if self.capability else None if self.fast_bf16 else 4
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the user decided; the defaults leave it to the planner.
+
+    profile: one of PROFILES. preload: bytes of the transformer that stay on the card. dtype: "bf16" or
+    "fp16". attention: a backend's name. reserved: share of the RAM that may be page-locked. safety: share of
+    the card that may be used.
+    """
+
+    profile: str = ""
+    preload: int | None = None
+    dtype: str = ""
+    attention: str = "auto"
+    reserved: float = RESERVED
+    safety: float = 0.8
+    compile: bool = False
+
+
+NO_OVERRIDES = Overrides()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A memory profile of Wan2GP. whole: parts go to the card whole. pinned: parts in page-locked RAM."""
+
+    whole: bool
+    pinned: tuple[str, ...]
+    prefetch: bool = True
+
+
+PARTS = ("transformer", "text_encoder", "vae")
+PROFILES = {
+    "1": Profile(True, PARTS),
+    "2": Profile(False, PARTS),
+    "3": Profile(True, ("transformer",)),
+    "3.5": Profile(True, ()),
+    "4": Profile(False, ("transformer",)),
+    "4.5": Profile(False, ("transformer",), prefetch=False),
+    "5": Profile(False, ()),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a job is made.
+
+    transformer, text_encoder: the chosen files. resident_layers: blocks of the transformer that stay on the
+    card while it computes; the other ones are streamed. encoder_whole: else every block of it is streamed.
+    vae_tile: pixels, None for the whole picture. keep: parts that stay on the card afterwards.
+    peak, ram: expected bytes. seconds: of a step, by estimate. rung: 0 is the plan of choice, each further
+    one needs less memory; last: there is no further one.
+    """
+
+    transformer: Variant
+    text_encoder: Variant | None
+    machine: Machine = field(compare=False)  # its free memory changes without changing a plan
+    dtype: str = ""
+    attention: str = "auto"
+    resident_layers: int = 0
+    encoder_whole: bool = True
+    vae_tile: int | None = None
+    keep: tuple[str, ...] = ()
+    pinned: tuple[str, ...] = ()
+    prefetch: bool = True
+    compile: bool = False
+    peak: int = 0
+    ram: int = 0
+    seconds: float = field(default=0.0, compare=False)
+    rung: int = 0
+    last: bool = True
+
+    @property
+    def total_layers(self) -> int:
+        return len(self.transformer.size.block_bytes)
+
+    @property
+    def on_card(self) -> bool:
+        return self.machine.capability is not None
+
+    def sentence(self) -> str:
+        """ "int8, 14 of 30 layers resident, VAE tiled: about 7.1 of 8 GB"."""
+        if not self.on_card:
+            return f"computes on the CPU, {self.dtype}, about {_gb(self.ram)} GB of RAM"
+        layers = f"{self.resident_layers} of {self.total_layers} layers resident"
+        if self.resident_layers == self.total_layers:
+            layers = "all on the card"
+        words = [self.transformer.kind.removeprefix("svdq-"), layers]
+        words += [] if self.encoder_whole else ["text encoder streamed"]
+        words += [] if self.vae_tile is None else ["VAE tiled"]
+        return f"{', '.join(words)}: about {_gb(self.peak)} of {_gb(self.machine.vram_total, 0)} GB"
+
+    def placements(self) -> dict[str, dict[str, Any]]:
+        """Part -> arguments of an offloading.Placement."""
+        resident: dict[str, int | None] = dict.fromkeys(PARTS)
+        if self.resident_layers < self.total_layers:
+            resident["transformer"] = self.resident_layers
+        if not self.encoder_whole:
+            resident["text_encoder"] = 0
+        return {
+            part: {
+                "resident_blocks": resident[part],
+                "keep": part in self.keep,
+                "pinned": part in self.pinned,
+                "prefetch": self.prefetch,
+            }
+            for part in PARTS
+        }
+
+
+def plan(
+    machine: Machine,
+    offers: Offers,
+    needs: Needs,
+    overrides: Overrides = NO_OVERRIDES,
+    *,
+    attention_rule: Any = None,
+    rung: int = 0,
+) -> Plan:
+    """The plan of choice (rung 0), or a more careful one for a job that did not fit; the last one for any
+    rung beyond.
+
+    attention_rule: the card's "attention". Raises UserError when nothing that the card offers can run here.
+    """
+    if machine.capability is None:
+        return _cpu_plan(machine, offers, needs, overrides)
+    attention = choose_attention(attention_rule, machine.capability, overrides.attention)
+    planner = _Planner(machine, offers, needs, overrides, attention)
+    ladder = planner.ladder(planner.best())
+    step = min(rung, len(ladder) - 1)
+    return replace(ladder[step], rung=step, last=step == len(ladder) - 1)
+
+
+# ---- on a card ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What a rung of the ladder still allows, as parts of what the plan of choice has."""
+
+    layers: float = 1.0
+    tile: int | None = None
+    keeps: bool = True
+    whole_encoder: bool = True
+
+
+#: sets of parts to keep on the card, the most useful one for consecutive images first
+KEEPS: tuple[tuple[str, ...], ...] = (PARTS, ("transformer", "vae"), ("transformer",), ())
+
+FREE = _Limits()
+STREAMED = _Limits(layers=0, tile=256, keeps=False, whole_encoder=False)
+LADDER = (
+    _Limits(layers=0.75, tile=512, keeps=False),
+    _Limits(layers=0.5, tile=384, keeps=False, whole_encoder=False),
+    STREAMED,
+)
+
+
+@dataclass(frozen=True)
+class _Planner:
+    machine: Machine
+    offers: Offers
+    needs: Needs
+    overrides: Overrides
+    attention: str
+
+    @property
+    def budget(self) -> int:
+        """Bytes that a plan may take."""
+        return min(int(self.machine.vram_total * self.overrides.safety), self.machine.vram_free)
+
+    @property
+    def profile(self) -> Profile | None:
+        return PROFILES.get(self.overrides.profile)
+
+    def best(self) -> Plan:
+        """The fastest of the files on disk, else of those to download; precision wins near ties."""
+        plans = [self.place(variant, FREE) for variant in self.candidates()]
+        fitting = [p for p in plans if p.peak <= self.budget or self.obeys]
+        here = [p for p in fitting if p.transformer.on_disk]
+        pool = here or fitting
+        if not pool:
+            raise self.too_small(plans)
+        fastest = min(p.seconds for p in pool)
+        near = [p for p in pool if p.seconds <= fastest * NEAR]
+        return max(near, key=lambda p: KINDS[p.transformer.kind].bits)
+
+    @property
+    def obeys(self) -> bool:
+        """The user fixed what stays on the card: that is tried whatever the estimate says."""
+        return bool(self.profile) or self.overrides.preload is not None
+
+    def candidates(self) -> list[Variant]:
+        offered = list(self.offers.transformer)
+        plain = [v for v in offered if KINDS[v.kind].bits >= 16]
+        return plain if self.overrides.dtype and plain else offered
+
+    def ladder(self, best: Plan) -> list[Plan]:
+        """The plan of choice and more careful ones: smaller tiles, fewer layers on the card, nothing kept,
+        all streamed, and at last the smallest file on disk.
+        """
+        steps = [best, *(self.place(best.transformer, limits) for limits in LADDER)]
+        here = [v for v in self.offers.transformer if v.on_disk]
+        smallest = min(here, key=lambda v: v.size.total, default=best.transformer)
+        if smallest.size.total < best.transformer.size.total:
+            steps.append(self.place(smallest, STREAMED))
+        ladder = [best]
+        for step in steps:
+            if step.peak < ladder[-1].peak:
+                ladder.append(step)
+        return ladder
+
+    def place(self, variant: Variant, limits: _Limits) -> Plan:
+        """The plan for one file: as many layers resident and as large tiles as fit, parts kept if they all
+        do. A peak above the budget says that even the least does not fit.
+        """
+        encoder = self.encoder(variant)
+        layers = self.resident(variant, limits)
+        draft = self.with_memory(Plan(variant, encoder, self.machine, resident_layers=layers))
+        for keep in KEEPS if limits.keeps else KEEPS[-1:]:
+            for tile in self.tiles(limits, bool(keep)):
+                for whole in (True, False) if limits.whole_encoder else (False,):
+                    trial = replace(draft, keep=keep, vae_tile=tile, encoder_whole=whole)
+                    trial = replace(trial, peak=self.peak(trial))
+                    if trial.peak <= self.budget and (whole or "text_encoder" not in keep):
+                        return trial
+        return trial
+
+    def encoder(self, transformer: Variant) -> Variant | None:
+        """The best file on disk (else to download) that fits in RAM beside the transformer."""
+        offered = self.offers.text_encoder
+        pool = [v for v in offered if v.on_disk] or list(offered)
+        room = self.machine.ram_free - transformer.size.total
+        fitting = [v for v in pool if v.size.total + v.size.ram_bytes <= room]
+        smallest = min(pool, key=lambda v: v.size.total, default=None)
+        return max(fitting, key=lambda v: KINDS[v.kind].bits, default=smallest)
+
+    def resident(self, variant: Variant, limits: _Limits) -> int:
+        """Layers of the transformer on the card."""
+        size, preload = variant.size, self.overrides.preload
+        count = len(size.block_bytes)
+        if limits == FREE and self.obeys:
+            if self.profile and self.profile.whole and preload is None:
+                return count
+            return max(k for k in range(count + 1) if k == 0 or sum(size.block_bytes[-k:]) <= (preload or 0))
+        room = self.budget - OVERHEAD - self.activations(variant) - self.offers.transformer_modules
+        fitting = max((k for k in range(count + 1) if size.on_card(k) <= room), default=0)
+        return int(fitting * limits.layers)
+
+    def tiles(self, limits: _Limits, keeps: bool) -> list[int | None]:
+        """Tiles of the VAE to try, the largest first."""
+        offered = list(self.needs.decode)
+        if limits.tile is not None:
+            small = [tile for tile in offered if tile is not None and tile <= limits.tile]
+            return [*small] or offered[-1:]
+        least = MIN_KEPT_TILE if keeps else 0
+        return [tile for tile in offered if tile is None or tile >= least]
+
+    def activations(self, variant: Variant) -> int:
+        plain = KINDS[variant.kind].bits >= 16
+        return self.needs.denoise if plain else self.needs.denoise_quantized
+
+    def peak(self, draft: Plan) -> int:
+        """The most bytes on the card over the job's phases: what computes, and what is kept beside it."""
+        encoder = draft.text_encoder.size if draft.text_encoder else PartSize(0)
+        slots = 2 if draft.prefetch else 1
+        held = {
+            "transformer": self.offers.transformer_modules
+            + draft.transformer.size.on_card(draft.resident_layers, slots),
+            "text_encoder": encoder.total if draft.encoder_whole else encoder.on_card(0, slots),
+            "vae": self.offers.vae.total,
+        }
+        work = {
+            "transformer": self.activations(draft.transformer),
+            "text_encoder": self.needs.encode,
+            "vae": self.needs.decode[draft.vae_tile],
+        }
+        phases = (
+            work[part] + sum(held[other] for other in PARTS if other == part or other in draft.keep)
+            for part in PARTS
+        )
+        return OVERHEAD + max(phases)
+
+    def with_memory(self, draft: Plan) -> Plan:
+        """What of it lies in page-locked RAM, what a step then takes, and the rest of the user's choices."""
+        size = draft.transformer.size
+        streamed = sum(size.block_bytes[: draft.total_layers - draft.resident_layers])
+        encoder = draft.text_encoder.size.total if draft.text_encoder else 0
+        ram = encoder + size.total + self.offers.transformer_modules + self.offers.vae.total
+        ram += draft.text_encoder.size.ram_bytes if draft.text_encoder else 0
+        pinnable = min(self.overrides.reserved * self.machine.ram_total, self.machine.ram_free)
+        pinned = []
+        for part, count in (("transformer", size.total), ("text_encoder", encoder)):
+            if count <= pinnable and (self.profile is None or part in self.profile.pinned):
+                pinned.append(part)
+                pinnable -= count
+        rate = PINNED_RATE if "transformer" in pinned else PAGED_RATE
+        rate = rate if streamed <= self.machine.ram_free else DISK_RATE
+        return replace(
+            draft,
+            dtype=self.overrides.dtype or "bf16",
+            attention=self.attention,
+            pinned=tuple(pinned),
+            prefetch=self.profile.prefetch if self.profile else True,
+            compile=self.overrides.compile,
+            ram=ram,
+            seconds=max(self.compute_seconds(draft.transformer), streamed / rate),
+        )
+
+    def compute_seconds(self, variant: Variant) -> float:
+        capability = self.machine.capability or (0, 0)
+        rate = BF16_RATES[max(c for c in BF16_RATES if c <= capability)]
+        kind = KINDS[variant.kind]
+        speed = kind.speed if variant.kind in self.machine.kernels or kind.bits >= 16 else kind.unpacked
+        return (self.needs.linear_flops / speed + self.needs.attention_flops) / rate
+
+    def too_small(self, plans: Sequence[Plan]) -> UserError:
+        least = min(p.peak for p in plans)
+        machine = self.machine
+        return UserError(
+            f"This job needs about {_gb(least)} GB of the graphics card's memory even with everything "
+            f"streamed; {_gb(self.budget)} GB of the {_gb(machine.vram_total, 0)} GB of {machine.name} may "
+            "be used: choose a smaller resolution or fewer images at once, close other programs that use "
+            "the card, or start with a higher --vram-safety-coefficient."
+        )
+
+
+# ---- on a CPU ----------------------------------------------------------------------------------------------
+
+
+def _cpu_plan(machine: Machine, offers: Offers, needs: Needs, overrides: Overrides) -> Plan:
+    """The most precise file that fits in RAM, from disk if there is one; else the smallest."""
+
+    def ram(variant: Variant) -> int:
+        encoders = [v for v in offers.text_encoder if v.on_disk] or list(offers.text_encoder)
+        encoder = min((v.size.total + v.size.ram_bytes for v in encoders), default=0)
+        work = max(needs.encode, 2 * needs.denoise, min(needs.decode.values()))
+        return variant.size.total + offers.transformer_modules + encoder + offers.vae.total + work
+
+    offered = [v for v in offers.transformer if v.on_disk] or list(offers.transformer)
+    fitting = [v for v in offered if ram(v) <= machine.ram_free]
+    smallest = min(offered, key=ram)
+    variant = max(fitting, key=lambda v: KINDS[v.kind].bits, default=smallest)
+    encoders = [v for v in offers.text_encoder if v.on_disk] or list(offers.text_encoder)
+    dtype = "bf16" if machine.fast_bf16 and variant.kind not in ("fp32", "fp16") else "fp32"
+    return Plan(
+        variant,
+        min(encoders, key=lambda v: v.size.total, default=None),
+        machine,
+        dtype=overrides.dtype or dtype,
+        attention=overrides.attention,
+        compile=overrides.compile,
+        ram=ram(variant),
+    )
+
+
+# ---- small things ------------------------------------------------------------------------------------------
+
+COMPARISONS: Mapping[str, Callable[[int, int], bool]] = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq,
+    "": operator.eq,
+}  # fmt: skip
+
+
+def choose_attention(rule: Any, capability: tuple[int, int], override: str = "auto") -> str:
+    """The backend of a model: the user's choice, else what the model's card says, else "auto".
+
+    rule: a name, or an object of conditions on the compute capability such as {"<89": "sdpa"}, where 89
+    means 8.9. UserError for a condition of another form.
+    """
+    if override != "auto" or not rule:
+        return override
+    if isinstance(rule, str):
+        return rule
+    here = capability[0] * 10 + capability[1]
+    for condition, backend in rule.items():
+        match = re.fullmatch(r"\s*(<=|>=|==|<|>|)\s*(\d+)\s*", condition)
+        if match is None:
+            raise UserError(
+                f'The model\'s card has "{condition}" under "attention"; expected a compute capability such '
+                'as "<89": correct the card.'
+            )
+        if COMPARISONS[match[1]](here, int(match[2])):
+            return backend
+    return "auto"
+
+
+def _gb(count: float, digits: int = 1) -> str:
+    return f"{max(count / GIB, 0.1):.{digits}f}"

@@ -1,0 +1,363 @@
+"""The planner: what is chosen for which card, and that it is expected to fit."""
+
+import functools
+import itertools
+import re
+import types
+from dataclasses import replace
+
+import pytest
+
+from models.z_image import memory
+from models.z_image.z_image_handler import family_handler
+from shared.engine import machine as machines
+from shared.engine.planner import (
+    GIB,
+    KINDS,
+    OVERHEAD,
+    PARTS,
+    PINNED_RATE,
+    PROFILES,
+    Machine,
+    Overrides,
+    choose_attention,
+    plan,
+)
+from shared.errors import UserError
+from shared.footprint import Needs, Offers, PartSize, Variant
+from tests.test_memory import DIT
+
+CARDS, SIDES = (6, 8, 10, 12, 16, 24), (512, 1024, 1536, 2048)
+SENTENCE = re.compile(
+    r"(bf16|int8|int4), (all on the card|\d+ of 34 layers resident)(, text encoder streamed)?(, VAE tiled)?: "
+    r"about \d+\.\d of \d+ GB"
+)
+
+
+def card(gib, ram=64, capability=(8, 6), **others):
+    """A card that the desktop has half a GiB of."""
+    free = int((gib - 0.5) * GIB)
+    return Machine("Card", ram * GIB, int(ram * 0.9 * GIB), gib * GIB, free, capability, **others)
+
+
+@functools.cache
+def offers(*kinds):
+    def variant(role, kind, config):
+        return Variant(f"{role}_{kind}", kind, memory.published_size(role, kind, config))
+
+    return Offers(
+        tuple(variant("transformer", kind, DIT) for kind in kinds),
+        (variant("text_encoder", "bf16", memory.QWEN3_4B), variant("text_encoder", "int8", memory.QWEN3_4B)),
+        PartSize(4 * memory.PUBLISHED_VAE),
+    )
+
+
+@functools.cache
+def needs(side, **settings):
+    return family_handler.query_memory("z_image", {}, {"resolution": f"{side}x{side}", **settings})
+
+
+ALL = ("bf16", "int8", "svdq-int4")
+FUSED = frozenset(KINDS)
+
+
+@pytest.mark.parametrize("kinds", [("bf16",), ("int8",), ("svdq-int4",), ALL])
+@pytest.mark.parametrize("kernels", [frozenset(), FUSED])
+def test_every_plan_is_expected_to_fit(kinds, kernels):
+    for gib, side, guidance in itertools.product(CARDS, SIDES, (0.0, 4.0)):
+        here, job = card(gib, kernels=kernels), needs(side, guidance_scale=guidance, batch_size=2)
+        for rung in range(5):
+            found = plan(here, offers(*kinds), job, rung=rung)
+            assert found.peak <= 0.8 * gib * GIB, (gib, side, found.sentence())
+            assert SENTENCE.fullmatch(found.sentence()), found.sentence()
+            assert found.sentence().endswith(f" of {gib} GB")
+            assert 0 <= found.resident_layers <= found.total_layers == 34
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_more_memory_never_means_fewer_resident_layers(kind):
+    for side in SIDES:
+        layers = [plan(card(gib), offers(kind), needs(side)).resident_layers for gib in range(6, 33)]
+        assert layers == sorted(layers)
+        assert layers[-1] == 34
+
+
+def test_more_memory_never_means_slower_steps_nor_larger_pictures_more_layers():
+    for kernels, side in itertools.product((frozenset(), FUSED), SIDES):
+        seconds = [
+            plan(card(gib, kernels=kernels), offers(*ALL), needs(side)).seconds for gib in range(6, 33)
+        ]
+        assert all(later <= 1.1 * earlier for earlier, later in itertools.pairwise(seconds))
+    for gib in CARDS:
+        layers = [plan(card(gib), offers("bf16"), needs(side)).resident_layers for side in SIDES]
+        assert layers == sorted(layers, reverse=True)
+
+
+# ---- by hand -----------------------------------------------------------------------------------------------
+
+MIB = 1 << 20
+
+
+def round_offers(count=10, on_disk=True):
+    """Ten blocks of 500 MiB and 100 MiB besides; a text encoder of 8 blocks of 250 MiB."""
+    blocks = PartSize(100 * MIB, (500 * MIB,) * count)
+    small = PartSize(100 * MIB, (250 * MIB,) * count)
+    encoder = PartSize(0, (250 * MIB,) * 8, 700 * MIB)
+    return Offers(
+        (Variant("big", "bf16", blocks, on_disk), Variant("small", "int8", small, on_disk)),
+        (Variant("encoder", "bf16", encoder),),
+        PartSize(300 * MIB),
+    )
+
+
+ROUND = Needs(
+    encode=50 * MIB,
+    denoise=400 * MIB,
+    denoise_quantized=600 * MIB,
+    decode={None: 3000 * MIB, 512: 800 * MIB, 256: 200 * MIB},
+    linear_flops=8e13,
+    attention_flops=0,
+)
+
+
+BIG = replace(round_offers(), transformer=round_offers().transformer[:1])
+
+
+def test_a_card_of_6_by_hand():
+    # budget 0.8 * 6144 = 4915; 384 of overhead, 400 of activations, 100 beside the blocks: 4031 for blocks.
+    # Two slots of 500 leave 3031: 6 blocks. Denoising then takes 384 + 400 + 100 + 3000 + 1000 = 4884.
+    # Decoding whole: 384 + 300 + 3000 = 3684. The encoder whole: 384 + 50 + 2000 = 2434. Both fit.
+    # Kept beside the decoder the transformer would need 4100 + 384 + 300 + 800 even with tiles: no.
+    found = plan(card(6), BIG, ROUND)
+    assert (found.resident_layers, found.peak, found.keep) == (6, 4884 * MIB, ())
+    assert (found.vae_tile, found.encoder_whole) == (None, True)
+    assert found.sentence() == "bf16, 6 of 10 layers resident: about 4.8 of 6 GB"
+    # 8e13 operations at 40e12 per second: 2 s; four streamed blocks of 500 MiB at 12.5 GB/s: 0.17 s
+    assert found.seconds == 2.0
+
+
+def test_a_card_of_12_by_hand():
+    # budget 9830: all ten blocks. Kept: 5100 + 300 beside the whole picture's 3000 and 384: 8784.
+    # The encoder's 2000 beside that: 10784, too much; with tiles of 512 it would be 384 + 5100 + 2000 + 300
+    # + 800 = 8584, and denoising 384 + 400 + 5100 + 2000 + 300 = 8184: everything is kept.
+    found = plan(card(12), BIG, ROUND)
+    assert (found.resident_layers, found.keep, found.vae_tile) == (10, PARTS, 512)
+    assert found.peak == 8584 * MIB
+    assert found.sentence() == "bf16, all on the card, VAE tiled: about 8.4 of 12 GB"
+
+
+def test_the_ladder_of_a_card_of_6_by_hand():
+    # rung 1: 0.75 * 6 = 4 blocks, tiles of 512: 384 + 400 + 100 + 2000 + 1000 = 3884
+    # rung 2: 3 blocks, tiles of 256, encoder streamed: 3384
+    # rung 3: nothing resident: 384 + 400 + 100 + 1000 = 1884
+    # rung 4: the int8 file streamed: 384 + 600 + 100 + 500 = 1584, and the last one
+    ladder = [plan(card(6), round_offers(), ROUND, rung=rung) for rung in range(6)]
+    assert [p.peak // MIB for p in ladder] == [4884, 3884, 3384, 1884, 1584, 1584]
+    assert [p.resident_layers for p in ladder[:4]] == [6, 4, 3, 0]
+    assert [p.vae_tile for p in ladder[:4]] == [None, 512, 256, 256]
+    assert [p.transformer.source for p in ladder] == ["big"] * 4 + ["small"] * 2
+    assert [p.last for p in ladder] == [False] * 4 + [True] * 2
+    assert [p.rung for p in ladder] == [0, 1, 2, 3, 4, 4]
+
+
+def test_the_ladder_ends_where_no_smaller_file_is_on_disk():
+    here = round_offers()
+    only = Offers(
+        (here.transformer[0], replace(here.transformer[1], on_disk=False)), here.text_encoder, here.vae
+    )
+    last = plan(card(6), only, ROUND, rung=9)
+    assert (last.transformer.source, last.resident_layers, last.last) == ("big", 0, True)
+
+
+# ---- which file --------------------------------------------------------------------------------------------
+
+
+def test_kernels_make_int8_the_fastest_and_without_them_bf16_is():
+    assert plan(card(12, kernels=FUSED), offers("bf16", "int8"), needs(1024)).transformer.kind == "int8"
+    assert plan(card(12), offers("bf16", "int8"), needs(1024)).transformer.kind == "bf16"
+
+
+def test_where_the_bus_is_the_limit_fewer_bytes_win():
+    fast = card(8, capability=(9, 0))  # a card that computes a step in less time than bf16 takes to come
+    assert plan(fast, offers("bf16", "int8"), needs(1024)).transformer.kind == "int8"
+
+
+def test_precision_wins_near_ties():
+    slow = replace(
+        ROUND, linear_flops=1e12, attention_flops=1e16
+    )  # all is attention, which no kind speeds up
+    assert plan(card(24, kernels=FUSED), round_offers(), slow).transformer.kind == "bf16"
+
+
+def test_a_file_on_disk_beats_a_faster_download_unless_it_cannot_run():
+    big, small = round_offers().transformer
+    here = replace(round_offers(), transformer=(big, replace(small, on_disk=False)))
+    fused = card(6, kernels=FUSED)
+    assert plan(fused, here, ROUND).transformer.source == "big"
+    assert plan(fused, round_offers(on_disk=False), ROUND).transformer.source == "small"
+    # 0.8 * 2 GiB = 1638: the bf16 file needs 1884 at least (see above), the int8 file 1584
+    assert plan(replace(card(2), vram_free=2 * GIB), here, ROUND).transformer.source == "small"
+
+
+def test_too_little_ram_means_a_quantized_file_or_pageable_weights():
+    plenty, little = card(8, ram=64), card(8, ram=12)
+    assert plan(plenty, offers("bf16", "int8"), needs(512)).transformer.kind == "bf16"
+    short = plan(little, offers("bf16", "int8"), needs(512))
+    assert (short.transformer.kind, short.text_encoder.kind) == ("int8", "int8")
+    only = plan(little, offers("bf16"), needs(512))
+    assert "transformer" not in only.pinned and only.resident_layers > 0
+    assert only.seconds > sum(only.transformer.size.block_bytes[only.resident_layers :]) / PINNED_RATE
+
+
+def test_what_may_be_page_locked_is_limited():
+    assert plan(card(8), offers("bf16"), needs(512)).pinned == ("transformer", "text_encoder")
+    # 12.3 GB of transformer, 7.1 GB of text encoder; 0.5 * 32 GiB = 17.2 GB
+    assert plan(card(8, ram=32), offers("bf16"), needs(512)).pinned == ("transformer",)
+    none = plan(card(8, ram=32), offers("bf16"), needs(512), Overrides(reserved=0.01))
+    assert none.pinned == ()
+
+
+def test_nothing_fits_is_one_sentence_that_says_what_would():
+    with pytest.raises(UserError) as error:
+        plan(card(2), offers("bf16"), needs(2048))
+    text = str(error.value)
+    assert re.search(r"needs about 2\.\d GB .* 1\.5 GB of the 2 GB of Card may be used", text)
+    assert "smaller resolution" in text and text.count(". ") == 0
+
+
+def test_memory_that_other_programs_hold_is_not_planned_with():
+    busy = replace(card(8), vram_free=4 * GIB)
+    assert plan(busy, offers("bf16"), needs(1024)).peak <= 4 * GIB
+
+
+# ---- what the user decided ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("profile", "layers", "pinned", "prefetch"),
+    [
+        ("1", 34, ("transformer", "text_encoder"), True),
+        ("2", 0, ("transformer", "text_encoder"), True),
+        ("3", 34, ("transformer",), True),
+        ("3.5", 34, (), True),
+        ("4", 0, ("transformer",), True),
+        ("4.5", 0, ("transformer",), False),
+        ("5", 0, (), True),
+    ],
+)
+def test_profiles_are_obeyed(profile, layers, pinned, prefetch):
+    assert list(PROFILES) == ["1", "2", "3", "3.5", "4", "4.5", "5"]
+    found = plan(card(8), offers("bf16"), needs(1024), Overrides(profile=profile))
+    assert (found.resident_layers, found.pinned, found.prefetch) == (layers, pinned, prefetch)
+    assert found.placements()["transformer"] == {
+        "resident_blocks": layers if layers < 34 else None,
+        "keep": "transformer" in found.keep,
+        "pinned": "transformer" in pinned,
+        "prefetch": prefetch,
+    }
+    # a plan that the user forced is left when it does not fit
+    assert plan(card(8), offers("bf16"), needs(1024), Overrides(profile=profile), rung=1).resident_layers < 34
+
+
+def test_preload_is_obeyed():
+    # a layer of the 6B model is 362 MB: 2000 MiB hold five
+    for profile in ("", "4"):
+        chosen = Overrides(profile=profile, preload=2000 * MIB)
+        assert plan(card(8), offers("bf16"), needs(1024), chosen).resident_layers == 5
+
+
+def test_a_16_bit_dtype_asks_for_the_16_bit_file():
+    found = plan(card(8, kernels=FUSED), offers("bf16", "int8"), needs(1024), Overrides(dtype="fp16"))
+    assert (found.transformer.kind, found.dtype) == ("bf16", "fp16")
+    assert plan(card(8), offers("int8"), needs(1024), Overrides(dtype="bf16")).transformer.kind == "int8"
+
+
+def test_the_safety_coefficient_is_obeyed():
+    plans = [plan(card(8), offers("bf16"), needs(1024), Overrides(safety=share)) for share in (0.5, 0.7, 0.9)]
+    assert all(p.peak <= share * 8 * GIB for p, share in zip(plans, (0.5, 0.7, 0.9), strict=True))
+    assert plans[0].resident_layers < plans[1].resident_layers < plans[2].resident_layers
+
+
+@pytest.mark.parametrize(
+    ("rule", "capability", "override", "backend"),
+    [
+        (None, (8, 6), "auto", "auto"),
+        ("flash", (8, 6), "auto", "flash"),
+        ({"<89": "sdpa"}, (8, 6), "auto", "sdpa"),
+        ({"<89": "sdpa"}, (8, 9), "auto", "auto"),
+        ({"<80": "sdpa", ">=90": "_flash_3"}, (9, 0), "auto", "_flash_3"),
+        ({"120": "sdpa"}, (12, 0), "auto", "sdpa"),
+        ({"<89": "sdpa"}, (8, 6), "flash", "flash"),
+    ],
+)
+def test_the_attention_backend(rule, capability, override, backend):
+    assert choose_attention(rule, capability, override) == backend
+    here = card(8, capability=capability)
+    found = plan(here, offers("bf16"), needs(512), Overrides(attention=override), attention_rule=rule)
+    assert found.attention == backend
+
+
+def test_an_attention_rule_that_is_none_is_a_sentence():
+    with pytest.raises(UserError, match='"new cards" under "attention"'):
+        choose_attention({"new cards": "sdpa"}, (8, 6))
+
+
+# ---- on a CPU ----------------------------------------------------------------------------------------------
+
+
+def cpu(ram, **others):
+    return Machine("CPU", ram * GIB, ram * GIB, **others)
+
+
+def test_a_cpu_takes_the_most_precise_file_that_fits_in_its_ram():
+    found = plan(cpu(64, fast_bf16=True), offers("bf16", "int8"), needs(1024))
+    assert found.transformer.kind == "bf16"
+    assert re.fullmatch(r"computes on the CPU, bf16, about \d+\.\d GB of RAM", found.sentence())
+    assert 11.4 < found.ram / GIB < 30 and found.last
+    assert plan(cpu(16), offers("bf16", "int8"), needs(512)).transformer.kind == "int8"
+    assert plan(cpu(2), offers("bf16", "int8"), needs(512)).transformer.kind == "int8"
+    slow = plan(cpu(64), offers("bf16"), needs(512)).sentence()
+    assert slow.startswith("computes on the CPU, fp32, about")
+
+
+def test_weights_on_a_cpu_count_in_the_dtype_that_they_compute_in():
+    assert (cpu(8).float_bytes, cpu(8, fast_bf16=True).float_bytes, card(8).float_bytes) == (4, None, 2)
+
+
+# ---- reading the machine -----------------------------------------------------------------------------------
+
+
+def test_a_card_is_read_from_nvidia_smi(monkeypatch):
+    rows = ["NVIDIA GeForce RTX 3060, 12288, 11000, 8.6", "NVIDIA GeForce RTX 4060, 8188, 7000, 8.9"]
+    monkeypatch.setattr(machines, "nvidia_smi", lambda: rows)
+    found = machines.survey("cuda:1")
+    assert (found.name, found.capability) == ("NVIDIA GeForce RTX 4060", (8, 9))
+    assert (found.vram_total, found.vram_free) == (8188 * MIB, 7000 * MIB)
+    assert found.ram_total >= found.ram_free > 0
+    assert machines.survey().capability == (8, 6)
+    assert machines.survey("cpu").capability is None
+    assert machines.survey("cuda:2").capability is None
+
+
+def test_without_nvidias_driver_there_is_no_card(monkeypatch):
+    monkeypatch.setattr(machines, "QUERY", ("no-such-program-as-this",))
+    assert machines.survey().capability is None
+
+
+def test_a_containers_limit_is_the_ram_and_own_weights_count_as_free(monkeypatch, tmp_path):
+    (tmp_path / "memory.max").write_text(str(3 * GIB))
+    (tmp_path / "memory.current").write_text(str(2 * GIB))
+    (tmp_path / "memory.stat").write_text(f"anon 5\nactive_file {GIB // 2}\ninactive_file {GIB // 4}\n")
+    mine = types.SimpleNamespace(rss=300 * MIB, shared=200 * MIB)
+    system = types.SimpleNamespace(total=8 * GIB, available=6 * GIB)
+    monkeypatch.setattr(machines.psutil, "Process", lambda: types.SimpleNamespace(memory_info=lambda: mine))
+    monkeypatch.setattr(machines.psutil, "virtual_memory", lambda: system)
+    monkeypatch.setattr(machines, "CGROUP", tmp_path)
+    # 3 GiB less (2 used, of which 0.75 cache files), and 100 MiB of its own
+    assert machines.ram() == (3 * GIB, int(1.75 * GIB) + 100 * MIB)
+    (tmp_path / "memory.max").write_text("max")
+    assert machines.ram() == (8 * GIB, 6 * GIB + 100 * MIB)
+
+
+def test_the_overhead_is_part_of_every_peak():
+    assert plan(card(24), round_offers(), replace(ROUND, denoise=0)).peak > OVERHEAD
