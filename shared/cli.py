@@ -21,7 +21,7 @@ from shared.engine.catalog import Catalog, HandlerFor, catalog
 from shared.engine.engine import Engine, EngineConfig
 from shared.engine.tasks import read_tasks
 from shared.errors import UserError
-from shared.settings import SETTINGS
+from shared.settings import ATTENTION_PACKAGES, SETTINGS
 from shared.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,9 +149,10 @@ def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
     dtypes.add_argument("--fp16", action="store_true", help="compute the transformer in float16")
     group.add_argument(
         "--attention",
-        choices=("auto", "sdpa", "flash"),
+        choices=("auto", "sdpa", *ATTENTION_PACKAGES),
         default="auto",
-        help="attention method: sdpa (PyTorch's own, the default) or flash (needs the package flash-attn)",
+        help="attention method: sdpa (PyTorch's own, the default), flash (package flash-attn), _flash_3 "
+        "(flash_attn_interface) or sage (sageattention); one that is not installed is replaced by sdpa",
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
 from models.z_image.z_image_handler import SAMPLER_SETTINGS
+from shared import attention
 from shared.settings import parse_resolution
 
 #: settings that are pipeline arguments of the same name
@@ -44,8 +45,14 @@ class Generation:
 class ZImageProcessor:
     """Runs the pipeline for a job."""
 
-    def __init__(self, pipe: ZImagePipeline, latent_rgb: LatentRgb) -> None:
-        self.pipe, self.latent_rgb = pipe, latent_rgb
+    def __init__(
+        self,
+        pipe: ZImagePipeline,
+        latent_rgb: LatentRgb,
+        choose_attention: Callable[[str | None], tuple[str, str | None]] = attention.choose,
+    ) -> None:
+        """choose_attention: from a job's wish (None: the program's) to a backend and a note for the user."""
+        self.pipe, self.latent_rgb, self.choose_attention = pipe, latent_rgb, choose_attention
 
     def generate(
         self,
@@ -63,6 +70,8 @@ class ZImageProcessor:
         def step(number: int, total: int, denoised: Sequence[Tensor]) -> None:
             on_step(number, total, lambda: [self.latent_rgb.render(x, (width, height)) for x in denoised])
 
+        backend, note = self.choose_attention(settings.get("override_attention"))
+        self.pipe.transformer.set_attention_backend(backend)
         output = self.pipe(
             prompt=settings["prompt"],
             height=height,
@@ -75,4 +84,4 @@ class ZImageProcessor:
             interrupt=interrupt,
             **{name: settings[name] for name in SAME_NAME if name in settings},
         )
-        return Generation(output.images, output.notes)
+        return Generation(output.images, [note, *output.notes] if note else output.notes)

@@ -26,6 +26,7 @@ from models.z_image.z_image_handler import (
     family_handler,
     find,
 )
+from shared import attention as attention_backends
 from shared import offloading
 from shared.errors import UserError
 from shared.weights.files import check_safetensors
@@ -63,7 +64,6 @@ def load(
     paths = [find(name) for name in names]
     dtype = dtype or offloading.preferred_dtype(paths[0], place)
     transformer = _transformer(model_def, paths, dtype)
-    transformer.set_attention_backend(attention)
     vae_config = model_def.get("vae_config") or VAE_CONFIG
     pipe = ZImagePipeline(
         transformer,
@@ -76,7 +76,14 @@ def load(
     pipe.unified_solver = bool(model_def.get("unified_solver"))
     embedders = [m for m in transformer.modules() if isinstance(m, TimestepEmbedder)]
     pipe.residency = offloading.attach(pipe, place, keep_fp32=(transformer, *embedders))
-    return ZImageProcessor(pipe, LatentRgb.read(_latent_rgb_file(vae_config))), pipe
+    choose_attention = functools.partial(
+        attention_backends.choose,
+        otherwise=attention,
+        card_rule=model_def.get("attention"),
+        capability=attention_backends.capability_of(place),
+    )
+    transformer.set_attention_backend(choose_attention(None)[0])
+    return ZImageProcessor(pipe, LatentRgb.read(_latent_rgb_file(vae_config)), choose_attention), pipe
 
 
 def read_config(config: str | Mapping[str, Any]) -> dict[str, Any]:

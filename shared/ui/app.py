@@ -64,4 +64,3 @@ def launch(
             time.sleep(3600)
     finally:
         page.close(verbose=False)
-
