@@ -163,7 +163,7 @@ def _compared(part: str, number: int) -> bool:
     match = re.fullmatch(r"\s*(<=|>=|<|>|=)?\s*(\d+)\s*", part)
     if match is None:
         raise UserError(
-            f'The model card\'s "attention" holds the condition "{part.strip()}"; expected a comparison with a '
-            'compute capability, such as "<89": correct the card.'
+            f'The model card\'s "attention" holds the condition "{part.strip()}"; expected a comparison with '
+            'a compute capability, such as "<89": correct the card.'
         )
     return _COMPARISONS[match[1] or "="](number, int(match[2]))

@@ -34,8 +34,8 @@ def find(op: str, device: torch.device) -> Function | None:
     int8_linear(x, weight [N, K] int8, weight_scale [N, 1], bias) -> [..., N]; x is quantized per row, too.
     svdq_int4_linear, svdq_fp4_linear(x, qweight [N, K / 2], wscales [N, K / group], smooth [K], down [R, K],
     up [N, R], channel_scale [N] or None, bias) -> [..., N]; x is quantized to 4 bits per group, too.
-    rms_rope(q, k [B, T, heads, D], freqs [1, T, 1, D / 2] complex or what `rotations` makes of them, q_weight,
-    k_weight, eps) -> (q, k) normed and rotated.
+    rms_rope(q, k [B, T, heads, D], freqs [1, T, 1, D / 2] complex or what `rotations` makes of them,
+    q_weight, k_weight, eps) -> (q, k) normed and rotated.
     rms_gated_residual(x, weight, residual, gate, eps) -> residual + gate * rms_norm(x) * weight.
     No kernel records gradients.
     """
@@ -293,7 +293,7 @@ def _trial(op: Op, function: Function, device: torch.device, capability: Capabil
 class Kernel:
     """package: where it is from. load: imports it, or raises ImportError.
 
-    lowest, highest: compute capabilities of the NVIDIA cards on which it wins. amd: whether AMD cards may try.
+    lowest, highest: compute capabilities of the NVIDIA cards on which it wins. amd: AMD cards may try it.
     """
 
     package: str
@@ -321,8 +321,8 @@ _nunchaku_fp4 = functools.partial(_nunchaku_svdq_linear, True)
 
 # Hopper and later multiply 4-bit integers no faster than 8-bit ones, so int4 ends at 8.9; fp4 begins at 12.0.
 # The gated residual exists for AMD cards only: on NVIDIA cards the package has no more than plain torch.
-# Its rms_adaln is left out: the norm's weight would have to go into its bfloat16 scale as w * (1 + scale) - 1,
-# which costs 2 % where that product is about 0.05 (0.3 % in plain bfloat16).
+# Its rms_adaln is left out: the norm's weight would have to go into its bfloat16 scale, as
+# w * (1 + scale) - 1, and that is off by 2 % where the product is about 0.05 (plain bfloat16: 0.3 %).
 OPS: dict[str, Op] = {
     "int8_linear": Op(_int8_example, (Kernel("comfy_kitchen", _comfy_int8_linear, amd=True),)),
     "svdq_int4_linear": Op(

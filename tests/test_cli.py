@@ -111,7 +111,7 @@ def test_every_flag_says_what_it_does():
         (["--seed", "1e3"], "whole number"),
         (["--seed", str(10**30)], "whole number"),
         (["--bf16", "--fp16"], "not allowed with"),
-        (["--attention", "sage"], "sdpa"),
+        (["--attention", "fastest"], "sdpa"),
         (["--dry-run"], "--dry-run needs --process"),
         (["--model", "fake"], "--model needs --process"),
         (["--json"], "--json needs"),

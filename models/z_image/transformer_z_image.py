@@ -7,8 +7,8 @@ Three decisions shape this file:
 * Everything that does not depend on time (caption embedding and refinement, RoPE tables) is computed once per
   prompt by `prepare`, not once per step.
 * Where weights are float16 (cards without bfloat16), activations would leave its range of 65504. The hidden
-  states between the layers are float32 there, the feed-forward's products are computed on scaled rows, and the
-  linear layers' other results end at that limit.
+  states between the layers are float32 there, the feed-forward's products are computed on scaled rows, and
+  the linear layers' other results end at that limit.
 * A batch is a list of sequences. Each layer visits every sequence before the next layer starts, so weights
   that are streamed from RAM travel once per step, no sequence is ever padded to another's length, no
   attention mask exists, and a picture is bit-identical alone and in any batch.
@@ -423,9 +423,9 @@ class ZImageTransformer2DModel(nn.Module):
         length = padded(len(cap_feats))
         image_tokens = padded((height // p) * (width // p))
         rope = self.rope(positions(length, height // p, width // p), device)
-        norm, linear = self.cap_embedder
+        norm: Any = self.cap_embedder[0]
         features = cap_feats.float() if self.dtype == torch.float16 else cap_feats.to(self.dtype)
-        caption = linear(modulated(norm, features, None))
+        caption = self.cap_embedder[1](modulated(norm, features, None))
         caption = wide(torch.cat((caption, self.cap_pad_token.expand(length - len(caption), -1))))[None]
         angles = self._angles(rope[:, image_tokens:])
         for block in self.context_refiner:

@@ -64,3 +64,4 @@ def launch(
             time.sleep(3600)
     finally:
         page.close(verbose=False)
+
