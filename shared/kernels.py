@@ -26,8 +26,9 @@ INT4_GROUP, FP4_GROUP = 64, 16  # weights that share one scale
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # fp4 by the code's lower three bits; the fourth is the sign
 
 
-@torch.compiler.assume_constant_result
-@functools.cache
+_found: dict[tuple[str, torch.device], Function | None] = {}  # a plain dictionary: torch.compile reads it
+
+
 def find(op: str, device: torch.device) -> Function | None:
     """The kernel for `op` (a key of OPS) on `device`; None: compute with plain torch.
 
@@ -39,10 +40,18 @@ def find(op: str, device: torch.device) -> Function | None:
     rms_gated_residual(x, weight, residual, gate, eps) -> residual + gate * rms_norm(x) * weight.
     No kernel records gradients.
     """
+    if (op, device) not in _found:
+        _look_up(op, device)
+    return _found[op, device]
+
+
+@torch.compiler.disable
+def _look_up(op: str, device: torch.device) -> None:
     if device.type != "cuda":
-        return None
+        _found[op, device] = None
+        return
     capability = None if torch.version.hip else torch.cuda.get_device_capability(device)
-    return choose(op, device, capability)
+    _found[op, device] = choose(op, device, capability)
 
 
 def choose(op: str, device: torch.device, capability: Capability | None) -> Function | None:

@@ -221,9 +221,12 @@ class FeedForward(nn.Module):
     def forward_half(self, x: Tensor) -> Tensor:
         """The same from float16 to float32: each row's factors are scaled down to ROW_MAX, so that neither
         their products nor the sums of w2 leave the range, and the result is scaled back."""
-        factors = F.silu(in_range(self.w1(x))), in_range(self.w3(x))
-        a, b = ((f.abs().amax(-1, keepdim=True).float() / ROW_MAX).clamp(min=1) for f in factors)
-        return self.w2((factors[0] / a).half() * (factors[1] / b).half()).float() * (a * b)
+        gate, value = F.silu(in_range(self.w1(x))), in_range(self.w3(x))
+        a, b = (
+            (ROW_MAX / factor.abs().amax(-1, keepdim=True).float()).clamp(max=1).half()
+            for factor in (gate, value)
+        )
+        return self.w2(gate.mul_(a).mul_(value.mul_(b))).float() / (a.float() * b.float())
 
 
 class ZImageTransformerBlock(nn.Module):
@@ -395,10 +398,15 @@ class ZImageTransformer2DModel(nn.Module):
                 block.forward = torch.compile(types.MethodType(type(block).forward, block), *args, **options)
 
     def _use_kernels(self, device: torch.device) -> None:
-        """Give the blocks the kernels that this device has. None of them records gradients."""
+        """Give the blocks the kernels that this device has. None of them records gradients.
+
+        Looks up those of the linear layers, too: they ask inside the blocks, which may be compiled.
+        """
         wanted = None if torch.is_grad_enabled() else (device, self.dtype)
         if wanted == self._fused_for:
             return
+        for op in kernels.OPS:
+            kernels.find(op, device)
         self._fused, self._fused_for = Fused.on(*wanted) if wanted else Fused(), wanted
         for module in self.modules():
             if isinstance(module, (Attention, ZImageTransformerBlock)):
