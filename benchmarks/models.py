@@ -119,12 +119,13 @@ def vae(work: Work) -> Any:
         return AutoencoderKL.from_config(config).eval().requires_grad_(False)
 
 
-def our_pipeline(work: Work, model: nn.Module, decoder: Any) -> Callable[[], Tensor]:
-    """A function that makes the picture, [1, 3, H, W] in 0..1."""
+def our_pipeline(work: Work, model: nn.Module, decoder: Any, output_type: str = "pt") -> Callable[[], Tensor]:
+    """A function that makes the picture, [1, 3, H, W] in 0..1 (or its latents)."""
     pipe = ZImagePipeline(model, nn.Identity(), decoder, None, SCHEDULER, work.device)  # type: ignore[arg-type]
     noise, features = work.inputs
     arguments: dict[str, Any] = dict(height=work.size, width=work.size, num_inference_steps=work.steps)
-    return lambda: pipe(prompt_embeds=[features], latents=noise.clone(), output_type="pt", **arguments).images
+    arguments |= dict(prompt_embeds=[features], output_type=output_type)
+    return lambda: pipe(latents=noise.clone(), **arguments).images
 
 
 def diffusers_pipeline(work: Work, model: Any, decoder: Any) -> tuple[Any, Callable[[], Tensor]]:
