@@ -100,9 +100,9 @@ def int4(linear: nn.Linear) -> nn.Module:
     """Nunchaku's int4 layout of rank 128 with random codes: for speed and memory only."""
     from shared.weights.quantized import SvdqLinear
 
-    n, k, options = linear.out_features, linear.in_features, dict(device=linear.weight.device)
-    random = dict(options, dtype=linear.weight.dtype)
-    codes = torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, **options)
+    n, k = linear.out_features, linear.in_features
+    random: dict[str, Any] = dict(device=linear.weight.device, dtype=linear.weight.dtype)
+    codes = torch.randint(0, 256, (n, k // 2), dtype=torch.uint8, device=linear.weight.device)
     scales, smooth = torch.full((n, k // 64), 0.004, **random), torch.ones(k, **random)
     down, up = (torch.randn(shape, **random) * 0.01 for shape in ((128, k), (n, 128)))
     return SvdqLinear("int4", codes, scales, smooth, down, up).to(linear.weight.device)
