@@ -135,6 +135,10 @@ def _comfy_rms_rope() -> Function:
     return rms_rope
 
 
+def _comfy_rms_gated_residual() -> Function:
+    return torch.compiler.disable(_comfy("rms_gated_residual"))  # no operator of torch
+
+
 def rotations(freqs: Tensor) -> Tensor:
     """Complex [..., D / 2] of length one -> rotation matrices [..., D / 2, 2, 2], fp32."""
     cos, sin = freqs.real, freqs.imag
@@ -181,7 +185,7 @@ def _nunchaku_svdq_linear(fp4: bool) -> Function:
         )  # fmt: skip
         return out[: len(rows)].reshape(*x.shape[:-1], -1).to(x.dtype)
 
-    return svdq_linear
+    return torch.compiler.disable(svdq_linear)  # the package's functions are no operators of torch
 
 
 def tiled_codes(qweight: Tensor) -> Tensor:
@@ -345,6 +349,6 @@ OPS: dict[str, Op] = {
     "rms_rope": Op(_rms_rope_example, (Kernel("comfy_kitchen", _comfy_rms_rope, amd=True),)),
     "rms_gated_residual": Op(
         _gated_residual_example,
-        (Kernel("comfy_kitchen", lambda: _comfy("rms_gated_residual"), (99, 0), amd=True),),
+        (Kernel("comfy_kitchen", _comfy_rms_gated_residual, (99, 0), amd=True),),
     ),
 }

@@ -361,6 +361,22 @@ def test_find_may_stand_in_compiled_code(
     assert compiled(torch.ones(3)).tolist() == [expected] * 3
 
 
+@torch.no_grad()
+def test_kernels_are_part_of_compiled_graphs(eager: None) -> None:
+    """Without a break in the graph, which would cost a synchronization of Python with each layer."""
+    linear, turn = (kernels.OPS[op].kernels[0].load() for op in ("int8_linear", "rms_rope"))
+    weight, scale = int8_weight(noise(64, 64, seed=1))
+    freqs = torch.polar(torch.ones(1, 5, 1, 16), noise(1, 5, 1, 16))
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        q = linear(x, weight, scale, None).unflatten(-1, (2, 32))
+        return turn(q, q * 2, kernels.rotations(freqs), torch.ones(32), torch.ones(32), 1e-5)[1]
+
+    torch._dynamo.reset()
+    x = noise(1, 5, 64, seed=2)
+    torch.testing.assert_close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), layer(x))
+
+
 # ---------------------------------------------------------------- float16 and compilation
 
 

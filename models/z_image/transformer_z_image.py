@@ -6,12 +6,12 @@ Three decisions shape this file:
 
 * Everything that does not depend on time (caption embedding and refinement, RoPE tables) is computed once per
   prompt by `prepare`, not once per step.
-* Where weights are float16 (cards without bfloat16), activations would leave its range of 65504. The hidden
-  states between the layers are float32 there, the feed-forward's products are computed on scaled rows, and
-  the linear layers' other results end at that limit.
 * A batch is a list of sequences. Each layer visits every sequence before the next layer starts, so weights
   that are streamed from RAM travel once per step, no sequence is ever padded to another's length, no
   attention mask exists, and a picture is bit-identical alone and in any batch.
+* Where weights are float16 (cards without bfloat16), activations would leave its range of 65504. The hidden
+  states between the layers are float32 there, the feed-forward's products are computed on scaled rows, and
+  the linear layers' other results end at that limit.
 """
 
 from __future__ import annotations
