@@ -436,6 +436,9 @@ def test_compiled_blocks_compute_the_same(backend: str) -> None:
     _, plain = pair("odd")
     compiled = copy.deepcopy(plain)
     compiled.compile(backend=backend)
+    first = compiled.layers[0].forward
+    compiled.compile(backend=backend)
+    assert compiled.layers[0].forward is first
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     for shape in [(8, 8, 3), (12, 6, 40)]:
         latents, captions = inputs("odd", [shape])

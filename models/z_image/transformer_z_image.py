@@ -363,6 +363,7 @@ class ZImageTransformer2DModel(nn.Module):
         self.cap_pad_token = nn.Parameter(torch.zeros(1, c.dim))
         self.layers = blocks(c.n_layers)
         self._rope: RopeTable | None = None  # made at first use: real even when the model is built empty
+        self._compiled_with: tuple[Any, ...] | None = None
         self._fused = Fused()
         self._fused_for: tuple[torch.device, torch.dtype] | None = None  # what it was looked up for
 
@@ -390,9 +391,12 @@ class ZImageTransformer2DModel(nn.Module):
 
         One graph serves all layers and every size of picture and caption (dynamic=True), so the first picture
         compiles a few graphs and later ones none. Only `forward` is compiled: hooks that bring a block's
-        weights to the card stay outside.
+        weights to the card stay outside. The same call again changes nothing.
         """
         options = {"dynamic": True, "recompile_limit": 16, **kwargs}
+        if self._compiled_with == (args, options):
+            return
+        self._compiled_with = args, options
         for blocks in (self.noise_refiner, self.context_refiner, self.layers):
             for block in blocks:
                 block.forward = torch.compile(types.MethodType(type(block).forward, block), *args, **options)
