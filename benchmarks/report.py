@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from importlib.metadata import version
-from importlib.util import find_spec
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "diffusers", "transformers", "gradio", "mmgp")
+import torch
+
+PACKAGES = ("torch", "diffusers", "transformers", "gradio", "comfy-kitchen")
 
 
 def commit() -> str:
@@ -29,6 +31,26 @@ def processor() -> str:
     return f"{names[0]}, {len(names)} cores" if names else platform.processor()
 
 
+def installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def card(device: torch.device) -> str:
+    """What the benchmark computes on. Ends the program with 2 where that is a CUDA card and there is none."""
+    if device.type != "cuda":
+        return f"{device.type} (a rehearsal: its numbers mean nothing)"
+    if not torch.cuda.is_available():
+        print("This benchmark needs a CUDA device, and there is none.", file=sys.stderr)
+        raise SystemExit(2)
+    properties = torch.cuda.get_device_properties(device)
+    capability = f"{properties.major}.{properties.minor}"
+    memory = f"{properties.total_memory / 2**30:.1f} GiB"
+    return f"{properties.name}, {memory}, compute capability {capability}, CUDA {torch.version.cuda}"
+
+
 def header() -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES if find_spec(name))
+    packages = ", ".join(f"{name} {installed(name)}" for name in PACKAGES)
     return f"{processor()}\nPython {platform.python_version()}, {packages}\ncommit {commit()}"

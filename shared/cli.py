@@ -24,7 +24,7 @@ from shared.engine.machine import survey
 from shared.engine.planner import PROFILES, RESERVED, Overrides
 from shared.engine.tasks import read_tasks
 from shared.errors import UserError
-from shared.settings import SETTINGS
+from shared.settings import ATTENTION_PACKAGES, SETTINGS
 from shared.version import VERSION
 from shared.weights.files import Folders
 
@@ -158,9 +158,10 @@ def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--attention",
-        choices=("auto", "sdpa", "flash"),
+        choices=("auto", "sdpa", *ATTENTION_PACKAGES),
         default="auto",
-        help="attention method: sdpa (PyTorch's own, the default) or flash (needs the package flash-attn)",
+        help="attention method: sdpa (PyTorch's own, the default), flash (package flash-attn), _flash_3 "
+        "(flash_attn_interface) or sage (sageattention); one that is not installed is replaced by sdpa",
     )
     group.add_argument(
         "--compile", action="store_true", help="compile the transformer: a slow start, faster steps"

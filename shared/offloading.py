@@ -1,203 +1,29 @@
-"""Weights into models, and models onto the device: the only file that imports mmgp.
+"""Places the parts of a model on the device: whole, or block by block while they compute.
 
-mmgp 3.8.2 is used for what it does well (lazy reading of safetensors, quantized layers, streaming weights
-through a small card). Its traps that matter here are worked around in this file, each with the reason beside
-it.
+mmgp does this for Wan2GP. Its hooks move every streamed block twice per step, wait for the device at each,
+cast fp32 arguments to the weights' dtype and need every quantized weight to be a tensor subclass
+(docs/performance.md has the counts), so this is a streamer of our own: one flat page-locked buffer per block,
+two places on the device that blocks take turns in, a copy stream, and events instead of waiting.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import mmap
-import sys
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-import mmgp  # noqa: F401
-import psutil
-import safetensors
-import safetensors.torch
 import torch
-import transformers.modeling_utils
-from accelerate import init_empty_weights
-from accelerate.utils import modeling as accelerate_modeling
-from mmgp import offload, safetensors2
 from torch import Tensor, nn
 
-from shared.errors import UserError
-from shared.weights.files import check_safetensors
+from shared.transport import CudaTransport, Transport, pinned_bytes
 
 log = logging.getLogger(__name__)
-M = TypeVar("M", bound=nn.Module)
-
-ACTIVATION_BYTES = 3 << 30  # VRAM kept free for activations and the VAE
-
-
-def _restore_safetensors() -> None:
-    """Importing mmgp replaces these functions with its own, which transformers 5 calls with an argument they
-    lack.
-    """
-    safetensors.safe_open = safetensors2._old_safe_open  # type: ignore[misc]
-    safetensors.torch.load_file = safetensors2._old_torch_load_file
-    accelerate_modeling.safe_open = safetensors2._old_safe_open
-    accelerate_modeling.safe_load_file = safetensors2._old_torch_load_file
-    transformers.modeling_utils.safe_open = safetensors2._old_safe_open
-
-
-_restore_safetensors()
-
-
-def default_device() -> torch.device:
-    """The first CUDA device, else the CPU."""
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
-
-
-def preferred_dtype(file: Path, device: torch.device) -> torch.dtype:
-    """bfloat16 on a card. On a CPU float32, unless the file is bfloat16 and the processor multiplies that:
-    twice as fast there (AVX512_BF16, AMX) and half the memory."""
-    if device.type != "cpu":
-        return torch.bfloat16
-    stored = {entry["dtype"] for entry in check_safetensors(file).values()}
-    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if "BF16" in stored and fast else torch.float32
-
-
-def build(make: Callable[[], M]) -> M:
-    """A model without memory: its weights come from `load_weights`."""
-    with init_empty_weights():
-        return make().eval().requires_grad_(False)
-
-
-def common_prefix(names: Sequence[str], wanted: Sequence[str]) -> str:
-    """What stands before the model's own names in a file ("model.", "model.diffusion_model.", ...), or ""."""
-    known = set(wanted)
-    for name in names:
-        parts = name.split(".")
-        for i in range(len(parts)):
-            if ".".join(parts[i:]) in known:
-                return "".join(f"{p}." for p in parts[:i])
-    return ""
-
-
-def load_weights(
-    model: nn.Module,
-    files: Sequence[Path],
-    *,
-    dtype: torch.dtype | None,
-    unused: Callable[[str], bool] = lambda name: False,
-    renames: Mapping[str, str] | None = None,
-) -> None:
-    """Fill `model` (made by `build`) from safetensors files; floats become `dtype` (None keeps the file's).
-
-    `renames`: parts of the file's names, and what the model calls them. `unused(name)` tells which tensors of
-    the file the model does not need by design. Raises UserError when a file is missing or damaged, lacks
-    tensors or has others in their place.
-    """
-    names: list[str] = []
-    for file in files:
-        if not file.is_file():  # mmgp would try to download it
-            raise UserError(f"{file} does not exist: download it or correct the path in the model's card.")
-        names += [_renamed(name, renames) for name in check_safetensors(file)]
-    wanted = list(model.state_dict())
-    prefix = common_prefix(names, wanted)
-    label = ", ".join(file.name for file in files)
-
-    def rename(weights: dict[str, Tensor], quantization: Any, tied: Any) -> tuple[Any, Any, Any]:
-        tables = (weights, quantization, tied)
-        return tuple(_short(prefix, unused, renames, table) for table in tables)  # type: ignore[return-value]
-
-    try:
-        offload.load_model_data(
-            model,
-            [_source(file) for file in files],
-            default_dtype=dtype,
-            writable_tensors=False,  # a private mapping of the whole file would count against RAM on Windows
-            preprocess_sd=rename,
-            ignore_missing_keys=True,  # named below, in one sentence
-            verboseLevel=0,
-        )
-    except Exception as error:  # mmgp raises bare Exceptions
-        if problem := _problem(model, label, error):
-            raise UserError(problem) from error
-        raise
-    _report_extra(label, names, prefix, set(model.state_dict()), unused)
-
-
-def _problem(model: nn.Module, label: str, error: Exception) -> str | None:
-    """What was wrong with the files, in one sentence; None when it is not the files."""
-    if "size mismatch for " in str(error):
-        detail = str(error).split("size mismatch for ", 1)[1].split("\n")[0]
-        return f"{label} is of another size than its card says ({detail}): check the card."
-    state = model.state_dict()
-    missing = [name for name, x in state.items() if x.is_meta]
-    if not missing:
-        return None
-    return (
-        f"{label} lacks {len(missing)} of the {len(state)} tensors of {type(model).__name__} "
-        f"(first: {missing[0]}): it is a file of another model, or incomplete."
-    )
-
-
-def _renamed(name: str, renames: Mapping[str, str] | None) -> str:
-    for part, own in (renames or {}).items():
-        name = name.replace(part, own)
-    return name
-
-
-def _short(
-    prefix: str,
-    unused: Callable[[str], bool],
-    renames: Mapping[str, str] | None,
-    table: Mapping[str, Any] | None,
-) -> dict[str, Any] | None:
-    """The table under the model's own names."""
-    if table is None:
-        return None
-    short = {_renamed(name, renames).removeprefix(prefix): value for name, value in table.items()}
-    return {name: value for name, value in short.items() if not unused(name)}
-
-
-def _source(file: Path) -> Any:
-    """A name with '-of-' in it would be taken for one of several shards: such files are handed over
-    opened.
-    """
-    if "-of-" not in file.name:
-        return str(file)
-    weights, metadata = safetensors2.torch_load_file(str(file), writable_tensors=False), None
-    with contextlib.suppress(KeyError, TypeError):
-        metadata = json.loads(safetensors2._old_safe_open(str(file), "pt").metadata()["quantization_map"])
-    return (weights, metadata)
-
-
-def _report_extra(
-    label: str, names: Sequence[str], prefix: str, known: set[str], unused: Callable[[str], bool]
-) -> None:
-    modules = {name.rpartition(".")[0] for name in known}
-    short = [name.removeprefix(prefix) for name in names]
-    extra = [n for n in short if n not in known and not unused(n) and n.rpartition(".")[0] not in modules]
-    extra = [
-        n for n in extra if not any(n.startswith(f"{m}.") for m in modules if m)
-    ]  # parts of quantized weights
-    if extra:
-        log.warning(
-            "%s has %d tensors that this model does not know (first: %s).", label, len(extra), extra[0]
-        )
-
-
-# -- the models' parts on the device ------------------------------------------------------------------------
 
 ALIGNMENT = 256  # bytes between tensors that share a buffer: what cudaMalloc gives, so no kernel is slower
-PAGE = max(4096, mmap.PAGESIZE)
-PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every context of the process
+ACTIVATION_BYTES = 3 << 30  # left free beside a part that nobody placed
 
 
 @dataclass(frozen=True)
@@ -225,94 +51,6 @@ class Status:
     on_card: dict[str, int]
     moved: dict[str, int]
     pinned: int
-
-
-class Transport(Protocol):
-    """The device side of a Residency: memory on both sides of the bus, and copies that computing waits for.
-
-    A mark is a point in the queue of what was asked of the device; nobody here ever waits for the device
-    itself. Copies run in the order in which they were asked for, beside the computing.
-    """
-
-    def host(self, nbytes: int) -> Tensor | None:
-        """Page-locked RAM as [nbytes] uint8; None when the system refuses it."""
-
-    def release(self, buffer: Tensor) -> None:
-        """Turn such a buffer back into ordinary RAM."""
-
-    def empty(self, nbytes: int) -> Tensor:
-        """[nbytes] uint8 on the device."""
-
-    def mark(self) -> Any:
-        """The end of all the computing asked for so far."""
-
-    def copy(self, pairs: Sequence[tuple[Tensor, Tensor]], after: Any) -> Any:
-        """Start copying (to the device, from RAM) once `after` is reached. Returns the mark of its end."""
-
-    def wait(self, mark: Any) -> None:
-        """All computing asked for from here on runs after `mark`."""
-
-    def trim(self) -> None:
-        """Give memory that was let go back to the system."""
-
-
-class CudaTransport:
-    """A copy stream beside the stream that computes; events order the two.
-
-    Device buffers belong to the computing stream's allocator, so the first copy into one waits for a mark
-    taken after it was allocated (its memory may have another owner's kernels queued), and a buffer is let go
-    only after `wait` for the last copy into it: the allocator then hands it on in the right order, without
-    `record_stream`, which would hold it back until the card has caught up.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._copies = torch.cuda.Stream(device)
-
-    def host(self, nbytes: int) -> Tensor | None:
-        """torch's own pinned allocator rounds up to powers of two (345 MB to 512), so pages are locked here.
-
-        The buffer has whole pages to itself: locking works by pages, and no two buffers may share one.
-        """
-        size = -(-nbytes // PAGE) * PAGE
-        try:
-            memory = torch.empty(size + PAGE, dtype=torch.uint8, device="cpu")
-        except RuntimeError:  # no RAM for a copy, however short its life
-            return None
-        start = -memory.data_ptr() % PAGE
-        buffer = memory[start : start + nbytes]
-        error = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), size, PORTABLE)
-        if int(error) == 0:
-            return buffer
-        # the error would otherwise be reported by the next kernel's launch, which has no part in it
-        with contextlib.suppress(RuntimeError):
-            torch.zeros(1, device=self.device)
-        return None
-
-    def release(self, buffer: Tensor) -> None:
-        self._copies.synchronize()  # pages may not be unlocked under a copy that still reads them
-        torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
-
-    def empty(self, nbytes: int) -> Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
-
-    def mark(self) -> torch.cuda.Event:
-        return torch.cuda.current_stream(self.device).record_event()
-
-    def copy(self, pairs: Sequence[tuple[Tensor, Tensor]], after: torch.cuda.Event) -> torch.cuda.Event:
-        self._copies.wait_event(after)
-        with torch.cuda.stream(self._copies):
-            for target, source in pairs:
-                target.copy_(source, non_blocking=True)
-        return self._copies.record_event()
-
-    def wait(self, mark: torch.cuda.Event) -> None:
-        torch.cuda.current_stream(self.device).wait_event(mark)
-
-    def trim(self) -> None:
-        """Blocks of another part have another size, and Windows answers a full card with system memory
-        instead of an error: cached memory must not stand in the way of the next part."""
-        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)
@@ -570,8 +308,9 @@ class Residency:
     A part is any module. Its repeated blocks, which can be streamed, are the children of the ModuleLists
     that its attribute `streamed_blocks` names, in the order of the forward pass (without it: `layers`, if it
     has them). Blocks that stay are taken from the last list first. Submodules named in its attribute
-    `stays_in_ram` never go to the card. Change weights in place only while their part is off the card;
-    tensors that come, go or are replaced are noticed at the next use.
+    `stays_in_ram` never go to the card. A part that nobody placed stays there as far as it fits. Change
+    weights in place only while their part is off the card; tensors that come, go or are replaced are noticed
+    at the next use.
 
     On a CPU nothing is moved or packed. Not for use from several threads.
     """
@@ -601,10 +340,12 @@ class Residency:
     def use(self, part: nn.Module) -> Iterator[None]:
         """The part computes on the device inside. Other parts that are not to be kept leave first, but for
         those in use themselves. Raises torch.OutOfMemoryError, with the part in RAM, when it does not fit."""
-        known = self._parts.setdefault(part, _Part(Placement()))
         if self._transport is None:
             yield
             return
+        if part not in self._parts:
+            self._parts[part] = _Part(_fitting(part, self._transport.free() - ACTIVATION_BYTES))
+        known = self._parts[part]
         if known.card is None or known.depth == 0:
             known.card = self._bring(part, known)
         known.depth += 1
@@ -802,6 +543,20 @@ def _tensors_by_unit(part: nn.Module, elsewhere: Container[int] = ()) -> dict[nn
     return units
 
 
+def sizes_of(part: nn.Module) -> list[int]:
+    """Bytes on the card of what is outside of the part's blocks, then of each block."""
+    return [_layout(tensors)[1] for tensors in _tensors_by_unit(part).values()]
+
+
+def _fitting(part: nn.Module, room: int) -> Placement:
+    """Whole where it fits, else as many blocks as leave room for two in transit."""
+    base, *blocks = sizes_of(part)
+    if base + sum(blocks) <= room or not blocks:
+        return Placement()
+    largest = max(blocks)
+    return Placement(max(0, (room - base - 2 * largest) // largest))
+
+
 def resident_blocks(lists: Sequence[Sequence[nn.Module]], count: int | None) -> list[nn.Module]:
     """Which of a part's blocks stay on the card: from the last list first, spread evenly over it, so that
     the copies between them have the most time."""
@@ -812,94 +567,3 @@ def resident_blocks(lists: Sequence[Sequence[nn.Module]], count: int | None) -> 
         chosen += [block for i, block in enumerate(blocks) if (i + 1) * k // n > i * k // n]
         left -= k
     return chosen
-
-
-# -- how much of what goes where ----------------------------------------------------------------------------
-
-
-class Sizes(Protocol):
-    """Bytes of a part outside of its repeated blocks, and of each block."""
-
-    @property
-    def base_bytes(self) -> int: ...
-    @property
-    def block_bytes(self) -> Sequence[int]: ...
-
-
-@dataclass(frozen=True)
-class PartSizes:
-    base_bytes: int
-    block_bytes: tuple[int, ...]
-
-
-def sizes_of(part: nn.Module) -> PartSizes:
-    """What the part takes on the card, without what stays in RAM."""
-    sizes = [_layout(xs)[1] for xs in _tensors_by_unit(part).values()]
-    return PartSizes(sizes[0], tuple(sizes[1:]))
-
-
-def resident_for_budget(sizes: Sizes, megabytes: float, prefetch: bool = True) -> int | None:
-    """How many blocks can stay in a budget (MiB) beside the rest of the part and the blocks in transit.
-
-    None: the whole part fits. 0 also where the budget is too small for anything.
-    """
-    room = megabytes * 2**20 - sizes.base_bytes
-    if not sizes.block_bytes or sum(sizes.block_bytes) <= room:
-        return None
-    largest = max(sizes.block_bytes)
-    return max(0, int((room - largest * (2 if prefetch else 1)) // largest))
-
-
-@dataclass(frozen=True)
-class Profile:
-    """One of the numbered profiles that users of Wan2GP know.
-
-    budgets: MiB on the card by a part's role ("*": any other role); none = whole parts, one at a time.
-    pinned: roles of the parts in page-locked RAM.
-    """
-
-    pinned: Sequence[str]
-    budgets: Mapping[str, float] | None = None
-    prefetch: bool = True
-
-    def placement(self, role: str, sizes: Sizes) -> Placement:
-        resident = None
-        if self.budgets:
-            megabytes = self.budgets.get(role, self.budgets["*"])
-            resident = resident_for_budget(sizes, megabytes, self.prefetch)
-        return Placement(resident, pinned=role in self.pinned or "*" in self.pinned, prefetch=self.prefetch)
-
-
-STREAMED = {"transformer": 1200.0, "*": 3000.0}
-PROFILES: Mapping[float, Profile] = {
-    1: Profile(pinned=["*"]),  # much RAM, much VRAM
-    2: Profile(pinned=["*"], budgets=STREAMED),  # much RAM, little VRAM
-    3: Profile(pinned=["transformer"]),  # little RAM, much VRAM
-    3.5: Profile(pinned=[]),
-    4: Profile(pinned=["transformer"], budgets=STREAMED),  # little RAM, little VRAM
-    4.5: Profile(pinned=["transformer"], budgets=STREAMED, prefetch=False),
-    5: Profile(pinned=[], budgets={"transformer": 400.0, "*": 3000.0}),  # very little of both
-}
-
-
-def pinned_bytes(share: float | None = None) -> int:
-    """How much RAM may be page-locked: a share of all of it, by default what the systems bear."""
-    if share is None:
-        share = 0.40 if sys.platform == "win32" else 0.50
-    return int(psutil.virtual_memory().total * share)
-
-
-def attach(parts: Mapping[str, nn.Module], device: torch.device, profile: float | None = None) -> Residency:
-    """A Residency that knows `parts` by their roles, placed by a profile's number; without one whole where
-    they fit beside the activations, else streamed."""
-    residency = Residency(device)
-    if device.type != "cuda":
-        return residency
-    free, _ = torch.cuda.mem_get_info(device)
-    budget = max(0, free - ACTIVATION_BYTES) / 2**20
-    chosen = Profile(["transformer"], {"*": budget}) if profile is None else PROFILES[profile]
-    for role, part in parts.items():
-        placement = chosen.placement(role, sizes_of(part))
-        log.info("%s on %s: %s", role, torch.cuda.get_device_name(device), placement)
-        residency.place(part, placement)
-    return residency

@@ -29,7 +29,7 @@ class Setting:
     default: object
     label: str
     help: str
-    group: str = "main"  # "main" | "guidance" | "sampler" | "output"
+    group: str = "main"  # "main" | "guidance" | "sampler" | "output" | "advanced"
     minimum: float | None = None
     maximum: float | None = None
     step: float | None = None
@@ -37,6 +37,9 @@ class Setting:
     needs: str = ""  # the model's capability that makes it act; "" = every model
     numbers: bool = False  # a text of numbers: one number, or a list of them, is written out
 
+
+#: attention methods beside PyTorch's own, and the package that each needs
+ATTENTION_PACKAGES = {"flash": "flash_attn", "_flash_3": "flash_attn_interface", "sage": "sageattention"}
 
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
@@ -161,6 +164,12 @@ SETTINGS: dict[str, Setting] = {
             "preset's, for example 0.001,0.6.",
         ),
         Setting(
+            name="override_attention", kind=str, default="", label="Attention method", group="advanced",
+            choices=("", "sdpa", *ATTENTION_PACKAGES), needs="attention",
+            help="Which program compares all places of the picture with each other. sdpa is exact and always "
+            "there; sage is faster and slightly less exact.",
+        ),
+        Setting(
             name="image_format", kind=str, default="png", label="File format", group="output",
             choices=("png", "jpeg", "webp"),
             help="PNG keeps every pixel exactly; JPEG and WebP files are smaller and lose a little. All "
@@ -177,7 +186,7 @@ _WAN2GP_NAMES = {
         loras_multipliers control_net_weight control_net_weight2 denoising_strength masking_strength
         image_guide image_mask image_start image_refs image_prompt_type video_prompt_type mask_expand
         spatial_upsampling film_grain_intensity film_grain_saturation prompt_enhancer multi_prompts_gen_type
-        multi_images_gen_type repeat_generation output_filename override_profile override_attention""",
+        multi_images_gen_type repeat_generation output_filename override_profile""",
     "no Z-Image model uses it": """
         control_net_weight_alt embedded_guidance_scale guidance2_scale guidance3_scale guidance_phases
         switch_threshold switch_threshold2 model_switch_phase alt_guidance_scale alt_scale slg_switch

@@ -112,7 +112,7 @@ def test_every_flag_says_what_it_does():
         (["--seed", "1e3"], "whole number"),
         (["--seed", str(10**30)], "whole number"),
         (["--bf16", "--fp16"], "not allowed with"),
-        (["--attention", "sage"], "sdpa"),
+        (["--attention", "fastest"], "sdpa"),
         (["--profile", "6"], "4.5"),
         (["--preload", "1.5"], "'1.5' is not a whole number from 0"),
         (["--preload", "-1"], "whole number from 0"),

@@ -22,6 +22,8 @@ def known_flags() -> set[str]:
         "training.export",
         "training.twinflow",
         "benchmarks.cpu",
+        "benchmarks.gpu",
+        "benchmarks.vram",
         "benchmarks.page",
     ):
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text("utf-8")

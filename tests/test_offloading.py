@@ -15,19 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from shared import offloading
 from shared.errors import Cancelled
-from shared.offloading import (
-    PAGE,
-    PROFILES,
-    CudaTransport,
-    PartSizes,
-    Placement,
-    Residency,
-    pinned_bytes,
-    resident_blocks,
-    resident_for_budget,
-    sizes_of,
-)
+from shared.offloading import Placement, Residency, resident_blocks, sizes_of
+from shared.transport import PAGE, CudaTransport, pinned_bytes
 from tests import mini
 from tests.counting import CountingTransport
 
@@ -135,7 +126,7 @@ def test_streamed_equals_untouched(resident: int | None, prefetch: bool, pinned:
 def test_a_block_is_one_copy_and_the_next_one_is_under_way_while_it_computes() -> None:
     """Logic: order of the copies, one ahead, from the second pass on as learned from the first."""
     model = Model()
-    sizes = list(sizes_of(model).block_bytes)
+    sizes = sizes_of(model)[1:]
     transport, residency = watched(model)
     seen: list[tuple[int, int]] = []  # (block that computes, copies that were started before)
     for i, block in enumerate(model.blocks()):
@@ -175,7 +166,7 @@ def test_bytes_per_step(resident: int, batch: int) -> None:
     model = Model(first=1, layers=20)
     transport, residency = watched(model)
     stays = resident_blocks([list(model.first), list(model.layers)], resident)
-    sizes = dict(zip(model.blocks(), sizes_of(model).block_bytes, strict=True))
+    sizes = dict(zip(model.blocks(), sizes_of(model)[1:], strict=True))
     streamed = sum(sizes[block] for block in model.layers if block not in stays)
     residency.place(model, Placement(resident))
     steps = 4
@@ -242,7 +233,7 @@ def test_parts_take_turns(keep: bool) -> None:
     plain = copy.deepcopy(first)(inputs())
     transport, residency = watched(first)
     residency.place(first, Placement(None, keep=keep))
-    whole = sum((sizes_of(first).base_bytes, *sizes_of(first).block_bytes))
+    whole = sum(sizes_of(first))
     for _ in range(3):
         with residency.use(first):
             assert equal(first(inputs()), plain)
@@ -325,7 +316,7 @@ def test_parts_that_share_a_module(resident: int | None, keep: bool) -> None:
             assert equal(model(inputs()), expected[0])
         with residency.use(control):
             assert torch.equal(control(inputs()[0]), expected[1])
-    once = sum((sizes_of(model).base_bytes, *sizes_of(model).block_bytes)) + 512  # and two small tensors
+    once = sum(sizes_of(model)) + 512  # and two small tensors
     assert transport.pinned == residency.status().pinned == once
     residency.evict()
     assert transport.live == 0
@@ -389,7 +380,7 @@ def test_what_stays_in_ram_is_not_touched() -> None:
     transport, residency = watched(model)
     with residency.use(model):
         assert model.table.weight.data_ptr() == where
-    assert sizes_of(model).base_bytes == 512 + 256 + 0 * where  # start, end.weight, end.bias
+    assert sizes_of(model)[0] == 512 + 256 + 0 * where  # start, end.weight, end.bias
 
 
 @torch.inference_mode()
@@ -450,7 +441,7 @@ def test_the_cards_side_with_a_stand_in_for_torch_cuda(refusals: int, monkeypatc
         assert equal(model(inputs()), plain)
     assert not any("synchronizes" in call for call in calls)
     if not refusals:
-        assert residency.status().pinned == sum((sizes_of(model).base_bytes, *sizes_of(model).block_bytes))
+        assert residency.status().pinned == sum(sizes_of(model))
         block = ["kernels records", "kernels waits for event of copies"]
         copied = ["copies waits for event of kernels", "copies records"]
         assert calls[: len(block + copied)] == block + copied
@@ -530,7 +521,7 @@ def test_the_mini_streamed_is_the_mini_bit_for_bit(mini_pipe) -> None:
         mini_pipe.residency.place(mini_pipe.text_encoder, Placement(resident))
         assert torch.equal(picture(mini_pipe), plain)
         sizes = [sizes_of(part) for part in mini_pipe.values()]
-        assert transport.pinned == sum(x.base_bytes + sum(x.block_bytes) for x in sizes)  # all three came by
+        assert transport.pinned == sum(map(sum, sizes))  # all three came by
         assert transport.live == mini_pipe.residency.status().on_card["AutoencoderKL"] > 0
     mini_pipe.residency.forget()
     assert transport.live == transport.pinned == 0
@@ -587,30 +578,14 @@ def test_a_cancelled_picture_leaves_the_next_one_as_it_was(mini_pipe) -> None:
 # -- how much of what goes where ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("megabytes", "blocks"), [(10, 0), (400, 0), (1200, 1), (3000, 6), (6000, 15), (8000, 21), (12000, None)]
-)
-def test_budgets_give_the_resident_blocks_of_the_real_transformer(megabytes: int, blocks: int | None) -> None:
-    """34 blocks of 345 MiB and a base of 20; the counts were found with mmgp's planner for these budgets."""
-    assert resident_for_budget(PartSizes(20 << 20, (345 << 20,) * 34), megabytes) == blocks
-
-
-def test_profiles() -> None:
-    sizes = PartSizes(20 << 20, (345 << 20,) * 34)
-    table = {
-        number: (place.resident_blocks, place.pinned, profile.placement("vae", sizes).pinned, place.prefetch)
-        for number, profile in PROFILES.items()
-        for place in [profile.placement("transformer", sizes)]
-    }
-    assert table == {
-        1: (None, True, True, True),
-        2: (1, True, True, True),
-        3: (None, True, False, True),
-        3.5: (None, False, False, True),
-        4: (1, True, False, True),
-        4.5: (2, True, False, False),
-        5: (0, False, False, True),
-    }
+@pytest.mark.parametrize(("gib", "blocks"), [(3, 0), (3.5, 0), (5, 3), (10, 18), (15, None)])
+def test_a_part_that_nobody_placed_stays_as_far_as_it_fits(
+    gib: float, blocks: int | None, monkeypatch
+) -> None:
+    """3 GiB are left free; 34 blocks of 345 MiB and a base of 20, as the real transformer in bf16."""
+    monkeypatch.setattr(offloading, "sizes_of", lambda part: [20 << 20, *[345 << 20] * 34])
+    found = offloading._fitting(nn.Identity(), int(gib * 2**30) - offloading.ACTIVATION_BYTES)
+    assert found == Placement(blocks)
 
 
 def test_blocks_that_stay_are_spread_over_the_last_list_first() -> None:
@@ -629,8 +604,8 @@ def test_sizes_are_those_of_the_buffers() -> None:
     model = Model()
     transport, residency = watched(model)
     with residency.use(model):
-        assert transport.live == sum((sizes_of(model).base_bytes, *sizes_of(model).block_bytes))
-    assert sizes_of(model).block_bytes[0] == 8 * 256  # eight small tensors of their own
+        assert transport.live == sum(sizes_of(model))
+    assert sizes_of(model)[1] == 8 * 256  # eight small tensors of their own
     assert 0.3 * pinned_bytes(1.0) <= pinned_bytes() <= pinned_bytes(0.5)
 
 

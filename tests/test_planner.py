@@ -20,7 +20,6 @@ from shared.engine.planner import (
     PROFILES,
     Machine,
     Overrides,
-    choose_attention,
     plan,
 )
 from shared.errors import UserError
@@ -276,30 +275,6 @@ def test_the_safety_coefficient_is_obeyed():
     plans = [plan(card(8), offers("bf16"), needs(1024), Overrides(safety=share)) for share in (0.5, 0.7, 0.9)]
     assert all(p.peak <= share * 8 * GIB for p, share in zip(plans, (0.5, 0.7, 0.9), strict=True))
     assert plans[0].resident_layers < plans[1].resident_layers < plans[2].resident_layers
-
-
-@pytest.mark.parametrize(
-    ("rule", "capability", "override", "backend"),
-    [
-        (None, (8, 6), "auto", "auto"),
-        ("flash", (8, 6), "auto", "flash"),
-        ({"<89": "sdpa"}, (8, 6), "auto", "sdpa"),
-        ({"<89": "sdpa"}, (8, 9), "auto", "auto"),
-        ({"<80": "sdpa", ">=90": "_flash_3"}, (9, 0), "auto", "_flash_3"),
-        ({"120": "sdpa"}, (12, 0), "auto", "sdpa"),
-        ({"<89": "sdpa"}, (8, 6), "flash", "flash"),
-    ],
-)
-def test_the_attention_backend(rule, capability, override, backend):
-    assert choose_attention(rule, capability, override) == backend
-    here = card(8, capability=capability)
-    found = plan(here, offers("bf16"), needs(512), Overrides(attention=override), attention_rule=rule)
-    assert found.attention == backend
-
-
-def test_an_attention_rule_that_is_none_is_a_sentence():
-    with pytest.raises(UserError, match='"new cards" under "attention"'):
-        choose_attention({"new cards": "sdpa"}, (8, 6))
 
 
 # ---- on a CPU ----------------------------------------------------------------------------------------------

@@ -330,7 +330,7 @@ def test_a_clone_sets_itself_up_and_runs(tmp_path: Path):
         assert run_start(clone, "--version").stdout.startswith("ZGP ")
         models = run_start(clone, "--list-models")
         assert models.returncode == 0 and "z_image" in models.stdout, models.stderr
-        imports = "import gradio, torch, diffusers, transformers, mmgp"
+        imports = "import gradio, torch, diffusers, transformers"
         subprocess.run([start_python(clone), "-c", imports], check=True, cwd=clone)
     finally:
         shutil.rmtree(clone / ".venv", ignore_errors=True)  # pytest keeps three runs of these gigabytes

@@ -13,6 +13,7 @@ from torch import Tensor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
 from models.z_image.z_image_handler import SAMPLER_SETTINGS
+from shared import attention
 from shared.offloading import Placement
 from shared.settings import parse_resolution
 
@@ -48,8 +49,6 @@ class Plan(Protocol):
     @property
     def vae_tile(self) -> int | None: ...
     @property
-    def attention(self) -> str: ...
-    @property
     def compile(self) -> bool: ...
     def placements(self) -> Mapping[str, Mapping[str, Any]]: ...
 
@@ -57,19 +56,24 @@ class Plan(Protocol):
 class ZImageProcessor:
     """Runs the pipeline for a job."""
 
-    def __init__(self, pipe: ZImagePipeline, latent_rgb: LatentRgb) -> None:
-        self.pipe, self.latent_rgb = pipe, latent_rgb
+    def __init__(
+        self,
+        pipe: ZImagePipeline,
+        latent_rgb: LatentRgb,
+        choose_attention: Callable[[str | None], tuple[str, str | None]] = attention.choose,
+    ) -> None:
+        """choose_attention: from a job's wish (None: the program's) to a backend and a note for the user."""
+        self.pipe, self.latent_rgb, self.choose_attention = pipe, latent_rgb, choose_attention
 
     def apply_plan(self, plan: Plan) -> None:
         """From now on work as `plan` says. What it leaves as it was stays where it is."""
         pipe = self.pipe
         pipe.vae_tile = plan.vae_tile
-        pipe.transformer.set_attention_backend(plan.attention)
         pipe.placements = {part: Placement(**how) for part, how in plan.placements().items()}
         for part, placement in pipe.placements.items():
             if part != "text_encoder" or pipe.text_encoder_loaded:
                 pipe.residency.place(pipe[part], placement)
-        if plan.compile and pipe.transformer.layers[0]._compiled_call_impl is None:
+        if plan.compile:
             pipe.transformer.compile()
 
     def generate(
@@ -88,6 +92,8 @@ class ZImageProcessor:
         def step(number: int, total: int, denoised: Sequence[Tensor]) -> None:
             on_step(number, total, lambda: [self.latent_rgb.render(x, (width, height)) for x in denoised])
 
+        backend, note = self.choose_attention(settings.get("override_attention"))
+        self.pipe.transformer.set_attention_backend(backend)
         output = self.pipe(
             prompt=settings["prompt"],
             height=height,
@@ -100,4 +106,4 @@ class ZImageProcessor:
             interrupt=interrupt,
             **{name: settings[name] for name in SAME_NAME if name in settings},
         )
-        return Generation(output.images, output.notes)
+        return Generation(output.images, [note, *output.notes] if note else output.notes)

@@ -28,8 +28,10 @@ from models.z_image.z_image_handler import (
     family_handler,
     find,
 )
-from shared import offloading
+from shared import attention as attention_backends
 from shared.errors import UserError
+from shared.offloading import Residency
+from shared.transport import default_device
 from shared.weights import formats
 from shared.weights import loading as weights
 from shared.weights.files import check_safetensors, weight_files
@@ -62,7 +64,7 @@ def load(
 ) -> tuple[ZImageProcessor, ZImagePipeline]:
     """See `family_handler.load_model`. prompt_cache: folder of encoded prompts; None keeps them in memory."""
     shared = share or _alone
-    place = torch.device(device) if device else offloading.default_device()
+    place = torch.device(device) if device else default_device()
     files = {
         need.role: need
         for need in family_handler.query_model_files(base_model_type, {"URLs": [], **model_def})
@@ -79,13 +81,13 @@ def load(
     sources = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
     found = formats.inspect([find(source) for source in sources], names.TRANSFORMER)
     dtype = dtype or preferred_dtype(found, place)
+    encoder_dtype = torch.bfloat16 if dtype == torch.float16 else dtype  # Qwen3 can overflow float16
     config = model_def.get("transformer_config") or TRANSFORMER_CONFIG
     transformer = shared(
         "transformer", found.files, f"{config} {dtype}", lambda: _transformer(model_def, found, dtype)
     )
     if save_quantized and not found.quantized and len(found.files) == 1:
         _save_quantized(transformer, found.files[0])
-    transformer.set_attention_backend(attention)
     vae_config, vae_dtype = model_def.get("vae_config") or VAE_CONFIG, vae_dtype or torch.float32
     encoder_files = weight_files(encoder, names.TEXT_ENCODER.folder)
     for file in encoder_files:
@@ -95,22 +97,25 @@ def load(
         lambda: shared(
             "text_encoder",
             encoder_files,
-            f"{tokenizer_folder} {dtype}",
-            lambda: _text_encoder(tokenizer_folder, encoder_files, dtype),
+            f"{tokenizer_folder} {encoder_dtype}",
+            lambda: _text_encoder(tokenizer_folder, encoder_files, encoder_dtype),
         ),
         shared("vae", [vae_file], f"{vae_config} {vae_dtype}", lambda: _vae(vae_config, vae_file, vae_dtype)),
         AutoTokenizer.from_pretrained(tokenizer_folder),
         read_config(model_def.get("scheduler_config") or SCHEDULER_CONFIGS[base_model_type]),
         place,
         prompt_cache=PromptCache(prompt_cache),
-        encoder_id=text_encoding.identity(encoder_files, tokenizer_folder, dtype, place),
+        encoder_id=text_encoding.identity(encoder_files, tokenizer_folder, encoder_dtype, place),
     )
     pipe.unified_solver = bool(model_def.get("unified_solver"))
-    if share:  # a plan will say what goes where, and all models have one Residency
-        pipe.residency = share("residency", [], str(place), lambda: offloading.Residency(place))
-    else:
-        pipe.residency = offloading.attach(pipe, place)
-    return ZImageProcessor(pipe, LatentRgb.read(_latent_rgb_file(vae_config))), pipe
+    pipe.residency = shared("residency", [], str(place), lambda: Residency(place))
+    choose_attention = functools.partial(
+        attention_backends.choose,
+        otherwise=attention,
+        card_rule=model_def.get("attention"),
+        capability=attention_backends.capability_of(place),
+    )
+    return ZImageProcessor(pipe, LatentRgb.read(_latent_rgb_file(vae_config)), choose_attention), pipe
 
 
 def read_config(config: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -2,19 +2,24 @@
 
 Source: Tongyi-MAI/Z-Image (native code) and diffusers' `ZImageTransformer2DModel` (the tests' peer).
 
-Two decisions shape this file:
+Three decisions shape this file:
 
 * Everything that does not depend on time (caption embedding and refinement, RoPE tables) is computed once per
   prompt by `prepare`, not once per step.
 * A batch is a list of sequences. Each layer visits every sequence before the next layer starts, so weights
   that are streamed from RAM travel once per step, no sequence is ever padded to another's length, no
   attention mask exists, and a picture is bit-identical alone and in any batch.
+* Where weights are float16 (cards without bfloat16), activations would leave its range of 65504. The hidden
+  states between the layers are float32 there, the feed-forward's products are computed on scaled rows, and
+  the linear layers' other results end at that limit.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -25,11 +30,16 @@ from torch import Tensor, nn
 
 from models.z_image.nag import Nag, NagAttend
 from shared import attention as attention_backends
+from shared import kernels
 from shared.errors import Cancelled, UserError
+
+log = logging.getLogger(__name__)
 
 ADALN_EMBED_DIM = 256  # width of the time embedding, or dim where that is smaller
 SEQ_MULTI_OF = 32  # caption and image are each padded to a multiple of this with a learned, attended token
 T_MID_DIM = 1024  # hidden width of the time embedder
+HALF_MAX = 65504  # the largest float16
+ROW_MAX = 8.0  # of either factor of the feed-forward in float16
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class ZImageConfig:
 class Conditioning:
     """What one prompt at one image size contributes to every step.
 
-    caption: [1, C, dim] refined caption tokens, C a multiple of 32.
+    caption: [1, C, dim] refined caption tokens, C a multiple of 32; float32 where the weights are float16.
     rope: [1, N + C, 1, head_dim / 2] complex64, image rows (padded to N) first, then caption rows.
     image_tokens: N, a multiple of 32. height, width: of the latent.
     """
@@ -87,6 +97,42 @@ class Conditioning:
     width: int
 
 
+@dataclass(frozen=True)
+class Fused:
+    """The device's kernels for formulas of a block (see `shared.kernels.find`); None: the plain formula."""
+
+    rms_rope: Callable[..., tuple[Tensor, Tensor]] | None = None
+    rms_gated_residual: Callable[..., Tensor] | None = None
+
+    @classmethod
+    def on(cls, device: torch.device, dtype: torch.dtype) -> Fused:
+        residual = None if dtype == torch.float16 else kernels.find("rms_gated_residual", device)
+        return cls(kernels.find("rms_rope", device), residual)
+
+
+def in_range(x: Tensor) -> Tensor:
+    """float16: infinities become its largest numbers, in place. Other dtypes: x as it is."""
+    return x.clamp_(-HALF_MAX, HALF_MAX) if x.dtype == torch.float16 else x
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in the dtype of the hidden states between the layers."""
+    return x.float() if x.dtype == torch.float16 else x
+
+
+def rms(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """norm(x), in float32 where the weights are float16."""
+    if norm.weight.dtype != torch.float16:
+        return norm(x)
+    return F.rms_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.eps)
+
+
+def modulated(norm: nn.RMSNorm, x: Tensor, scale: Tensor | None) -> Tensor:
+    """norm(x) * (1 + scale), for a linear layer to read."""
+    h = rms(norm, x) if scale is None else rms(norm, x) * (1 + scale)
+    return h.clamp(-HALF_MAX, HALF_MAX).half() if norm.weight.dtype == torch.float16 else h
+
+
 def add_gated(x: Tensor, gate: Tensor | None, h: Tensor) -> Tensor:
     """x + gate * h; into x itself where no gradient is recorded, so that x never lives twice."""
     if torch.is_grad_enabled():
@@ -96,8 +142,11 @@ def add_gated(x: Tensor, gate: Tensor | None, h: Tensor) -> Tensor:
 
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
     """Rotate the interleaved pairs of x [B, T, heads, head_dim] by rope [1, T, 1, head_dim / 2], in fp32."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rope).flatten(3).type_as(x)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # the compiler has no kernels for complex numbers
+        (a, b), cos, sin = pairs.unbind(-1), rope.real, rope.imag
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(3).type_as(x)
+    return torch.view_as_real(torch.view_as_complex(pairs) * rope).flatten(3).type_as(x)
 
 
 class TimestepEmbedder(nn.Module):
@@ -127,11 +176,12 @@ class Attention(nn.Module):
     """Full self-attention with RMS-normed, rotated queries and keys. x: [B, T, dim] -> [B, T, dim]."""
 
     attend: attention_backends.Attend
+    fused = Fused()
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.attend = attention_backends.get("sdpa")
+        self.attend = attention_backends.sdpa
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_k = nn.Linear(dim, dim, bias=False)
         self.to_v = nn.Linear(dim, dim, bias=False)
@@ -140,11 +190,16 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(dim, dim, bias=False))
 
     def forward(self, x: Tensor, rope: Tensor, split: Split | None = None) -> Tensor:
-        q, k, v = (to(x).unflatten(-1, (self.heads, -1)) for to in (self.to_q, self.to_k, self.to_v))
-        q = apply_rope(self.norm_q(q), rope)
-        k = apply_rope(self.norm_k(k), rope)
+        q, k, v = (
+            in_range(to(x)).unflatten(-1, (self.heads, -1)) for to in (self.to_q, self.to_k, self.to_v)
+        )
+        if self.fused.rms_rope is not None:
+            q, k = self.fused.rms_rope(q, k, rope, self.norm_q.weight, self.norm_k.weight, self.norm_q.eps)
+        else:
+            q = apply_rope(self.norm_q(q), rope)
+            k = apply_rope(self.norm_k(k), rope)
         attend = self.attend if split is None else split(self.attend)
-        return self.to_out(attend(q, k, v))
+        return wide(in_range(self.to_out(attend(q, k, v))))
 
 
 class FeedForward(nn.Module):
@@ -157,13 +212,27 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(dim, hidden_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float16:
+            return self.forward_half(x)
         if torch.is_grad_enabled():
             return self.w2(F.silu(self.w1(x)) * self.w3(x))
         return self.w2(F.silu(self.w1(x), inplace=True).mul_(self.w3(x)))
 
+    def forward_half(self, x: Tensor) -> Tensor:
+        """The same from float16 to float32: each row's factors are scaled down to ROW_MAX, so that neither
+        their products nor the sums of w2 leave the range, and the result is scaled back."""
+        gate, value = F.silu(in_range(self.w1(x))), in_range(self.w3(x))
+        a, b = (
+            (ROW_MAX / factor.abs().amax(-1, keepdim=True).float()).clamp(max=1).half()
+            for factor in (gate, value)
+        )
+        return self.w2(gate.mul_(a).mul_(value.mul_(b))).float() / (a.float() * b.float())
+
 
 class ZImageTransformerBlock(nn.Module):
     """Attention and feed-forward, each normed before and after; `modulation`: scaled and gated by time."""
+
+    fused = Fused()
 
     def __init__(self, dim: int, heads: int, eps: float, modulation: bool = True) -> None:
         super().__init__()
@@ -181,14 +250,23 @@ class ZImageTransformerBlock(nn.Module):
         self, x: Tensor, rope: Tensor, temb: Tensor | None = None, split: Split | None = None
     ) -> Tensor:
         """x: [B, T, dim]; temb: [B or 1, 256]. Without gradients x is overwritten and returned."""
-        if not self.modulation:
-            x = add_gated(x, None, self.attention_norm2(self.attention(self.attention_norm1(x), rope)))
-            return add_gated(x, None, self.ffn_norm2(self.feed_forward(self.ffn_norm1(x))))
-        scale_msa, gate_msa, scale_mlp, gate_mlp = self.adaLN_modulation(temb).unsqueeze(1).chunk(4, dim=2)
-        h = self.attention_norm1(x) * (1 + scale_msa)
-        x = add_gated(x, gate_msa.tanh(), self.attention_norm2(self.attention(h, rope, split)))
-        h = self.ffn_norm1(x) * (1 + scale_mlp)
-        return add_gated(x, gate_mlp.tanh(), self.ffn_norm2(self.feed_forward(h)))
+        scale_msa = gate_msa = scale_mlp = gate_mlp = None
+        if self.modulation:
+            scale_msa, gate_msa, scale_mlp, gate_mlp = (
+                self.adaLN_modulation(temb).unsqueeze(1).chunk(4, dim=2)
+            )
+        h = self.attention(modulated(self.attention_norm1, x, scale_msa), rope, split)
+        x = self.add_normed(x, gate_msa, self.attention_norm2, h)
+        h = self.feed_forward(modulated(self.ffn_norm1, x, scale_mlp))
+        return self.add_normed(x, gate_mlp, self.ffn_norm2, h)
+
+    def add_normed(self, x: Tensor, gate: Tensor | None, norm: nn.RMSNorm, h: Tensor) -> Tensor:
+        """x + tanh(gate) * norm(h), without a gate x + norm(h)."""
+        if gate is None:
+            return add_gated(x, None, rms(norm, h))
+        if self.fused.rms_gated_residual is not None:
+            return self.fused.rms_gated_residual(h, norm.weight, x, gate.tanh(), norm.eps)
+        return add_gated(x, gate.tanh(), rms(norm, h))
 
 
 class FinalLayer(nn.Module):
@@ -199,7 +277,8 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(min(dim, ADALN_EMBED_DIM), dim))
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        return self.linear(self.norm_final(x) * (1 + self.adaLN_modulation(temb)).unsqueeze(1))
+        h = self.norm_final(x) * (1 + self.adaLN_modulation(temb)).unsqueeze(1)
+        return self.linear(in_range(h.to(temb.dtype)))
 
 
 class RopeTable:
@@ -284,23 +363,62 @@ class ZImageTransformer2DModel(nn.Module):
         self.cap_pad_token = nn.Parameter(torch.zeros(1, c.dim))
         self.layers = blocks(c.n_layers)
         self._rope: RopeTable | None = None  # made at first use: real even when the model is built empty
+        self._compiled_with: tuple[Any, ...] | None = None
+        self._fused = Fused()
+        self._fused_for: tuple[torch.device, torch.dtype] | None = None  # what it was looked up for
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of activations (the pad token is never quantized)."""
         return self.x_pad_token.dtype
 
-    def set_attention_backend(self, name: str) -> None:
-        """Use the backend called `name` ("sdpa", "flash", "_flash_3"). Raises UserError if it cannot run."""
-        attend = attention_backends.get(name)
+    def set_attention_backend(self, name: str) -> str | None:
+        """Use the backend called `name` ("auto", "sdpa", "flash", "_flash_3", "sage").
+
+        Where it cannot run here, sdpa is used, and the sentence that says why and what to install is returned
+        and logged. Raises UserError for a name that does not exist.
+        """
+        name, note = attention_backends.choose(name)
+        if note:
+            log.warning(note)
         for module in self.modules():
             if isinstance(module, Attention):
-                module.attend = attend
+                module.attend = attention_backends.BACKENDS[name].attend
+        return note
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """torch.compile of each repeated block: one small graph instead of one per layer."""
-        for layer in self.layers:
-            layer.compile(*args, **kwargs)
+        """torch.compile of the repeated blocks; takes its arguments.
+
+        One graph serves all layers and every size of picture and caption (dynamic=True), so the first picture
+        compiles a few graphs and later ones none. Only `forward` is compiled: hooks that bring a block's
+        weights to the card stay outside. The same call again changes nothing.
+        """
+        options = {"dynamic": True, "recompile_limit": 16, **kwargs}
+        if self._compiled_with == (args, options):
+            return
+        self._compiled_with = args, options
+        for blocks in (self.noise_refiner, self.context_refiner, self.layers):
+            for block in blocks:
+                block.forward = torch.compile(types.MethodType(type(block).forward, block), *args, **options)
+
+    def _use_kernels(self, device: torch.device) -> None:
+        """Give the blocks the kernels that this device has. None of them records gradients.
+
+        Looks up those of the linear layers, too: they ask inside the blocks, which may be compiled.
+        """
+        wanted = None if torch.is_grad_enabled() else (device, self.dtype)
+        if wanted == self._fused_for:
+            return
+        for op in kernels.OPS:
+            kernels.find(op, device)
+        self._fused, self._fused_for = Fused.on(*wanted) if wanted else Fused(), wanted
+        for module in self.modules():
+            if isinstance(module, (Attention, ZImageTransformerBlock)):
+                module.fused = self._fused
+
+    def _angles(self, rope: Tensor) -> Tensor:
+        """rope in the form that the device's kernel reads, where it has one."""
+        return rope if self._fused.rms_rope is None else kernels.rotations(rope)
 
     def rope(self, ids: Tensor, device: torch.device) -> Tensor:
         if self._rope is None:
@@ -313,13 +431,17 @@ class ZImageTransformer2DModel(nn.Module):
         cap_feats: [L, cap_feat_dim] text features, L >= 1. height, width: of the latent (even numbers).
         """
         p, device = self.config.patch_size, cap_feats.device
+        self._use_kernels(device)
         length = padded(len(cap_feats))
         image_tokens = padded((height // p) * (width // p))
         rope = self.rope(positions(length, height // p, width // p), device)
-        caption = self.cap_embedder(cap_feats.to(self.dtype))
-        caption = torch.cat((caption, self.cap_pad_token.expand(length - len(caption), -1)))[None]
+        norm: Any = self.cap_embedder[0]
+        features = cap_feats.float() if self.dtype == torch.float16 else cap_feats.to(self.dtype)
+        caption = self.cap_embedder[1](modulated(norm, features, None))
+        caption = wide(torch.cat((caption, self.cap_pad_token.expand(length - len(caption), -1))))[None]
+        angles = self._angles(rope[:, image_tokens:])
         for block in self.context_refiner:
-            caption = block(caption, rope[:, image_tokens:])
+            caption = block(caption, angles)
         return Conditioning(caption, rope, image_tokens, height, width)
 
     def embed_time(self, t: Tensor) -> Tensor:
@@ -363,6 +485,7 @@ class ZImageTransformer2DModel(nn.Module):
         negatives, nag: n conditionings to move away from by normalized attention guidance, and how.
         """
         patch = self.config.patch_size
+        self._use_kernels(latents[0].device)
         temb = self.embed_time(t) if target_t is None else self.embed_twin_time(t, target_t)
         tembs = [temb[i : i + 1] for i in range(len(temb))] if len(temb) > 1 else [temb] * len(latents)
         image_ropes = [c.rope[:, : c.image_tokens] for c in conditionings]
@@ -393,15 +516,15 @@ class ZImageTransformer2DModel(nn.Module):
 
     def _embed_image(self, patches: Tensor, c: Conditioning) -> Tensor:
         x = self.all_x_embedder[self.config.key](patches.to(self.dtype))
-        return torch.cat((x, self.x_pad_token.expand(c.image_tokens - len(x), -1)))[None]
+        return wide(torch.cat((x, self.x_pad_token.expand(c.image_tokens - len(x), -1))))[None]
 
     def _project(self, x: Tensor, temb: Tensor, c: Conditioning) -> Tensor:
         rows, columns = c.height // self.config.patch_size, c.width // self.config.patch_size
         tokens = self.all_final_layer[self.config.key](x[:, : rows * columns], temb)
         return unpatchify(tokens[0], rows, columns, self.config.patch_size)
 
-    @staticmethod
     def _run(
+        self,
         blocks: nn.ModuleList,
         seqs: list[Tensor],
         ropes: list[Tensor],
@@ -410,6 +533,7 @@ class ZImageTransformer2DModel(nn.Module):
         splits: list[Split] | None = None,
     ) -> None:
         """Each block over all sequences, in place in the list."""
+        ropes = [self._angles(rope) for rope in ropes]
         for block in blocks:
             if interrupt is not None and interrupt():
                 raise Cancelled

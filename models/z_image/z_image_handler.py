@@ -5,6 +5,7 @@ Everything but `load_model` works without torch, so that the page and the listin
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from models.z_image import memory
 from models.z_image.unified_sampler import resolve, time_grid
 from shared.errors import UserError
 from shared.footprint import Needs, Offers
+from shared.settings import ATTENTION_PACKAGES
 from shared.weights.files import Folders, Required, locate
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ class family_handler:
             "flow_shift": guided,
             "NAG": not guided and not unified,
             "unified": unified,
+            "attention": any(map(importlib.util.find_spec, ATTENTION_PACKAGES.values())),
             "size_multiple": 16,
             "min_size": 64,
             "max_size": 8192,

@@ -153,7 +153,7 @@ class ModelHost:
             info.architecture,
             model_def=info.card.model,
             text_encoder_filename=files.get("text_encoder"),
-            attention=plan.attention if plan else self._overrides.attention,
+            attention=self._overrides.attention,
             **options,
         )
         if plan is not None:
@@ -182,13 +182,11 @@ def plan_job(
     if not hasattr(info.handler, "query_memory"):
         return None
     here, model = read_machine(), (info.architecture, info.card.model)
-    attention = settings.get("override_attention")
     return planner.plan(
         here,
         info.handler.query_offers(*model, folders, here.float_bytes),
         info.handler.query_memory(*model, settings, folders),
-        replace(overrides, attention=attention) if attention else overrides,
-        attention_rule=info.card.model.get("attention"),
+        overrides,
         rung=rung,
     )
 

@@ -7,10 +7,8 @@ sold.
 
 from __future__ import annotations
 
-import operator
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,7 +136,6 @@ class Plan:
     text_encoder: Variant | None
     machine: Machine = field(compare=False)  # its free memory changes without changing a plan
     dtype: str = ""
-    attention: str = "auto"
     resident_layers: int = 0
     encoder_whole: bool = True
     vae_tile: int | None = None
@@ -196,18 +193,15 @@ def plan(
     needs: Needs,
     overrides: Overrides = NO_OVERRIDES,
     *,
-    attention_rule: Any = None,
     rung: int = 0,
 ) -> Plan:
     """The plan of choice (rung 0), or a more careful one for a job that did not fit; the last one for any
     rung beyond.
-
-    attention_rule: the card's "attention". Raises UserError when nothing that the card offers can run here.
+    Raises UserError when nothing that the card offers can run here.
     """
     if machine.capability is None:
         return _cpu_plan(machine, offers, needs, overrides)
-    attention = choose_attention(attention_rule, machine.capability, overrides.attention)
-    planner = _Planner(machine, offers, needs, overrides, attention)
+    planner = _Planner(machine, offers, needs, overrides)
     ladder = planner.ladder(planner.best())
     step = min(rung, len(ladder) - 1)
     return replace(ladder[step], rung=step, last=step == len(ladder) - 1)
@@ -244,7 +238,6 @@ class _Planner:
     offers: Offers
     needs: Needs
     overrides: Overrides
-    attention: str
 
     @property
     def budget(self) -> int:
@@ -380,8 +373,8 @@ class _Planner:
         rate = rate if streamed <= self.machine.ram_free else DISK_RATE
         return replace(
             draft,
-            dtype=self.overrides.dtype or "bf16",
-            attention=self.attention,
+            dtype=self.overrides.dtype
+            or ("bf16" if (self.machine.capability or (0, 0)) >= (8, 0) else "fp16"),
             pinned=tuple(pinned),
             prefetch=self.profile.prefetch if self.profile else True,
             compile=self.overrides.compile,
@@ -430,41 +423,12 @@ def _cpu_plan(machine: Machine, offers: Offers, needs: Needs, overrides: Overrid
         min(encoders, key=lambda v: v.size.total, default=None),
         machine,
         dtype=overrides.dtype or dtype,
-        attention=overrides.attention,
         compile=overrides.compile,
         ram=ram(variant),
     )
 
 
 # ---- small things ------------------------------------------------------------------------------------------
-
-COMPARISONS: Mapping[str, Callable[[int, int], bool]] = {
-    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq,
-    "": operator.eq,
-}  # fmt: skip
-
-
-def choose_attention(rule: Any, capability: tuple[int, int], override: str = "auto") -> str:
-    """The backend of a model: the user's choice, else what the model's card says, else "auto".
-
-    rule: a name, or an object of conditions on the compute capability such as {"<89": "sdpa"}, where 89
-    means 8.9. UserError for a condition of another form.
-    """
-    if override != "auto" or not rule:
-        return override
-    if isinstance(rule, str):
-        return rule
-    here = capability[0] * 10 + capability[1]
-    for condition, backend in rule.items():
-        match = re.fullmatch(r"\s*(<=|>=|==|<|>|)\s*(\d+)\s*", condition)
-        if match is None:
-            raise UserError(
-                f'The model\'s card has "{condition}" under "attention"; expected a compute capability such '
-                'as "<89": correct the card.'
-            )
-        if COMPARISONS[match[1]](here, int(match[2])):
-            return backend
-    return "auto"
 
 
 def _gb(count: float, digits: int = 1) -> str:

@@ -39,8 +39,11 @@ SAFETENSORS_DTYPES = {
 
 
 def preferred_dtype(checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
-    """bfloat16 on a card. On a CPU float32, unless the file is bfloat16 and the processor multiplies that:
-    twice as fast there (AVX512_BF16, AMX) and half the memory."""
+    """bfloat16 on a card, float16 on those that multiply bfloat16 slowly (below compute capability 8.0). On a
+    CPU float32, unless the file is bfloat16 and the processor multiplies that: twice as fast there
+    (AVX512_BF16, AMX) and half the memory."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     if device.type != "cpu":
         return torch.bfloat16
     stored = {entry.dtype for entry in checkpoint.entries.values()}

@@ -134,7 +134,7 @@ class SvdqLinear(QuantizedLinear):
         """The low-rank branch computes on the activations, as Nunchaku's kernels do. Adding up @ down to the
         weights costs as much, an fp32 matrix of N x K (160 MB for a Z-Image w2) and a cast that rounds small
         corrections away."""
-        if self.codes == "int4" and (kernel := kernels.find("svdq_int4_linear", x.device)):
+        if kernel := kernels.find(f"svdq_{self.codes}_linear", x.device):
             return kernel(
                 x, self.qweight, self.wscales, self.smooth, self.down, self.up, self.channel_scale, self.bias
             )
