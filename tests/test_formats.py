@@ -19,7 +19,7 @@ from models.z_image import loading, names, text_encoding
 from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel
 from models.z_image.z_image_handler import family_handler
 from shared.weights import formats
-from shared.weights.files import read_header
+from shared.weights.files import read_header, weight_files
 from shared.weights.loading import build, load_weights, save_quantized
 from shared.weights.quantized import QuantizedLinear
 from tests import mini, packers
@@ -299,7 +299,7 @@ def test_the_text_encoder_comes_through_the_same_loader(form: str, prefix: str, 
         if form != "shards"
         else packers.write_shards(tmp_path, stored, 3)
     )
-    model = loading._text_encoder(ENCODER, source, torch.float32)
+    model = loading._text_encoder(ENCODER, weight_files(source), torch.float32)
     weights = dense(model)
     assert len(model.layers) == 2 and type(model.embed_tokens) is torch.nn.Embedding
     for name, x in weights.items():
@@ -314,9 +314,9 @@ def test_the_text_encoder_comes_through_the_same_loader(form: str, prefix: str, 
 
 
 def test_an_int8_text_encoder_that_we_saved_loads(tmp_path: Path):
-    model = loading._text_encoder(ENCODER, ENCODER / "model.safetensors", torch.bfloat16)
+    model = loading._text_encoder(ENCODER, [ENCODER / "model.safetensors"], torch.bfloat16)
     save_quantized(model, tmp_path / "x.safetensors", names.TEXT_ENCODER)
-    again = loading._text_encoder(ENCODER, tmp_path / "x.safetensors", torch.bfloat16)
+    again = loading._text_encoder(ENCODER, [tmp_path / "x.safetensors"], torch.bfloat16)
     assert sum(isinstance(m, QuantizedLinear) for m in again.modules()) == 2 * 7
 
 
@@ -370,7 +370,7 @@ def test_every_part_finds_its_own_in_an_all_in_one_file(tmp_path: Path, state: S
     everything |= {f"text_encoders.qwen3_4b.transformer.{n}": x for n, x in encoder.items()}
     file = write(tmp_path / "x.safetensors", everything)
     assert len(tiny([file]).state_dict()) == len(state)
-    ours = loading._text_encoder(ENCODER, file, torch.float32)
+    ours = loading._text_encoder(ENCODER, [file], torch.float32)
     assert torch.equal(ours.embed_tokens.weight, encoder["model.embed_tokens.weight"].float())
     loading._vae("models/z_image/mini/vae/config.json", file, torch.float32)
     assert "does not know" not in caplog.text

@@ -21,7 +21,7 @@ from shared.errors import UserError
 from shared.footprint import Needs, Offers, PartSize, Variant
 from shared.settings import parse_resolution
 from shared.weights import formats
-from shared.weights.files import Folders, Required, check_safetensors, file_name, locate
+from shared.weights.files import Folders, Required, check_safetensors, file_name, is_url, locate
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_CAPTION = 512  # tokens; how many a prompt has is only known once it is encoded
@@ -234,6 +234,8 @@ def _variants(
     found, problem = [], None
     for source in one.alternatives:
         path = locate(source, folders, one.target)
+        if path is None and not is_url(source):
+            continue  # a place where some users have the file
         if path is None:
             kind = kind_by_name(file_name(source))
             size = published_size(one.role, kind, configs[one.role], float_bytes or ACTIVATION)
