@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shared.errors import UserError
-from shared.loras.peft import PeftConfig, read_config
 from shared.loras.names import ModelNames, Part, Target, foreign_family, is_text_encoder
+from shared.loras.peft import PeftConfig, read_config
 from shared.weights.files import DamagedFile, check_safetensors
 
 LORA_SUFFIXES = (".safetensors", ".sft")
@@ -274,6 +274,8 @@ def _module(file: BinaryIO, target: Target, group: Mapping[str, Source], peft: P
     shape, rank = SHAPES[algorithm](factors)
     _check_fits(target, shape)
     _check_bias(target, factors)
+    if "oft_blocks" in factors and any(part.rows and part.rows[0] % (rank or 1) for part in target.parts):
+        raise Unused("the blocks of its OFT reach over the layers that were stacked")
     scale, alpha = _scale(target.name, algorithm, rank, alpha, peft)
     axis = _magnitude_axis(target, factors["magnitude"]) if "magnitude" in factors else ""
     return Module(target, target.parts, factors, algorithm, rank, alpha, scale, axis)

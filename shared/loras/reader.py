@@ -99,8 +99,8 @@ def _lora(module: Module, factors: Factors, peft: PeftConfig | None) -> WeightAd
 
 
 def _loha(module: Module, factors: Factors, peft: PeftConfig | None) -> WeightAdapter:
-    names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-    return LoHa(*(factors[name] for name in names), scale=module.scale)
+    one, two = (factors["hada_w1_a"], factors["hada_w1_b"]), (factors["hada_w2_a"], factors["hada_w2_b"])
+    return LoHa(*one, *two, module.scale)
 
 
 def _lokr(module: Module, factors: Factors, peft: PeftConfig | None) -> WeightAdapter:
