@@ -62,8 +62,9 @@ def attach(
             for name, found in changes.items()
         }
     for name, side in sides.items():
-        layers[name].lora = side
-        layers[name].__class__ = _adapted(type(layers[name]))
+        layer: Any = layers[name]
+        layer.lora = side
+        layer.__class__ = _adapted(layer.__class__)
     model.lora_strengths = strengths  # type: ignore[assignment]
     strengths.set([strength for _, strength in loras])
 
@@ -88,9 +89,9 @@ def set_multipliers(model: nn.Module, values: Sequence[float]) -> None:
     strengths.set(values)
 
 
-def norm_weight(norm: nn.Module) -> Tensor:
+def norm_weight(norm: Any) -> Tensor:
     """The weight of a norm with what LoRAs add to it, for kernels that do the norm's work themselves."""
-    weight: Tensor = norm.weight  # type: ignore[assignment]
+    weight: Tensor = norm.weight
     for side in getattr(norm, "lora", ()):
         if side.strength.active:
             weight = weight + (side.change.value * side.strength.on(weight)).to(weight.dtype)
@@ -163,7 +164,7 @@ class _Adapted:
 
         added = [side(x, plain) for side in sides]  # all of them from the base's own output
         for delta in added:
-            y = y + delta
+            y += delta
         return y
 
 
@@ -202,8 +203,9 @@ def _sides(
 
 
 def _simplest(adapter: Adapter) -> Adapter:
-    small = isinstance(adapter, LoHa) and adapter.w1_a.shape[1] * adapter.w2_a.shape[1] <= MAX_LOHA_RANK
-    return adapter.low_rank() if small else adapter  # type: ignore[union-attr]
+    if isinstance(adapter, LoHa) and adapter.w1_a.shape[1] * adapter.w2_a.shape[1] <= MAX_LOHA_RANK:
+        return adapter.low_rank()
+    return adapter
 
 
 class LowRankSide(nn.Module):

@@ -46,8 +46,8 @@ class Verdict:
         parts = [f"{self.matched} of {self.total} modules", self.flavour]
         if self.algorithms != ("LoRA",):
             parts.append(" + ".join(self.algorithms))
-        parts += [f"{name} {_span(values)}" for name, values in (("rank", self.ranks),) if values]
-        parts += [f"alpha {_span(self.alphas)}"] if self.alphas else []
+        numbers = {"rank": self.ranks, "alpha": self.alphas}
+        parts += [f"{name} {_span(values)}" for name, values in numbers.items() if values]
         return ", ".join(part for part in parts if part)
 
 
@@ -83,7 +83,11 @@ FLAVOURS = (
     Flavour("diffusers", prefix="transformer."),
     Flavour("ComfyUI", prefix="diffusion_model.", fused=True),
     Flavour("OneTrainer", prefix="diffusion_model.", spelling=".lora_A.weight", alpha=True),
-    Flavour("ai-toolkit", prefix="diffusion_model."),
+    Flavour("ai-toolkit", prefix="diffusion_model.", spelling=".lora_A.weight"),
+    Flavour("ai-toolkit", prefix="diffusion_model.", spelling=".lokr_w1"),
+    Flavour("ComfyUI", prefix="diffusion_model."),
+    Flavour("ComfyUI", prefix="model.diffusion_model."),
+    Flavour("kohya", prefix="lora_transformer_"),
     Flavour("OneTrainer", prefix="", spelling=".lora_A.weight", alpha=True),
     Flavour("diffusers", prefix="", spelling=".lora_A.weight"),
     Flavour("LyCORIS", prefix=""),
