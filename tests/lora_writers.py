@@ -108,7 +108,7 @@ def original(name: str) -> str:
 
 
 def stacked(given: Factors, stem: str, names: list[str]) -> tuple[Tensor, Tensor, float]:
-    """Several modules' factors as one: A's below each other, B's on the diagonal; alpha grows with the rank."""
+    """Several modules' factors as one: the A's stacked, the B's on the diagonal; alpha grows with the rank."""
     a = torch.cat([given[stem + name][0] for name in names])
     b = torch.block_diag(*(given[stem + name][1] for name in names))
     return a, b, given[stem + names[0]][2] * len(names)
@@ -278,14 +278,11 @@ def lokr(
         shape = (rows // 4, columns // 2)
         if not low_rank:
             w2 = torch.randn(*shape, generator=g) * 0.1
-            return {
-                "lokr_w1": w1,
-                "lokr_w2": w2,
-                "alpha": torch.tensor(9999999999.0),
-            }, lambda w, d=torch.kron(w1, w2): d
+            full = torch.kron(w1, w2)
+            return {"lokr_w1": w1, "lokr_w2": w2, "alpha": torch.tensor(9999999999.0)}, lambda w: full
         a, b = torch.randn(shape[0], 3, generator=g) * 0.3, torch.randn(3, shape[1], generator=g) * 0.3
-        found = {"lokr_w1": w1, "lokr_w2_a": a, "lokr_w2_b": b, "alpha": torch.tensor(6.0)}
-        return found, lambda w, d=6.0 / 3 * torch.kron(w1, a @ b): d
+        scaled = 6.0 / 3 * torch.kron(w1, a @ b)
+        return {"lokr_w1": w1, "lokr_w2_a": a, "lokr_w2_b": b, "alpha": torch.tensor(6.0)}, lambda w: scaled
 
     return _each(write, prefix, spell)
 

@@ -149,7 +149,7 @@ class _Adapted:
     """Put before a layer's class. `lora`: what is added to the layer's output."""
 
     base: type
-    lora: nn.ModuleList
+    lora: Any  # nn.ModuleList
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = super().forward(x)  # type: ignore[misc]

@@ -27,17 +27,20 @@ Phases = tuple[tuple[float, ...], ...]  # numbers to spread over the steps, for 
 
 @dataclass(frozen=True)
 class Multipliers:
-    """The strengths of `len(tokens)` LoRAs. boundary: tokens before "|", None without one; surplus: ignored."""
+    """The strengths of `len(tokens)` LoRAs.
+
+    boundary: tokens before "|", None without one. surplus: tokens without a LoRA.
+    """
 
     tokens: tuple[Phases, ...]
     boundary: int | None = None
     surplus: int = 0
 
     def at(self, step: int, steps: int, switches: Sequence[int] = ()) -> tuple[float, ...]:
-        """The strength of each LoRA at `step` of 0..steps-1. `switches`: the steps at which phases 2, 3, ... begin.
+        """The strength of each LoRA at `step` of 0..steps-1.
 
-        n numbers over s steps: the one at int(step * n / s). A phase without numbers of its own repeats the
-        last one's.
+        switches: the steps at which the phases 2, 3, ... begin. Of n numbers over s steps it is the one at
+        int(step * n / s). A phase without numbers of its own repeats the last one's.
         """
         phase = sum(step >= switch for switch in switches)
         bounds = (0, *switches, steps)
