@@ -108,7 +108,7 @@ def original(name: str) -> str:
 
 
 def stacked(given: Factors, stem: str, names: list[str]) -> tuple[Tensor, Tensor, float]:
-    """Several modules' factors as one: the A's stacked, the B's on the diagonal; alpha grows with the rank."""
+    """Several modules' factors as one: the A's stacked, the B's on the diagonal; alpha grows too."""
     a = torch.cat([given[stem + name][0] for name in names])
     b = torch.block_diag(*(given[stem + name][1] for name in names))
     return a, b, given[stem + names[0]][2] * len(names)

@@ -559,7 +559,8 @@ def test_inspect_reads_the_header_and_the_alphas_only(
 def test_nothing_of_torch_is_imported_to_judge_a_file() -> None:
     code = (
         "import sys, shared.loras.verdict, shared.loras.multipliers, shared.loras.presets,"
-        "shared.loras.library, models.z_image.lora_names; assert not {'torch', 'numpy', 'safetensors'} & set(sys.modules)"
+        "shared.loras.library, models.z_image.lora_names;"
+        "assert not {'torch', 'numpy', 'safetensors'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(layout.__file__).parents[2])
 

@@ -272,8 +272,8 @@ def _module(file: BinaryIO, target: Target, group: Mapping[str, Source], peft: P
     factors = {factor: source for factor, source in group.items() if factor != "alpha"}
     algorithm = _algorithm(factors)
     shape, rank = SHAPES[algorithm](factors)
-    _check_fits(target, shape)
     _check_bias(target, factors)
+    _check_fits(target, shape)
     if "oft_blocks" in factors and any(part.rows and part.rows[0] % (rank or 1) for part in target.parts):
         raise Unused("the blocks of its OFT reach over the layers that were stacked")
     scale, alpha = _scale(target.name, algorithm, rank, alpha, peft)
