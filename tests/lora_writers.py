@@ -208,6 +208,7 @@ WRITERS: dict[str, tuple[Callable[[Factors], Content], str]] = {
     "diffusers": (Style("transformer."), "diffusers"),
     "diffusers, PEFT header": (peft_header, "diffusers"),
     "bare PEFT": (Style(""), "diffusers"),
+    "model": (Style("model."), ""),
     "raw PEFT": (Style("base_model.model."), "PEFT"),
     "raw PEFT around a transformer": (Style("base_model.model.transformer."), "PEFT"),
     "model.diffusion_model": (Style("model.diffusion_model."), "ComfyUI"),
@@ -245,12 +246,15 @@ class Other:
 
 
 def _each(
-    write: Callable[[str, int, int, torch.Generator], Any], prefix: str, spell: Callable[[str], str]
+    write: Callable[[str, int, int, torch.Generator], Any],
+    prefix: str,
+    spell: Callable[[str], str],
+    shapes: dict[str, tuple[int, int]] = SHAPES,
 ) -> Other:
     g = torch.Generator().manual_seed(7)
     tensors: dict[str, Tensor] = {}
     change: dict[str, Callable[[Tensor], Tensor]] = {}
-    for name, (rows, columns) in SHAPES.items():
+    for name, (rows, columns) in shapes.items():
         found, change[name] = write(name, rows, columns, g)
         tensors |= {f"{prefix}{spell(name)}.{factor}": tensor for factor, tensor in found.items()}
     return Other(tensors, change)
@@ -288,7 +292,11 @@ def lokr(
 
 
 def dora(
-    axis: str = "out", suffix: str = "dora_scale", prefix: str = "transformer.", column: bool = True
+    axis: str = "out",
+    suffix: str = "dora_scale",
+    prefix: str = "transformer.",
+    column: bool = True,
+    shapes: dict[str, tuple[int, int]] = SHAPES,
 ) -> Other:
     """magnitude * V / |V| with V = W + delta, spelled by OneTrainer, PEFT or ai-toolkit."""
 
@@ -305,7 +313,7 @@ def dora(
         shaped = m[None, :] if axis == "in" else m[:, None] if column else m
         return {"lora_A.weight": a, "lora_B.weight": b, suffix: shaped}, change
 
-    return _each(write, prefix, str)
+    return _each(write, prefix, str, shapes)
 
 
 def full_diff(prefix: str = "diffusion_model.") -> Other:
@@ -316,7 +324,9 @@ def full_diff(prefix: str = "diffusion_model.") -> Other:
     return _each(write, prefix, str)
 
 
-def lycoris_oft(block: int = 8, constraint: float = 0.0) -> Other:
+def lycoris_oft(
+    block: int = 8, constraint: float = 0.0, shapes: dict[str, tuple[int, int]] = SHAPES
+) -> Other:
     """diag-OFT: W's rows in blocks, each turned by ((I + Q) (I - Q)^-1)^T, Q = blocks - blocks^T."""
 
     def write(name: str, rows: int, columns: int, g: torch.Generator) -> Any:
@@ -334,10 +344,10 @@ def lycoris_oft(block: int = 8, constraint: float = 0.0) -> Other:
 
         return {"oft_blocks": blocks, "alpha": torch.tensor(constraint)}, change
 
-    return _each(write, "lycoris_", underscored)
+    return _each(write, "lycoris_", underscored, shapes)
 
 
-def peft_oft(block: int = 8) -> Other:
+def peft_oft(block: int = 8, shapes: dict[str, tuple[int, int]] = SHAPES) -> Other:
     """OFT of PEFT and OneTrainer: the layer sees x @ R, R = I + 2Q + 2Q^2 + 2Q^3 + Q^4, so W' = W @ R^T."""
 
     def write(name: str, rows: int, columns: int, g: torch.Generator) -> Any:
@@ -355,7 +365,7 @@ def peft_oft(block: int = 8) -> Other:
             r[at, at] = torch.eye(block) + 2 * q + 2 * q @ q + 2 * q @ q @ q + q @ q @ q @ q
         return {"oft_R.weight": triangles}, lambda w: w @ r.T - w
 
-    return _each(write, "transformer.", str)
+    return _each(write, "transformer.", str, shapes)
 
 
 OTHERS: dict[str, tuple[Callable[[], Other], str]] = {
@@ -366,6 +376,10 @@ OTHERS: dict[str, tuple[Callable[[], Other], str]] = {
     "LoKr, dotted": (lambda: lokr(False, "diffusion_model.", str), "LoKr"),
     "LoKr, low rank": (lambda: lokr(True), "LoKr"),
     "LoKr, low rank, kohya": (lambda: lokr(True, "lora_unet_"), "LoKr"),
+    "DoRA, everywhere": (lambda: dora(shapes=EVERYWHERE), "DoRA"),
+    "DoRA of inputs, everywhere": (lambda: dora("in", shapes=EVERYWHERE), "DoRA"),
+    "OFT, LyCORIS, everywhere": (lambda: lycoris_oft(shapes=EVERYWHERE), "OFT"),
+    "OFT, PEFT, everywhere": (lambda: peft_oft(shapes=EVERYWHERE), "OFT"),
     "DoRA, OneTrainer": (lambda: dora("in"), "DoRA"),
     "DoRA, LyCORIS": (dora, "DoRA"),
     "DoRA, PEFT": (lambda: dora("out", "lora_magnitude_vector.weight", column=False), "DoRA"),

@@ -215,6 +215,23 @@ def test_strength_0_and_detach_are_bit_identical(model, base, tmp_path: Path) ->
     assert torch.equal(run(model), plain)
 
 
+def test_what_has_strength_0_is_not_even_computed(
+    model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = OTHERS["LoKr, dotted"][0]()
+    files = [
+        lora(tmp_path / "a.safetensors"),
+        read(save(tmp_path / "b.safetensors", (other.tensors, {})), NAMES),
+    ]
+    attach(model, [(file, 0.0) for file in files])
+    for side in (apply.LowRankSide, apply.Side):
+        monkeypatch.setattr(side, "forward", None)
+    run(model)
+    set_multipliers(model, [0.0, 0.1])
+    with pytest.raises(TypeError):
+        run(model)
+
+
 def test_strengths_change_without_packing_anything(model, tmp_path: Path) -> None:
     files = [(lora(tmp_path / f"{i}.safetensors", seed=i), 1.0) for i in range(2)]
     attach(model, files)

@@ -230,6 +230,24 @@ def test_a_stacked_file_loses_the_ranks_of_other_modules(tmp_path: Path) -> None
     assert isinstance(one, kinds.LowRank) and len(one.down) == RANK
 
 
+def test_factors_of_1_x_1_convolutions_are_matrices(tmp_path: Path) -> None:
+    tensors = {
+        key: tensor[..., None, None] if tensor.ndim == 2 else tensor
+        for key, tensor in WRITERS["musubi"][0](factors())[0].items()
+    }
+    path = save(tmp_path / "a.safetensors", (tensors, {}))
+    assert distance(changes(read(path, NAMES), weights()), deltas(factors())) < 1e-6
+
+
+def test_a_part_of_a_fused_layer_that_is_zero_stays_a_lora(tmp_path: Path) -> None:
+    a, b = torch.ones(2, DIM), torch.zeros(3 * DIM, 2)
+    b[:DIM] = 1
+    tensors = {f"layers.0.attention.qkv.lora_{name}.weight": t for name, t in (("A", a), ("B", b))}
+    found = read(save(tmp_path / "a.safetensors", (tensors, {})), NAMES).adapters
+    (one,) = found["layers.0.attention.to_k"]
+    assert isinstance(one, kinds.LowRank) and len(one.down) == 2 and not one.delta().any()
+
+
 def test_where_fused_and_split_disagree_the_split_ones_count_once(tmp_path: Path) -> None:
     given = factors()
     content, _ = WRITERS["Anime-Z"][0](given)

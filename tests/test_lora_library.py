@@ -308,6 +308,8 @@ def test_bad_zips(members: dict[str, str], words: str, tmp_path: Path) -> None:
 
 def test_media_that_unpack_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.loras.presets.MAX_MEDIA_BYTES", 1000)
+    sizes, real = [], zipfile.ZipExtFile.read
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda file, n=-1: sizes.append(n) or real(file, n))
     for i, members in enumerate(({"a.png": "x" * 1001}, {"a.png": "x" * 600, "b.png": "x" * 600})):
         path = tmp_path / f"bomb{i}.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -316,6 +318,7 @@ def test_media_that_unpack_to_too_much(tmp_path: Path, monkeypatch: pytest.Monke
                 archive.writestr(name, data)
         with pytest.raises(UserError, match="to more than"):
             read_preset(path)
+    assert all(size > 0 for size in sizes) and 401 in sizes  # never without a limit, and what is left of it
 
 
 def test_a_damaged_zip_and_names_that_cannot_be_written(tmp_path: Path) -> None:

@@ -32,11 +32,9 @@ class LowRank:
         """Ranks that do not reach these rows are dropped: stacked files may be block-diagonal."""
         up = self.up[start:stop]
         used = up.ne(0).any(dim=0)
-        return (
-            LowRank(self.down, up, self.scale)
-            if used.all()
-            else LowRank(self.down[used], up[:, used], self.scale)
-        )
+        if used.all() or not used.any():
+            return LowRank(self.down, up, self.scale)
+        return LowRank(self.down[used], up[:, used], self.scale)
 
 
 @dataclass(frozen=True, eq=False)
