@@ -325,7 +325,10 @@ def full_diff(prefix: str = "diffusion_model.") -> Other:
 
 
 def lycoris_oft(
-    block: int = 8, constraint: float = 0.0, shapes: dict[str, tuple[int, int]] = SHAPES
+    block: int = 8,
+    constraint: float = 0.0,
+    shapes: dict[str, tuple[int, int]] = SHAPES,
+    rescaled: bool = False,
 ) -> Other:
     """diag-OFT: W's rows in blocks, each turned by ((I + Q) (I - Q)^-1)^T, Q = blocks - blocks^T."""
 
@@ -335,14 +338,17 @@ def lycoris_oft(
         if constraint and q.norm() > constraint * rows:
             q = q * constraint * rows / (q.norm() + 1e-8)
 
+        m = torch.rand(rows, 1, generator=g) + 0.5 if rescaled else torch.ones(rows, 1)
+
         def change(w: Tensor) -> Tensor:
             out = w.clone()
             for i in range(len(q)):
                 r = (torch.eye(block) + q[i]) @ torch.inverse(torch.eye(block) - q[i])
                 out[i * block : (i + 1) * block] = r.T @ w[i * block : (i + 1) * block]
-            return out - w
+            return m * out - w
 
-        return {"oft_blocks": blocks, "alpha": torch.tensor(constraint)}, change
+        found = {"oft_blocks": blocks, "alpha": torch.tensor(constraint)}
+        return found | ({"rescale": m} if rescaled else {}), change
 
     return _each(write, "lycoris_", underscored, shapes)
 
@@ -387,5 +393,6 @@ OTHERS: dict[str, tuple[Callable[[], Other], str]] = {
     "differences": (full_diff, "diff"),
     "OFT, LyCORIS": (lycoris_oft, "OFT"),
     "OFT, LyCORIS, constrained": (lambda: lycoris_oft(8, 0.01), "OFT"),
+    "OFT, LyCORIS, rescaled": (lambda: lycoris_oft(rescaled=True), "OFT"),
     "OFT, PEFT": (peft_oft, "OFT"),
 }

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import struct
 import subprocess
 import sys
@@ -607,3 +608,45 @@ def test_loha_as_a_lora_is_exact_and_so_is_a_low_rank_lokr(tmp_path: Path) -> No
             for name, (one,) in read(path, NAMES).adapters.items()
         }
         assert distance(found, {name: change(A) for name, change in other.change.items()}) < 1e-6
+
+
+def test_no_file_whatever_ends_in_anything_but_an_answer(tmp_path: Path) -> None:
+    """Random factors of random shapes: refused in a sentence, or read into changes of the right shapes."""
+    rng, base, usable = random.Random(0), weights(), 0
+    spellings = sorted(layout.FACTOR)
+    stems = ["layers.0.attention.to_q", "layers.0.attention.qkv", "layers.0.attention_norm1", "nothing"]
+    sizes = [0, 1, 2, 4, 8, 12, 24, 28, 32, DIM, 3 * DIM]
+    for case in range(600):
+        tensors = {}
+        stem, count = rng.choice(stems), rng.choice((1, 2, 2, 3, 4))
+        forms = [form for forms in layout.ALGORITHMS.values() for form in forms]
+        wanted = list(rng.choice(forms)) if case % 2 else []
+        chosen = [layout.SPELLINGS[name][0] for name in wanted] + rng.choices(spellings, k=count - 1)
+        rank = rng.choice((1, 2, 4))
+        for spelling in chosen:
+            shape = [rng.choice(sizes) for _ in range(rng.choice((0, 1, 2, 2, 2, 3)))]
+            if case % 4 == 1:  # near misses: mostly right
+                shape = {
+                    "down": [rank, DIM],
+                    "up": [DIM, rank],
+                    "lokr_w1": [4, 4],
+                    "lokr_w2": [24, 24],
+                    "oft_blocks": [12, 8, 8],
+                    "oft_R": [12, 28],
+                    "diff": [DIM, DIM],
+                }.get(layout.FACTOR[spelling], [DIM] if "norm" in spelling or "magn" in spelling else shape)
+            tensors[f"{stem}{spelling}"] = torch.rand(shape)
+        path = save(tmp_path / f"{case}.safetensors", (tensors, {}))
+        verdict = inspect(path, NAMES)
+        try:
+            found = read(path, NAMES).adapters
+        except UserError as error:
+            assert str(error) == verdict.refused and str(error).endswith(".")
+            continue
+        assert verdict.usable and found
+        usable += 1
+        for name, adapters in found.items():
+            for adapter in adapters:
+                value = adapter.delta(base[name]) if hasattr(adapter, "delta") else adapter.value
+                assert value.shape == NAMES.shapes[name][: value.ndim]
+    assert usable > 20

@@ -397,6 +397,8 @@ def _oft_shape(factors: Mapping[str, Source]) -> tuple[Shape, int | None]:
     shape = factors["oft_blocks"].shape
     if len(shape) != 3 or shape[1] != shape[2]:
         raise Flaw(f"has oft_blocks of shape {list(shape)}; expected square blocks")
+    if "rescale" in factors and math.prod(factors["rescale"].shape) != shape[0] * shape[1]:
+        raise Flaw(f"has {shape[0] * shape[1]} outputs and a rescale of {list(factors['rescale'].shape)}")
     return (shape[0] * shape[1], None), shape[1]
 
 
@@ -445,6 +447,8 @@ def _check_bias(target: Target, factors: Mapping[str, Source]) -> None:
 
 def _magnitude_axis(target: Target, source: Source) -> str:
     """The axis that a DoRA's magnitudes belong to: "out" for [out] and [out, 1], "in" for [1, in]."""
+    if len(target.shape) != 2:
+        raise Unused("it is a norm's DoRA, which has no rows and columns")
     out, columns = target.shape
     if source.shape in ((out,), (out, 1)):
         return "out"
