@@ -621,7 +621,9 @@ def test_no_file_whatever_ends_in_anything_but_an_answer(tmp_path: Path) -> None
         stem, count = rng.choice(stems), rng.choice((1, 2, 2, 3, 4))
         forms = [form for forms in layout.ALGORITHMS.values() for form in forms]
         wanted = list(rng.choice(forms)) if case % 2 else []
-        chosen = [layout.SPELLINGS[name][0] for name in wanted] + rng.choices(spellings, k=count - 1)
+        chosen = [layout.SPELLINGS[name][0] for name in wanted] + rng.choices(
+            spellings, k=(count - 1) * (case % 8 != 1)
+        )
         rank = rng.choice((1, 2, 4))
         for spelling in chosen:
             shape = [rng.choice(sizes) for _ in range(rng.choice((0, 1, 2, 2, 2, 3)))]
@@ -649,4 +651,4 @@ def test_no_file_whatever_ends_in_anything_but_an_answer(tmp_path: Path) -> None
             for adapter in adapters:
                 value = adapter.delta(base[name]) if hasattr(adapter, "delta") else adapter.value
                 assert value.shape == NAMES.shapes[name][: value.ndim]
-    assert usable > 20
+    assert usable > 10
