@@ -43,7 +43,7 @@ def attach(
     """Have `model` compute with these files at these strengths, instead of the ones it had.
 
     model: its linears are nn.Linear, or have in_features, out_features, bias and dequantized() -> [out, in].
-    Weights must be where they are read from: call this while the model is not being streamed.
+    Call it while the model is off the card: DoRA reads weights, and factors are put where the weights are.
     dtype: of the factors and of what the layers get; by default the layer's own, or model.dtype.
     UserError when a file has a module that the model lacks; the model is then without LoRAs.
     """
