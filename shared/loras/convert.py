@@ -1,0 +1,102 @@
+"""Any LoRA file as one that diffusers, ComfyUI and other programs read: canonical keys, scales folded in."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shared.errors import UserError
+from shared.loras.adapters import Adapter, DiffBias, Dora, LoHa, LoKr, LowRank, NormDiff, Oft
+from shared.loras.layout import LORA_SUFFIXES
+from shared.loras.names import ModelNames
+from shared.loras.reader import LoraFile, read
+from shared.loras.verdict import Verdict
+
+PREFIX = "transformer."
+FOLDED = ("lora_adapter_metadata", "ss_network_alpha")  # metadata that would be wrong about the new file
+
+
+def convert(
+    source: Path, out: Path, names: ModelNames, weight_of: Callable[[str], Tensor] | None = None
+) -> Verdict:
+    """Write the LoRA file `source` to `out` under diffusers' keys and return its verdict.
+
+    transformer.MODULE.lora_A.weight and .lora_B.weight, with alpha / rank in the latter, and DoRA's
+    .lora_magnitude_vector or .dora_scale; .diff and .diff_b for all else. LoHa and low-rank LoKr become exact
+    LoRAs where that is smaller than the difference. weight_of: the base weight [out, in] of a module, which
+    only an OFT needs. UserError when it is missing, or `out` cannot be written.
+    """
+    if out.suffix.lower() not in LORA_SUFFIXES or out.resolve() == source.resolve():
+        raise UserError(f"{out} cannot be written to: name another {' or '.join(LORA_SUFFIXES)} file.")
+    lora = read(source, names)
+    tensors: dict[str, Tensor] = {}
+    for module, adapters in lora.adapters.items():
+        for adapter in adapters:
+            for suffix, tensor in _tensors(lora, module, adapter, weight_of).items():
+                tensors[f"{PREFIX}{module}.{suffix}"] = tensor.contiguous().clone()
+    metadata = {key: value for key, value in lora.metadata.items() if key not in FOLDED}
+    new = out.with_name(f".{out.name}.new")
+    try:
+        save_file(tensors, new, {**metadata, "format": "pt"})
+        os.replace(new, out)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise UserError(f"{out} cannot be written ({error}): free the disk or name another place.") from error
+    return lora.verdict
+
+
+def _tensors(
+    lora: LoraFile, module: str, adapter: Adapter, weight_of: Callable[[str], Tensor] | None
+) -> dict[str, Tensor]:
+    """The tensors of one adapter by the end of their keys."""
+    match adapter:
+        case DiffBias(value):
+            return {"diff_b": value}
+        case NormDiff(value):
+            return {"diff": value}
+        case Dora(inner, magnitude, axis):
+            pair = _as_low_rank(inner)
+            if pair is None:
+                raise UserError(
+                    f"{lora.path.name} cannot be converted: {module} has a DoRA of no plain LoRA, which no "
+                    "other program reads."
+                )
+            known = {"out": {"lora_magnitude_vector": magnitude}, "in": {"dora_scale": magnitude[None, :]}}
+            return _pair(pair) | known[axis]
+        case Oft():
+            if weight_of is None:
+                raise UserError(
+                    f"{lora.path.name} cannot be converted by itself: {module} is turned (OFT), which is a "
+                    "difference only together with the base model's weights."
+                )
+            return {"diff": adapter.delta(weight_of(module))}
+        case _:
+            low_rank = _as_low_rank(adapter)
+            return {"diff": adapter.delta()} if low_rank is None else _pair(low_rank)
+
+
+def _as_low_rank(adapter: Adapter) -> LowRank | None:
+    """The same change as a LoRA; None when that is not smaller than the full difference."""
+    if isinstance(adapter, LowRank):
+        return adapter
+    found = adapter.low_rank() if isinstance(adapter, (LoHa, LoKr)) else None
+    if found is None:
+        return None
+    (rank, columns), rows = found.down.shape, found.up.shape[0]
+    return found if rank * (rows + columns) < rows * columns else None
+
+
+def _pair(low_rank: LowRank) -> dict[str, Tensor]:
+    """A and B with the scale in B: in the file's precision where that is exact, else in float32."""
+    up = low_rank.up.float() * low_rank.scale
+    rounded = up.to(low_rank.up.dtype)
+    exact = torch.equal(rounded.float(), up)
+    return {"lora_A.weight": low_rank.down, "lora_B.weight": rounded if exact else up}
