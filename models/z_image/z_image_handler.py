@@ -5,16 +5,19 @@ Everything but `load_model` works without torch, so that the page and the listin
 
 from __future__ import annotations
 
+import argparse
+import functools
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.z_image import memory
+from models.z_image import lora_names, memory
 from models.z_image.unified_sampler import resolve, time_grid
 from shared.errors import UserError
 from shared.footprint import Needs, Offers
+from shared.loras.names import ModelNames
 from shared.settings import ATTENTION_PACKAGES
 from shared.weights.files import Folders, Required, locate
 
@@ -30,6 +33,7 @@ PROMPT_CACHE = ROOT / "ckpts" / ".prompts"
 CONFIGS = "models/z_image/configs"
 REPOSITORY = "https://huggingface.co/DeepBeepMeep/Z-Image/resolve/main"
 TEXT_ENCODER_FOLDER = "Qwen3"
+LORA_FOLDER = "z_image"  # in the folder of all LoRAs
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "config.json", "merges.txt")
 TEXT_ENCODERS = ("qwen3_bf16.safetensors", "qwen3_quanto_bf16_int8.safetensors")
 #: where the same weights lie in folders that users have for ComfyUI or diffusers
@@ -91,6 +95,7 @@ class family_handler:
             "flow_shift": guided,
             "NAG": not guided and not unified,
             "unified": unified,
+            "loras": True,
             "attention": any(map(importlib.util.find_spec, ATTENTION_PACKAGES.values())),
             "size_multiple": 16,
             "min_size": 64,
@@ -116,6 +121,26 @@ class family_handler:
             ]
         vae = model_def.get("VAE_URLs") or [f"{REPOSITORY}/ZImageTurbo_VAE_bf16.safetensors", *OWN_VAES]
         return [*needed, Required("vae", list(vae))]
+
+    @staticmethod
+    def register_lora_cli_args(parser: argparse._ActionsContainer, lora_root: str = "loras") -> None:
+        """Add the flag for this family's LoRA folder."""
+        parser.add_argument(
+            "--lora-dir-z-image",
+            metavar="DIR",
+            help=f"folder of the LoRAs for Z-Image models (default: {lora_root}/{LORA_FOLDER})",
+        )
+
+    @staticmethod
+    def get_lora_dir(base_model_type: str, args: Any, lora_root: str | Path = "loras") -> Path:
+        """The folder of this model's LoRAs. args: has the values of the flags as attributes."""
+        return Path(getattr(args, "lora_dir_z_image", None) or Path(lora_root) / LORA_FOLDER)
+
+    @staticmethod
+    def query_lora_names(base_model_type: str, model_def: Mapping[str, Any]) -> ModelNames:
+        """The names by which LoRA files know this model's modules; one object for models of one shape."""
+        config = memory.read_configs({"": model_def.get("transformer_config") or TRANSFORMER_CONFIG})[""]
+        return _lora_names(json.dumps(config, sort_keys=True), bool(model_def.get("unified_solver")))
 
     @staticmethod
     def query_memory(
@@ -233,6 +258,11 @@ class family_handler:
             share=share,
             save_quantized=save_quantized,
         )
+
+
+@functools.cache
+def _lora_names(config: str, second_time_embedder: bool) -> ModelNames:
+    return lora_names.model_names(json.loads(config), second_time_embedder)
 
 
 def _configs(model_def: Mapping[str, Any], folders: Folders | None) -> dict[str, Mapping[str, Any]]:
