@@ -22,6 +22,7 @@ from models.z_image.schedule import make_sigmas
 from models.z_image.transformer_z_image import Conditioning, ZImageTransformer2DModel, dit_time
 from models.z_image.unified_sampler import UnifiedConfig
 from shared.errors import UserError
+from shared.loras.apply import set_multipliers
 from shared.offloading import Placement, Residency
 
 PARTS = ("transformer", "text_encoder", "vae")
@@ -33,6 +34,9 @@ DEFAULT_NEGATIVE_PROMPT = (
 
 #: called after each step with its number (from 1), the number of steps and the predicted clean latents
 StepCallback = Callable[[int, int, Sequence[Tensor]], None]
+
+#: from a step (counted from 0) and their number to the strength of each attached LoRA
+LoraStrengths = Callable[[int, int], Sequence[float]]
 
 #: texts, and features given in their stead
 Prompts = tuple[list[str], Sequence[Tensor] | None]
@@ -159,6 +163,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         max_sequence_length: int = 512,
         output_type: str = "pil",
         callback: StepCallback | None = None,
+        lora_strengths: LoraStrengths | None = None,
         on_phase: Callable[[str], None] = lambda phase: None,
         interrupt: Callable[[], bool] | None = None,
     ) -> ZImageOutput:
@@ -171,6 +176,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         flow_shift: static shift of the schedule instead of the model's. interrupt: asked before every layer.
         sample_solver, unified_sampler_config: see unified_sampler.resolve; no name means the model's own.
         NAG_*: see Nag; it acts at a scale above 1 while guidance is off.
+        lora_strengths: of the LoRAs attached to the transformer; without it they keep those they have.
         Raises UserError for values that make no picture, Cancelled when interrupted.
         """
         check_size(height, width, num_inference_steps)
@@ -204,8 +210,15 @@ class ZImagePipeline(Mapping[str, nn.Module]):
 
         on_phase("Denoising")
         with self.residency.use(self.transformer):
-            conditionings = self._prepare(positive, rows, columns, num_images_per_prompt)
-            opposites = self._prepare(negative, rows, columns, num_images_per_prompt)
+            conditionings: list[Conditioning] = []
+            opposites: list[Conditioning] = []
+
+            def prepare() -> None:
+                conditionings[:] = self._prepare(positive, rows, columns, num_images_per_prompt)
+                opposites[:] = self._prepare(negative, rows, columns, num_images_per_prompt)
+
+            steps = len(unified_sampler.time_grid(unified)) - 1 if unified else num_inference_steps
+            callback = self._before_steps(lora_strengths, steps, prepare, callback)
             if unified:
                 predict = functools.partial(self._twin_velocities, conditionings, interrupt)
                 samples = unified_sampler.sample(predict, samples, unified, generators, callback)
@@ -264,6 +277,37 @@ class ZImagePipeline(Mapping[str, nn.Module]):
     def _prepare(self, features: list[Tensor], rows: int, columns: int, repeat: int) -> list[Conditioning]:
         prepared = {id(x): self.transformer.prepare(x, rows, columns) for x in features}
         return [prepared[id(x)] for x in features for _ in range(repeat)]
+
+    def _before_steps(
+        self,
+        strengths: LoraStrengths | None,
+        steps: int,
+        prepare: Callable[[], None],
+        callback: StepCallback | None,
+    ) -> StepCallback:
+        """Get ready for the first step; the callback to be called after each step does so for the next one.
+
+        The prompts are prepared anew whenever the strengths change: LoRAs act on that, too.
+        """
+        prepared_with: list[Any] = []
+
+        def before(step: int) -> None:
+            values = None if strengths is None else list(strengths(step, steps))
+            if prepared_with == [values]:
+                return
+            if values is not None:
+                set_multipliers(self.transformer, values)
+            prepare()
+            prepared_with[:] = [values]
+
+        def after(step: int, total: int, denoised: Sequence[Tensor]) -> None:
+            if callback is not None:
+                callback(step, total, denoised)
+            if step < total:
+                before(step)
+
+        before(0)
+        return after
 
     def _noise(
         self,

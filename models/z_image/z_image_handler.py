@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from models.z_image.pipeline_z_image import ZImagePipeline
 
 ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_FOLDERS = Folders(ROOT, ROOT / "ckpts")
 PROMPT_CACHE = ROOT / "ckpts" / ".prompts"
 CONFIGS = "models/z_image/configs"
 REPOSITORY = "https://huggingface.co/DeepBeepMeep/Z-Image/resolve/main"
@@ -164,7 +165,7 @@ class family_handler:
         """The files that can serve as each part, and their sizes as loaded with floats of `float_bytes`
         (see memory.offers). UserError when a part's only file is damaged.
         """
-        folders = folders or Folders(ROOT, ROOT / "ckpts")
+        folders = folders or DEFAULT_FOLDERS
         needed = family_handler.query_model_files(base_model_type, model_def)
         return memory.offers(needed, _configs(model_def, folders), folders, float_bytes)
 
@@ -229,6 +230,7 @@ class family_handler:
         prompt_cache: Path | None = PROMPT_CACHE,
         share: Share | None = None,
         save_quantized: bool = False,
+        folders: Folders | None = None,
     ) -> tuple[ZImageProcessor, ZImagePipeline]:
         """(processor for jobs, callable pipeline). Raises UserError naming a file that is missing or does
         not fit.
@@ -237,7 +239,8 @@ class family_handler:
         slow there). VAE_dtype: default float32; float16 overflows in this VAE. prompt_cache: the folder that
         encoded prompts are kept in; None keeps them in memory only. share: gives parts that another model has
         already loaded (see loading.Share); the processor's `apply_plan` then says what goes where.
-        save_quantized: write an int8 file beside an unquantized transformer.
+        save_quantized: write an int8 file beside an unquantized transformer. folders: where files are looked
+        for, by default in the project and its ckpts/.
         """
         from models.z_image.loading import load
 
@@ -257,6 +260,7 @@ class family_handler:
             prompt_cache=prompt_cache,
             share=share,
             save_quantized=save_quantized,
+            folders=folders or DEFAULT_FOLDERS,
         )
 
 
@@ -267,7 +271,7 @@ def _lora_names(config: str, second_time_embedder: bool) -> ModelNames:
 
 def _configs(model_def: Mapping[str, Any], folders: Folders | None) -> dict[str, Mapping[str, Any]]:
     folder = model_def.get("text_encoder_folder") or TEXT_ENCODER_FOLDER
-    places = folders or Folders(ROOT, ROOT / "ckpts")
+    places = folders or DEFAULT_FOLDERS
     return memory.read_configs(
         {
             "transformer": model_def.get("transformer_config") or TRANSFORMER_CONFIG,
@@ -281,16 +285,12 @@ def _in_project(folder: str) -> bool:
     return (ROOT / folder).is_dir()
 
 
-def find(source: str | Path, target: str = "") -> Path:
+def find(source: str | Path, target: str = "", folders: Folders = DEFAULT_FOLDERS) -> Path:
     """The file that a card or a caller names, on disk. Raises UserError when it is not there."""
     path = Path(source)
-    found = (
-        path
-        if path.is_absolute() and path.exists()
-        else locate(str(source), Folders(ROOT, ROOT / "ckpts"), target)
-    )
+    found = path if path.is_absolute() and path.exists() else locate(str(source), folders, target)
     if found is None:
         raise UserError(
-            f"The file {source} is not on disk: put it into {ROOT / 'ckpts'} or start its download."
+            f"The file {source} is not on disk: put it into {folders.ckpts} or start its download."
         )
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.cards import Card, load_cards
+from shared.engine import loras
 from shared.errors import UserError
 from shared.loras.library import Library
 from shared.loras.names import ModelNames
@@ -96,8 +97,9 @@ class Catalog:
         problem = model.handler.validate_generative_settings(
             model.architecture, model.card.model, validated.settings
         )
-        if problem:
-            raise SettingsError([problem])
+        problems = [*([problem] if problem else []), *loras.problems(model, validated.settings)]
+        if problems:
+            raise SettingsError(problems)
         return validated
 
     def time_grid(self, values: Mapping[str, Any]) -> list[float] | None:
@@ -119,12 +121,12 @@ def catalog(
     overrides: Mapping[str, Any] | None = None,
     *,
     others: tuple[Path, ...] = (),
-    loras: LoraFolders | None = None,
+    lora_folders: LoraFolders | None = None,
 ) -> Catalog:
     """Read all cards under `root`.
 
     overrides: default settings that win over the cards' own. others: further folders with model files.
-    loras: by default `root`/loras.
+    lora_folders: by default `root`/loras.
     """
     if handler_for is None:
         import models as families
@@ -134,17 +136,19 @@ def catalog(
     errors = [str(error) for error in card_errors]
     models = {}
     folders = Folders(root, ckpts, others)
-    loras = loras or LoraFolders(root / "loras")
+    lora_folders = lora_folders or LoraFolders(root / "loras")
     for card in cards.values():
         try:
-            models[card.id] = _describe(card, handler_for(card.architecture), folders, loras, overrides or {})
+            models[card.id] = _describe(
+                card, handler_for(card.architecture), folders, lora_folders, overrides or {}
+            )
         except UserError as error:
             errors.append(f"{card.path.name}: {error}")
     return Catalog(models, errors)
 
 
 def _describe(
-    card: Card, handler: Any, folders: Folders, loras: LoraFolders, overrides: Mapping[str, Any]
+    card: Card, handler: Any, folders: Folders, lora_folders: LoraFolders, overrides: Mapping[str, Any]
 ) -> ModelInfo:
     capabilities = handler.query_model_def(card.architecture, card.model)
     names = [setting.name for setting in SETTINGS.values() if applies(setting, capabilities)]
@@ -165,12 +169,12 @@ def _describe(
         required=required,
         card=card,
         handler=handler,
-        lora_folder=_lora_folder(card, handler, loras) if capabilities.get("loras") else None,
+        lora_folder=_lora_folder(card, handler, lora_folders) if capabilities.get("loras") else None,
     )
 
 
-def _lora_folder(card: Card, handler: Any, loras: LoraFolders) -> Path:
-    folder: Path = handler.get_lora_dir(card.architecture, Namespace(**loras.given), loras.root)
+def _lora_folder(card: Card, handler: Any, folders: LoraFolders) -> Path:
+    folder: Path = handler.get_lora_dir(card.architecture, Namespace(**folders.given), folders.root)
     return folder.absolute()
 
 

@@ -36,7 +36,7 @@ class EngineConfig:
     beside a model that is loaded.
     dated_folders: images go to output_dir/YYYY-MM-DD/, else straight into output_dir.
     default_settings: defaults that win over the models' own. warm: load the default model at the start.
-    others: further folders with model files. loras: by default `root`/loras.
+    others: further folders with model files. lora_folders: by default `root`/loras.
     """
 
     root: Path
@@ -51,7 +51,7 @@ class EngineConfig:
     default_settings: Mapping[str, Any] = field(default_factory=dict)
     warm: bool = True
     others: tuple[Path, ...] = ()
-    loras: LoraFolders | None = None
+    lora_folders: LoraFolders | None = None
     worker_command: tuple[str, ...] = WORKER
     restart_seconds: float = 0.5
 
@@ -175,7 +175,7 @@ def read_catalog(config: EngineConfig, handler_for: HandlerFor | None = None) ->
         handler_for,
         config.default_settings,
         others=config.others,
-        loras=config.loras,
+        lora_folders=config.lora_folders,
     )
 
 
@@ -183,6 +183,11 @@ def worker_arguments(config: EngineConfig) -> list[str]:
     """The command line of the worker process for this configuration."""
     arguments = ["--root", config.root, "--ckpts", config.ckpts, "--output-dir", config.output_dir]
     arguments += ["--database", config.database, "--verbose", config.verbose]
+    for folder in config.others:
+        arguments += ["--others", folder]
+    if config.lora_folders is not None:
+        given = json.dumps(dict(config.lora_folders.given))
+        arguments += ["--loras", config.lora_folders.root, "--lora-dirs", given]
     if config.gpu:
         arguments += ["--gpu", config.gpu]
     arguments += ["--overrides", json.dumps(dataclasses.asdict(config.overrides))]
