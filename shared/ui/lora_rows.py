@@ -100,10 +100,12 @@ def _strength(index: int, name: str, strength: str) -> str:
             f'<button type="button" class="zgp-button" data-act="set" data-index="{index}" data-value="1">'
             "Use one strength</button></div>"
         )
-    common = f'data-index="{index}" step="{NOTCH}" value="{float(strength):g}"'
+    common = (
+        f'data-index="{index}" step="{NOTCH}" value="{float(strength):g}" aria-label="Strength of {name}"'
+    )
     return (
-        f'<div class="zgp-strength"><input type="range" min="{WEAKEST}" max="{STRONGEST}" {common} '
-        f'aria-label="Strength of {name}"><input type="number" {common} aria-label="Strength of {name}"></div>'
+        f'<div class="zgp-strength"><input type="range" min="{WEAKEST}" max="{STRONGEST}" {common}>'
+        f'<input type="number" {common}></div>'
     )
 
 
@@ -162,8 +164,9 @@ def _file_row(file: Entry, verdict: Verdict, taken: str | None, picture: Picture
     if not verdict.usable and taken is None:
         return f'<li><div class="zgp-file zgp-refused">{inside}</div></li>'
     return (
-        f'<li><button type="button" class="zgp-file" data-act="toggle" data-entry="{escape(taken or file.name)}" '
-        f'aria-pressed="{str(taken is not None).lower()}">{inside}</button></li>'
+        '<li><button type="button" class="zgp-file" data-act="toggle" '
+        f'data-entry="{escape(taken or file.name)}" aria-pressed="{str(taken is not None).lower()}">'
+        f"{inside}</button></li>"
     )
 
 
@@ -176,7 +179,7 @@ def _name(path: str) -> str:
 
 
 def _badge(verdict: Verdict) -> str:
-    """The verdict's sentence, its beginning as a badge: green for all modules, amber for some, red for none."""
+    """The verdict's sentence, its beginning as a badge: green when all modules are used, else amber or red."""
     if not verdict.usable:
         return f'<b class="zgp-badge zgp-bad">cannot be used</b> <span>{escape(verdict.sentence)}</span>'
     count, _, rest = verdict.sentence.partition(", ")

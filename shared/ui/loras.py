@@ -70,8 +70,8 @@ class Loras:
             self.problem = _html("lora-problem")
             with gr.Row(elem_id="lora-find"):
                 self.search = gr.Textbox(
-                    label="Find", placeholder="Find a LoRA", show_label=False, max_lines=1, scale=1, min_width=0,
-                    elem_id="lora-search",
+                    label="Find", placeholder="Find a LoRA", scale=1, show_label=False, max_lines=1,
+                    min_width=0, elem_id="lora-search",
                 )  # fmt: skip
                 self.refresh = gr.Button("Refresh", size="sm", min_width=0, scale=0, elem_id="lora-refresh")
             self.files = _html("lora-files", _CLICKS)
@@ -139,7 +139,8 @@ class Loras:
         entry = (entry or "").strip()
         if not address(entry).url:
             raise UserError(
-                f"'{entry}' is no address: expected https://…/file.safetensors; files of the folder are chosen above."
+                f"'{entry}' is no address: expected https://…/file.safetensors. Files of the folder are "
+                "chosen in the list above."
             )
         self._engine.loras(model_id).path(entry)  # says when it leads out of the folder
         return {self.chosen: loras if entry in loras else [*loras, entry], self.address: ""}
@@ -169,8 +170,8 @@ def problem_html(text: str, count: int) -> str:
     if not surplus:
         return ""
     return (
-        f'<p class="zgp-lora-line" role="status">The strengths have {plural(surplus, "number")} more than there '
-        "are LoRAs; what is left over does nothing.</p>"
+        f'<p class="zgp-lora-line" role="status">The strengths have {plural(surplus, "number")} more than '
+        "there are LoRAs; what is left over does nothing.</p>"
     )
 
 

@@ -1,5 +1,5 @@
-"""Small copies of pictures: of finished ones, so that a page of recent ones does not load the full files, and of
-those beside LoRA files, whose folder the page does not serve.
+"""Small copies of pictures: of finished ones, so that a page of recent ones does not load the full files, and
+of those beside LoRA files, whose folder the page does not serve.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def thumbnail(picture: Path, folder: Path) -> Path:
 
 
 def preview_copy(preview: Path, folder: Path) -> Path | None:
-    """The path of a small copy in `folder` of a picture that anyone may have made; None when it is damaged."""
+    """The path of a small copy in `folder` of a picture that anyone made; None when it is damaged."""
     try:
         status = preview.stat()
         seen = f"{preview.absolute()} {status.st_size} {status.st_mtime_ns}"
