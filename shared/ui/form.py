@@ -96,7 +96,9 @@ class Form:
 
     def _grid(self, settings: Mapping[str, Any]) -> str:
         try:
-            levels = self._engine.catalog.time_grid(settings)
+            levels = self._engine.catalog.time_grid(
+                {**settings, "activated_loras": []}
+            )  # they do not bend it
         except UserError as error:
             return problem_html(str(error))
         return time_grid_html(levels) if levels else ""

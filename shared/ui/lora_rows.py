@@ -179,7 +179,7 @@ def _name(path: str) -> str:
 
 
 def _badge(verdict: Verdict) -> str:
-    """The verdict's sentence, its beginning as a badge: green when all modules are used, else amber or red."""
+    """The verdict's sentence, its beginning as a badge: green when all modules are used, else amber, red."""
     if not verdict.usable:
         return f'<b class="zgp-badge zgp-bad">cannot be used</b> <span>{escape(verdict.sentence)}</span>'
     count, _, rest = verdict.sentence.partition(", ")

@@ -53,6 +53,9 @@ GRAMMAR = """<p>One number for each LoRA in their order, with blanks between; mi
 <p><code>1,0.5,0</code> is a schedule: its numbers are spread evenly over the steps. <code>#</code> begins a
 comment. One <code>|</code> parts an accelerator's numbers, before it, from your own.</p>"""
 
+ADDRESSES = """<p class="zgp-lora-line">The file of an address is fetched with the next picture, into a subfolder if
+one follows: <code>https://…/file.safetensors|styles</code></p>"""
+
 
 class Loras:
     """Lays the group out; `add` makes the control of a setting where it is called."""
@@ -77,10 +80,11 @@ class Loras:
             self.files = _html("lora-files", _CLICKS)
             with gr.Row(elem_id="lora-fetch"):
                 self.address = gr.Textbox(
-                    label="Address", placeholder="https://…/file.safetensors or address|subfolder", scale=1,
+                    label="Address", placeholder="https://…/file.safetensors", scale=1,
                     show_label=False, max_lines=1, min_width=0, elem_id="lora-address",
                 )  # fmt: skip
                 self.add = gr.Button("Add", size="sm", min_width=0, scale=0, elem_id="lora-add")
+            gr.HTML(ADDRESSES, elem_id="lora-addresses", apply_default_css=False)
             add("loras_optional")
 
     @property
