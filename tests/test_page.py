@@ -228,7 +228,8 @@ def test_controls_are_visible_where_they_act(visit, models, model_id):
     page.tab.locator("#advanced button").first.click()
     page.tab.wait_for_selector("#image_format", state="visible")
     shown = [name for name in SETTINGS if page.tab.locator(f"#{name}").is_visible()]
-    assert shown == [name for name in SETTINGS if name in model.settings]
+    assert shown == [name for name in SETTINGS if name in model.settings and SETTINGS[name].group != "loras"]
+    assert page.tab.locator("#loras").is_visible() == ("activated_loras" in model.settings)
     assert page.value("num_inference_steps") == str(model.defaults["num_inference_steps"])
     assert page.tab.locator("#live").is_visible() == (model_id == TWIN)
     assert page.tab.locator("#time-grid svg").is_visible() == (model_id == TWIN)

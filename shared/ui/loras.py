@@ -53,8 +53,8 @@ GRAMMAR = """<p>One number for each LoRA in their order, with blanks between; mi
 <p><code>1,0.5,0</code> is a schedule: its numbers are spread evenly over the steps. <code>#</code> begins a
 comment. One <code>|</code> parts an accelerator's numbers, before it, from your own.</p>"""
 
-ADDRESSES = """<p class="zgp-lora-line">The file of an address is fetched with the next picture, into a subfolder if
-one follows: <code>https://…/file.safetensors|styles</code></p>"""
+ADDRESSES = """<p class="zgp-lora-line">The file of an address is fetched with the next picture, into a
+subfolder if one follows: <code>https://…/file.safetensors|styles</code></p>"""
 
 
 class Loras:
