@@ -84,7 +84,9 @@ def merge(model: nn.Module, lora: Mapping[str, Tensor], strength: float) -> None
             stem = name.removesuffix("lora_A.weight")
             layer = model.get_submodule(stem.removeprefix(PREFIX).rstrip("."))
             change = lora[stem + "lora_B.weight"].float() @ lora[name].float()
-            layer.weight = nn.Parameter(layer.weight + strength * change.to(layer.weight), requires_grad=False)
+            layer.weight = nn.Parameter(
+                layer.weight + strength * change.to(layer.weight), requires_grad=False
+            )
 
 
 # ---------------------------------------------------------------- data and loss

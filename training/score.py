@@ -106,8 +106,28 @@ def classify(part: np.ndarray) -> str:
     return max(best, key=lambda shape: best[shape])
 
 
-def judge(image: np.ndarray, scene: Scene) -> dict[str, list[bool]]:
-    """The verdicts of one picture: one background, and colour-and-place and shape for each object."""
+def silhouette(mask: np.ndarray) -> np.ndarray:
+    """A mask [H, W] with its holes filled: all that the outside cannot reach."""
+    wall = np.pad(mask, 1)
+    outside = np.zeros_like(wall)
+    outside[0] = True
+    while True:
+        grown = outside.copy()
+        grown[1:] |= outside[:-1]
+        grown[:-1] |= outside[1:]
+        grown[:, 1:] |= outside[:, :-1]
+        grown[:, :-1] |= outside[:, 1:]
+        grown &= ~wall
+        if (grown == outside).all():
+            return ~outside[1:-1, 1:-1]
+        outside = grown
+
+
+def judge(image: np.ndarray, scene: Scene, *, silhouettes: bool = False) -> dict[str, list[bool]]:
+    """The verdicts of one picture: one background, and colour-and-place and shape for each object.
+
+    silhouettes: shapes are told by their silhouettes, so that they may be hollow.
+    """
     labels = label(image)
     counts = np.bincount(labels.reshape(-1), minlength=len(NAMES))
     verdict: dict[str, list[bool]] = {
@@ -118,6 +138,8 @@ def judge(image: np.ndarray, scene: Scene) -> dict[str, list[bool]]:
     for thing in scene.things:
         part = blob(labels == NAMES.index(thing.colour), thing)
         verdict["colour_and_place"].append(part is not None)
+        if part is not None and silhouettes:
+            part = silhouette(part)
         verdict["shape"].append(part is not None and classify(part) == thing.shape)
     return verdict
 
