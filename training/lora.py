@@ -3,10 +3,9 @@
     python -m training.lora --out RUN --seconds 600
     python -m training.style --lora RUN/mini_outlines.safetensors
 
-The base stays as it is. Beside each of its matrices W in the main layers lie two thin ones, and the layer
-computes W x + B A x; only A and B learn, from drawings in the style, with the loss the base itself was trained
-with. B starts at zero, so training starts from the base. RUN keeps the state; a run that was stopped goes on
-when its command is run again.
+The base stays as it is. Beside each matrix W of its main layers lie two thin ones, and the layer computes
+W x + B A x; only A and B learn, from drawings in the style, by the loss that trained the base. B starts at
+zero, so training starts from the base. RUN keeps the state: run the command again to go on.
 """
 
 from __future__ import annotations
@@ -79,14 +78,11 @@ def lora_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 @torch.no_grad()
 def merge(model: nn.Module, lora: Mapping[str, Tensor], strength: float) -> None:
     """Add strength * B A to the weights that a file's tensors name. The model has no LoraLinear."""
-    for name in lora:
+    for name, down in lora.items():
         if name.endswith(".lora_A.weight"):
-            stem = name.removesuffix("lora_A.weight")
-            layer = model.get_submodule(stem.removeprefix(PREFIX).rstrip("."))
-            change = lora[stem + "lora_B.weight"].float() @ lora[name].float()
-            layer.weight = nn.Parameter(
-                layer.weight + strength * change.to(layer.weight), requires_grad=False
-            )
+            module = name.removesuffix(".lora_A.weight")
+            weight = model.get_parameter(module.removeprefix(PREFIX) + ".weight")
+            weight.data = weight + strength * (lora[f"{module}.lora_B.weight"].float() @ down.float())
 
 
 # ---------------------------------------------------------------- data and loss

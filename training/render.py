@@ -135,7 +135,7 @@ def coverage(batch: Batch, height: int, width: int, stroke: float = 0) -> Tensor
 
 
 def render(batch: Batch, height: int, width: int, stroke: float = 0) -> tuple[Tensor, Tensor]:
-    """The pictures [B, 3, height, width] in -1..1, and the coverage of each object. stroke: see `coverage`."""
+    """The pictures [B, 3, height, width] in -1..1, and the coverage of each object, drawn with `stroke`."""
     cover = coverage(batch, height, width, stroke)
     image = batch.back[..., None, None].expand(-1, -1, height, width)
     for j in range(MAX_THINGS):

@@ -36,7 +36,7 @@ def deepest_point(shape: str) -> tuple[float, float, float]:
     """
     corners = outline(shape)
     low, size = corners.min(0), np.ptp(corners, axis=0)
-    axis = (np.arange(101)) / 100
+    axis = np.arange(101) / 100
     inside = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
     distance = polygon_distance(low + inside * size, corners)
     x, y = inside[distance.argmin()]
@@ -50,9 +50,10 @@ def hollowness(labels: np.ndarray, thing: Thing, background: str) -> float:
         return 0.0
     ys, xs = np.nonzero(part)
     x, y, depth = deepest_point(thing.shape)
-    width, height = np.ptp(xs) + 1, np.ptp(ys) + 1
+    (left, right), (top, bottom) = (np.percentile(v, (1, 99)) + (0, 1) for v in (xs, ys))  # but for strays
+    width, height = right - left, bottom - top
     row, column = np.mgrid[: labels.shape[0], : labels.shape[1]] + 0.5
-    away = np.hypot(column - (xs.min() + x * width), row - (ys.min() + y * height))
+    away = np.hypot(column - (left + x * width), row - (top + y * height))
     core = away <= max(1.0, CORE * depth * min(width, height))
     return float((labels[core] == NAMES.index(background)).mean())
 
