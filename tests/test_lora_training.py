@@ -1,5 +1,6 @@
 """The Mini LoRA: how it is trained, its file, and what it does to Mini Base's pictures."""
 
+import argparse
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2D
 from tests.mini import ROOT
 from training.grammar import held_out
 from training.lora import STROKE, TRIGGER, add_lora, export, lora_parameters, merge, velocity_loss
+from training.lora import train as run
 from training.networks import TRANSFORMER, forward_batch
 from training.render import draw
 from training.score import judge, silhouette, summarize
@@ -94,6 +96,24 @@ def test_merging_adds_strength_times_b_a() -> None:
     merge(model, {f"diffusion_model.{name}.lora_{k}.weight": x for k, x in (("A", a), ("B", b))}, 0.5)
     expected = before + 0.5 * torch.einsum("or,ri->oi", b, a)
     torch.testing.assert_close(model.get_submodule(name).weight, expected)
+
+
+@pytest.mark.slow
+def test_a_stopped_training_goes_on(tmp_path) -> None:
+    args = argparse.Namespace(out=tmp_path, seconds=1000.0, stop_after=2.0, batch=4, rank=4, lr=1e-3)
+    states = []
+    for _ in range(2):
+        run(args, "cpu")
+        states.append(torch.load(tmp_path / "lora.pt"))
+    first, second = states
+    assert 0 < first["step"] < second["step"] and first["elapsed"] < second["elapsed"]
+    optimizer_steps = {int(s["step"]) for s in second["optimizer"]["state"].values()}
+    assert optimizer_steps == {second["step"]}
+    assert {f.name for f in tmp_path.iterdir()} == {
+        "lora.pt",
+        "mini_outlines.safetensors",
+        "mini_outlines.png",
+    }
 
 
 # ---------------------------------------------------------------- the style score

@@ -20,13 +20,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen3Model
 
 from models.z_image.pipeline_z_image import DEFAULT_NEGATIVE_PROMPT
-from models.z_image.transformer_z_image import ZImageTransformer2DModel, padded
+from models.z_image.transformer_z_image import SEQ_MULTI_OF, ZImageTransformer2DModel, padded
 from training.grammar import Scene, held_out, sample
 from training.networks import TRANSFORMER, forward_batch, make_vae, train_in_bf16
 from training.render import Batch, jitter, render, to_batch
@@ -111,6 +112,9 @@ class Drawings:
         ids, lengths = tokenize(self.tokenizer, captions)
         return features(self.encoder, ids.to(self.device)), lengths.to(self.device)
 
+    def padded_length(self, caption: str) -> int:
+        return padded(int(tokenize(self.tokenizer, [caption])[1]))
+
     def scenes(self) -> Iterator[tuple[list[Scene], list[str]]]:
         """Batches without end, none of it held out; all captions of one are padded to the same length."""
         waiting: dict[int, list[tuple[Scene, str]]] = defaultdict(list)
@@ -119,7 +123,7 @@ class Drawings:
             if scene.held_out:
                 continue
             caption = self.caption(scene)
-            length = padded(int(tokenize(self.tokenizer, [caption])[1]))
+            length = self.padded_length(caption)
             waiting[length].append((scene, caption))
             if len(waiting[length]) == self.batch:
                 scenes, captions = zip(*waiting.pop(length), strict=True)
@@ -221,11 +225,10 @@ def export(model: nn.Module, path: Path, how: str) -> None:
 
 
 @torch.no_grad()
-def preview(model: ZImageTransformer2DModel, drawings: Drawings) -> list:
+def preview(model: ZImageTransformer2DModel, drawings: Drawings) -> list[np.ndarray]:
     """Four held-out prompts drawn by the base with the LoRA."""
-    scenes = [s for s in held_out(60, seed=5) if padded(len(s.caption) // 2) == 32][:4]
-    words = drawings.words([s.caption for s in scenes])
-    negative = drawings.words([DEFAULT_NEGATIVE_PROMPT] * len(scenes))
+    prompts = [s.caption for s in held_out(60, seed=5) if drawings.padded_length(s.caption) == SEQ_MULTI_OF]
+    words, negative = drawings.words(prompts[:4]), drawings.words([DEFAULT_NEGATIVE_PROMPT] * 4)
     latents = sample_latents(model, words, negative, steps=16, guidance=2.5, shift=5.0)
     return to_pictures(drawings.vae.decode(latents / SCALE + SHIFT).sample)
 
