@@ -57,6 +57,21 @@ def predict(model: ZImageTransformer2DModel) -> torch.Tensor:
 # ---------------------------------------------------------------- training
 
 
+def test_the_loss_is_the_velocitys_squared_error(monkeypatch) -> None:
+    """From what the model is given: x = (1 - sigma) latents + sigma noise at time 1 - sigma."""
+    latents, answer, seen = torch.randn(3, 16, 8, 8), torch.randn(3, 16, 8, 8), {}
+
+    def forward(model, x, t, features, lengths):
+        seen.update(x=x, sigma=1 - t[:, None, None, None])
+        return answer, None
+
+    monkeypatch.setattr("training.lora.forward_batch", forward)
+    loss = velocity_loss(tiny(), latents, WORDS)
+    noise = (seen["x"] - (1 - seen["sigma"]) * latents) / seen["sigma"]
+    towards_the_picture = latents - noise
+    torch.testing.assert_close(loss, ((answer - towards_the_picture) ** 2).mean(), rtol=1e-3, atol=1e-3)
+
+
 def test_training_starts_at_the_base_and_lowers_the_loss() -> None:
     model, base = tiny(), tiny()
     add_lora(model, 4)
