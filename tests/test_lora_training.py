@@ -169,14 +169,18 @@ def test_silhouettes_of_outlines_have_the_shape() -> None:
 
 
 def test_a_silhouette_fills_holes_and_nothing_else() -> None:
-    mask = np.zeros((9, 9), bool)
-    mask[1:5, 1:5] = True
-    mask[2, 2] = mask[3, 3] = False  # a hole
-    mask[6:9, 6:9] = True
-    mask[7, 7:] = False  # a bay, open to the picture's edge
-    expected = mask.copy()
-    expected[2, 2] = expected[3, 3] = True
-    assert (silhouette(mask) == expected).all()
+    mask = np.zeros((24, 24), bool)
+    mask[2:9, 2:9] = True
+    mask[4:7, 4:7] = False  # a hole
+    mask[14:22, 12:20] = True
+    mask[15:21, 13:19] = False
+    mask[21, 15] = False  # the line round this hole is broken
+    mask[12:24, 2:4] = True
+    closed = mask.copy()
+    closed[4:7, 4:7] = True
+    assert (silhouette(mask, gap=0) == closed).all()
+    closed[14:21, 12:20] = True  # the break itself stays
+    assert (silhouette(mask)[:, 8:] == closed[:, 8:]).all()
 
 
 # ---------------------------------------------------------------- the shipped file

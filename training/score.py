@@ -106,21 +106,30 @@ def classify(part: np.ndarray) -> str:
     return max(best, key=lambda shape: best[shape])
 
 
-def silhouette(mask: np.ndarray) -> np.ndarray:
-    """A mask [H, W] with its holes filled: all that the outside cannot reach."""
-    wall = np.pad(mask, 1)
-    outside = np.zeros_like(wall)
+def grow(mask: np.ndarray) -> np.ndarray:
+    """A mask [H, W] and its pixels' four neighbours."""
+    grown = mask.copy()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    grown[:, 1:] |= mask[:, :-1]
+    grown[:, :-1] |= mask[:, 1:]
+    return grown
+
+
+def silhouette(mask: np.ndarray, gap: int = 2) -> np.ndarray:
+    """A mask [H, W] with its holes filled: all that the outside cannot reach, not through breaks in a line of
+    up to 2 * gap pixels either.
+    """
+    wall = np.pad(mask, gap + 1)
+    for _ in range(gap):
+        wall = grow(wall)
+    outside, before = np.zeros_like(wall), None
     outside[0] = True
-    while True:
-        grown = outside.copy()
-        grown[1:] |= outside[:-1]
-        grown[:-1] |= outside[1:]
-        grown[:, 1:] |= outside[:, :-1]
-        grown[:, :-1] |= outside[:, 1:]
-        grown &= ~wall
-        if (grown == outside).all():
-            return ~outside[1:-1, 1:-1]
-        outside = grown
+    while before is None or (outside != before).any():
+        before, outside = outside, grow(outside) & ~wall
+    for _ in range(gap):
+        outside = grow(outside)
+    return ~outside[gap + 1 : -gap - 1, gap + 1 : -gap - 1]
 
 
 def judge(image: np.ndarray, scene: Scene, *, silhouettes: bool = False) -> dict[str, list[bool]]:
