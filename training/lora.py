@@ -1,6 +1,6 @@
 """Teaches Mini Base a style with a LoRA: shapes drawn as outlines, which it has never seen.
 
-    python -m training.lora --out RUN --seconds 600
+    python -m training.lora --out RUN --seconds 1300
     python -m training.style --lora RUN/mini_outlines.safetensors
 
 The base stays as it is. Beside each matrix W of its main layers lie two thin ones, and the layer computes
@@ -238,7 +238,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of this run: state, LoRA and preview")
-    parser.add_argument("--seconds", type=float, default=600, help="length of the whole training")
+    parser.add_argument("--seconds", type=float, default=1300, help="length of the whole training")
     parser.add_argument("--stop-after", type=float, help="seconds to run now; a later run goes on")
     parser.add_argument("--batch", type=int, default=24, help="pictures of 128x128 in a step")
     parser.add_argument("--rank", type=int, default=16, help="width of the two thin matrices")
