@@ -211,8 +211,8 @@ class family_handler:
         """(processor for jobs, callable pipeline). Raises UserError naming a file that is missing or does
         not fit.
 
-        quantizeTransformer: its linear layers become int8 once loaded; text_encoder_quantization "int8": those
-        of the text encoder. Files that are quantized stay as they are.
+        quantizeTransformer: its linear layers become int8 once loaded; text_encoder_quantization "int8":
+        those of the text encoder. Files that are quantized stay as they are.
         dtype: of transformer and text encoder; default bfloat16 on a card, float32 on a CPU (bfloat16 is
         slow there). VAE_dtype: default float32; float16 overflows in this VAE. prompt_cache: the folder that
         encoded prompts are kept in; None keeps them in memory only. share: gives parts that another model has
