@@ -167,7 +167,7 @@ def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
         "--config",
         type=Path,
         metavar="DIR",
-        help="folder of wgp_config.json, which names the folders of models and LoRAs (default: this program's)",
+        help="folder of wgp_config.json, which names the folders of models and LoRAs (default: the program's)",
     )
     group.add_argument("--gpu", type=_device, metavar="DEVICE", help="where to compute: cuda:N or cpu")
     dtypes = group.add_mutually_exclusive_group()
@@ -199,7 +199,7 @@ def _add_lora_flags(group: argparse._ArgumentGroup) -> None:
         "--loras",
         type=Path,
         metavar="DIR",
-        help="folder with a folder of LoRAs for each model family (default: that of wgp_config.json, or loras)",
+        help="folder with a folder of LoRAs for each family of models (default: wgp_config.json's, or loras)",
     )
     import models as families
 
@@ -208,13 +208,13 @@ def _add_lora_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--lora-preset",
         metavar="NAME",
-        help="a preset of the LoRA folder (.lset, .json or .zip): its LoRAs and strengths become the defaults",
+        help="a preset in the LoRA folder (.lset, .json, .zip): its LoRAs and strengths become the defaults",
     )
     group.add_argument(
         "--check-loras",
         action="store_true",
-        help="say of every file in the LoRA folders what it is, one line each, and exit: 0 when all can be used, "
-        "1 when one is refused; with --model ID only for that model",
+        help="say of every file in the LoRA folders what it is, one line each, and exit: 0 when all can be "
+        "used, 1 when one is refused; with --model ID for that model only",
     )
     group.add_argument(
         "--convert-lora",
@@ -323,7 +323,9 @@ def _places(options: argparse.Namespace, root: Path) -> dict[str, Any]:
     found, notices = config_file.read(folder)
     ckpts, *others = found.folders(root)
     given = {
-        name: str(value) for name, value in vars(options).items() if name.startswith("lora_dir_") and value
+        name: str(Path(value).absolute())
+        for name, value in vars(options).items()
+        if name.startswith("lora_dir_") and value
     }
     loras = root / found.loras_root if options.loras is None else options.loras
     return {

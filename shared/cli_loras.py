@@ -57,9 +57,8 @@ def _by_folder(infos: Sequence[ModelInfo]) -> dict[Path, list[tuple[Library, lis
 
 
 def _judge(libraries: Sequence[tuple[Library, list[str]]], path: Path) -> tuple[Verdict, str]:
-    """The verdict for the models that the file fits, and their names; else the first models' reason."""
-    judged = [(library.verdict(path), "for " + ", ".join(names)) for library, names in libraries]
-    usable = [(verdict, names) for verdict, names in judged if verdict.usable]
-    most = max((verdict.matched for verdict, _ in usable), default=0)
-    best = [(verdict, names) for verdict, names in usable if verdict.matched == most]
-    return (best or judged)[0]
+    """The verdict for the models that the file fits best, and their names; else the first models' reason."""
+    judged = [(library.verdict(path), names) for library, names in libraries]
+    most = max(verdict.matched for verdict, _ in judged)
+    best = [(verdict, names) for verdict, names in judged if verdict.matched == most]
+    return best[0][0], "for " + ", ".join(name for _, names in best for name in names)
