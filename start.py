@@ -44,6 +44,7 @@ COUNT = re.compile(r"(\d+) (failed|passed|skipped|xfailed|xpassed|error)")
 SHOWN = re.compile(
     r"\s*(Collecting|Downloading|Downloaded|Using cached|Building|Installing|Resolved|Prepared|Installed)\b"
 )
+KERNELS = "comfy-kitchen>=0.2.40,<0.3"  # fused kernels for NVIDIA cards; 68 MB that a CPU has no use for
 FRACTION = re.compile(r"Progress (\d+) of (\d+)")
 HINTS = (
     (r"No space left|not enough space", "the disk is full: make room"),
@@ -216,6 +217,7 @@ def install_commands(
     it has not; uv knows the other builds and picks by the driver (--torch-backend=auto).
     """
     wanted = [part for file in files for part in ("-r", str(file))]
+    wanted += [KERNELS] if machine.nvidia else []
     pip_install = [str(python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     if pip >= (24, 1):
         pip_install += ["--progress-bar", "raw"]

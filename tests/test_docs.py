@@ -21,6 +21,8 @@ def known_flags() -> set[str]:
         "training.score",
         "training.export",
         "training.twinflow",
+        "training.lora",
+        "training.style",
         "benchmarks.cpu",
         "benchmarks.gpu",
         "benchmarks.vram",

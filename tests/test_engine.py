@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from shared import offloading
+from models.z_image import loading
 from shared.engine import failures, hashes, worker
 from shared.engine.catalog import catalog
 from shared.engine.engine import Engine, EngineConfig, worker_environment
@@ -865,7 +865,7 @@ def test_the_built_in_models_make_the_same_picture_again(tmp_path):
 @pytest.fixture
 def mini_host(monkeypatch):
     """A host that takes this computer's CPU for a card of 8 GiB."""
-    monkeypatch.setattr(offloading, "default_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(loading, "default_device", lambda: torch.device("cpu"))
     return ModelHost(Folders(ROOT, ROOT / "ckpts"), machine=lambda: CARD)
 
 
@@ -887,14 +887,13 @@ def test_models_share_their_text_encoder_and_vae(mini_host):
     assert mini_host.get("z_image_mini", Silent()).pipe.vae is not vae
 
 
-def test_a_plan_may_ask_for_compiled_layers_and_an_attention(monkeypatch):
+def test_a_plan_may_ask_for_compiled_layers(monkeypatch):
     host = ModelHost(Folders(ROOT, ROOT / "ckpts"), overrides=Overrides(compile=True), machine=lambda: CARD)
-    model = host.get("z_image_mini", Silent())
-    assert all(layer._compiled_call_impl is not None for layer in model.pipe.transformer.layers)
-    attended = []
-    monkeypatch.setattr(model.pipe.transformer, "set_attention_backend", attended.append)
-    host.get("z_image_mini", Silent(), mini_settings("z_image_mini", override_attention="sdpa"))
-    assert attended == ["sdpa"]
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(function) or function)
+    transformer = host.get("z_image_mini", Silent()).pipe.transformer
+    layers = len(transformer.layers) + len(transformer.noise_refiner) + len(transformer.context_refiner)
+    assert len(compiled) == layers
 
 
 def test_a_change_of_plan_places_only_what_changed(mini_host, monkeypatch):

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from models.z_image.names import TRANSFORMER
 from shared.errors import UserError
 from shared.weights import quantized
 from shared.weights.formats import Names
@@ -248,3 +249,32 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match=r"x\.safetensors cannot be written \(No space left on device\)"):
         save_quantized(small(), tmp_path / "x.safetensors", SMALL)
     assert not list(tmp_path.iterdir())
+
+
+def test_quantized_while_loading_equals_the_int8_file(tmp_path: Path):
+    """Through load_model: quantizeTransformer and text_encoder_quantization, and a card's auto_quantize."""
+    from models.z_image.z_image_handler import family_handler
+    from tests import mini
+
+    card = mini.model_def("z_image_mini")
+    (source,) = (mini.ROOT / url for url in card["URLs"])
+
+    def load(file=source, card=card, **how):
+        return family_handler.load_model(
+            file, "z_image", card, device="cpu", dtype=torch.bfloat16, prompt_cache=None, **how
+        )[1]
+
+    def latents(pipe):
+        start = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+        how = dict(height=128, width=128, num_inference_steps=2, latents=start, output_type="latent")
+        return pipe("a red circle", **how).images
+
+    quick = load(quantizeTransformer=True)
+    save_quantized(load().transformer, tmp_path / "int8.safetensors", TRANSFORMER)
+    assert torch.equal(latents(quick), latents(load(tmp_path / "int8.safetensors")))
+    assert torch.equal(latents(quick), latents(load(card=card | {"auto_quantize": True})))
+    assert not torch.equal(latents(quick), latents(load()))
+    encoder = load(text_encoder_quantization="int8").text_encoder
+    assert {type(layer.mlp.up_proj) for layer in encoder.layers} == {quantized.Int8Linear}
+    with pytest.raises(UserError, match="text_encoder_quantization came as 'int3'"):
+        load(text_encoder_quantization="int3")

@@ -45,7 +45,8 @@ SERVED_BY_UV = [Machine("Windows"), Machine("Windows", nvidia=True), Machine("Li
 def test_pip_installs_where_the_index_has_the_right_torch(machine: Machine):
     (command,) = start.install_commands(machine, PYTHON, FILES, (23, 0))
     assert command[:4] == ["python", "-m", "pip", "install"]
-    assert command[-2:] == ["-r", "requirements.txt"]
+    wanted = ["-r", "requirements.txt", *kernels(machine)]
+    assert command[-len(wanted) :] == wanted
 
 
 @pytest.mark.parametrize("machine", SERVED_BY_UV, ids=str)
@@ -53,7 +54,13 @@ def test_uv_picks_the_torch_elsewhere(machine: Machine):
     first, second = start.install_commands(machine, PYTHON, FILES, (23, 0))
     assert first[:4] == ["python", "-m", "pip", "install"] and first[-1] == "uv"
     assert second[:5] == ["python", "-m", "uv", "pip", "install"]
-    assert "--torch-backend=auto" in second and second[-2:] == ["-r", "requirements.txt"]
+    wanted = ["-r", "requirements.txt", *kernels(machine)]
+    assert "--torch-backend=auto" in second and second[-len(wanted) :] == wanted
+
+
+def kernels(machine: Machine) -> list[str]:
+    """What is installed for the card besides."""
+    return [start.KERNELS] if machine.nvidia else []
 
 
 @pytest.mark.parametrize("system", ["Linux", "Windows", "Darwin"])

@@ -113,8 +113,11 @@ def jitter(batch: Batch, generator: torch.Generator | None = None) -> Batch:
     return Batch(batch.shape, colour, place, (batch.back + 0.03 * noise(batch.back)).clamp(-1, 1))
 
 
-def coverage(batch: Batch, height: int, width: int) -> Tensor:
-    """[B, 3, height, width] how much of each pixel each object covers, 0 to 1."""
+def coverage(batch: Batch, height: int, width: int, stroke: float = 0) -> Tensor:
+    """[B, 3, height, width] how much of each pixel each object covers, 0 to 1.
+
+    stroke: 0 fills the objects; more draws only their outlines, `stroke` pixels wide.
+    """
     device, side = batch.place.device, min(height, width)
     fields = distance_fields().to(device)
     xs = (torch.arange(width, device=device) + 0.5) / side
@@ -126,22 +129,24 @@ def coverage(batch: Batch, height: int, width: int) -> Tensor:
     field = fields[batch.shape.clamp_min(0).flatten()][:, None]
     distance = F.grid_sample(field, grid, padding_mode="border", align_corners=False)[:, 0]
     distance = distance.unflatten(0, (-1, MAX_THINGS)) * radius * side  # in pixels
+    if stroke:
+        distance = distance.abs() - stroke / 2
     return (0.5 - distance).clamp(0, 1) * (batch.shape >= 0)[..., None, None]
 
 
-def render(batch: Batch, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The pictures [B, 3, height, width] in -1..1, and the coverage of each object."""
-    cover = coverage(batch, height, width)
+def render(batch: Batch, height: int, width: int, stroke: float = 0) -> tuple[Tensor, Tensor]:
+    """The pictures [B, 3, height, width] in -1..1, and the coverage of each object, drawn with `stroke`."""
+    cover = coverage(batch, height, width, stroke)
     image = batch.back[..., None, None].expand(-1, -1, height, width)
     for j in range(MAX_THINGS):
         image = torch.lerp(image, batch.colour[:, j, :, None, None].expand_as(image), cover[:, j, None])
     return image, cover
 
 
-def draw(scene: Scene, size: int = 128, seed: int | None = None) -> np.ndarray:
-    """One scene as an RGB array [size, size, 3] uint8; with a seed, jittered."""
+def draw(scene: Scene, size: int = 128, seed: int | None = None, stroke: float = 0) -> np.ndarray:
+    """One scene as an RGB array [size, size, 3] uint8; with a seed, jittered. stroke: see `coverage`."""
     batch = to_batch([scene])
     if seed is not None:
         batch = jitter(batch, torch.Generator().manual_seed(seed))
-    image = render(batch, size, size)[0][0]
+    image = render(batch, size, size, stroke)[0][0]
     return ((image.permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().numpy()

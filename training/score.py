@@ -106,8 +106,37 @@ def classify(part: np.ndarray) -> str:
     return max(best, key=lambda shape: best[shape])
 
 
-def judge(image: np.ndarray, scene: Scene) -> dict[str, list[bool]]:
-    """The verdicts of one picture: one background, and colour-and-place and shape for each object."""
+def grow(mask: np.ndarray) -> np.ndarray:
+    """A mask [H, W] and its pixels' four neighbours."""
+    grown = mask.copy()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    grown[:, 1:] |= mask[:, :-1]
+    grown[:, :-1] |= mask[:, 1:]
+    return grown
+
+
+def silhouette(mask: np.ndarray, gap: int = 2) -> np.ndarray:
+    """A mask [H, W] with its holes filled: all that the outside cannot reach, not through breaks in a line of
+    up to 2 * gap pixels either.
+    """
+    wall = np.pad(mask, gap + 1)
+    for _ in range(gap):
+        wall = grow(wall)
+    outside, before = np.zeros_like(wall), None
+    outside[0] = True
+    while before is None or (outside != before).any():
+        before, outside = outside, grow(outside) & ~wall
+    for _ in range(gap):
+        outside = grow(outside)
+    return ~outside[gap + 1 : -gap - 1, gap + 1 : -gap - 1]
+
+
+def judge(image: np.ndarray, scene: Scene, *, silhouettes: bool = False) -> dict[str, list[bool]]:
+    """The verdicts of one picture: one background, and colour-and-place and shape for each object.
+
+    silhouettes: shapes are told by their silhouettes, so that they may be hollow.
+    """
     labels = label(image)
     counts = np.bincount(labels.reshape(-1), minlength=len(NAMES))
     verdict: dict[str, list[bool]] = {
@@ -118,6 +147,8 @@ def judge(image: np.ndarray, scene: Scene) -> dict[str, list[bool]]:
     for thing in scene.things:
         part = blob(labels == NAMES.index(thing.colour), thing)
         verdict["colour_and_place"].append(part is not None)
+        if part is not None and silhouettes:
+            part = silhouette(part)
         verdict["shape"].append(part is not None and classify(part) == thing.shape)
     return verdict
 

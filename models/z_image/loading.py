@@ -32,7 +32,7 @@ from models.z_image.z_image_handler import (
 from shared import attention as attention_backends
 from shared.errors import UserError
 from shared.offloading import Residency
-from shared.transport import default_device
+from shared.transport import default_device, pinned_bytes
 from shared.weights import formats
 from shared.weights import loading as weights
 from shared.weights.files import Folders, Required, check_safetensors, weight_files
@@ -54,6 +54,8 @@ def load(
     base_model_type: str,
     model_def: dict[str, Any],
     *,
+    quantize: bool = False,
+    quantize_text_encoder: bool = False,
     dtype: torch.dtype | None,
     vae_dtype: torch.dtype | None,
     text_encoder_filename: str | Path | None,
@@ -63,8 +65,12 @@ def load(
     share: Share | None = None,
     save_quantized: bool = False,
     folders: Folders = DEFAULT_FOLDERS,
+    pinned_share: float | None = None,
 ) -> tuple[ZImageProcessor, ZImagePipeline]:
-    """See `family_handler.load_model`. prompt_cache: folder of encoded prompts; None keeps them in memory."""
+    """See `family_handler.load_model`. prompt_cache: folder of encoded prompts; None keeps them in memory.
+
+    pinned_share: of the RAM, to page-lock at most.
+    """
     shared = share or _alone
     place = torch.device(device) if device else default_device()
     files = {
@@ -84,8 +90,12 @@ def load(
     dtype = dtype or preferred_dtype(found, place)
     encoder_dtype = torch.bfloat16 if dtype == torch.float16 else dtype  # Qwen3 can overflow float16
     config = model_def.get("transformer_config") or TRANSFORMER_CONFIG
+    quantize = quantize or bool(model_def.get("auto_quantize"))
     transformer = shared(
-        "transformer", found.files, f"{config} {dtype}", lambda: _transformer(model_def, found, dtype)
+        "transformer",
+        found.files,
+        f"{config} {dtype} {quantize}",
+        lambda: _transformer(model_def, found, dtype, quantize),
     )
     if save_quantized and not found.quantized and len(found.files) == 1:
         _save_quantized(transformer, found.files[0])
@@ -98,18 +108,22 @@ def load(
         lambda: shared(
             "text_encoder",
             encoder_files,
-            f"{tokenizer_folder} {encoder_dtype}",
-            lambda: _text_encoder(tokenizer_folder, encoder_files, encoder_dtype),
+            f"{tokenizer_folder} {encoder_dtype} {quantize_text_encoder}",
+            lambda: _text_encoder(tokenizer_folder, encoder_files, encoder_dtype, quantize_text_encoder),
         ),
         shared("vae", [vae_file], f"{vae_config} {vae_dtype}", lambda: _vae(vae_config, vae_file, vae_dtype)),
         AutoTokenizer.from_pretrained(tokenizer_folder),
         read_config(model_def.get("scheduler_config") or SCHEDULER_CONFIGS[base_model_type]),
         place,
         prompt_cache=PromptCache(prompt_cache),
-        encoder_id=text_encoding.identity(encoder_files, tokenizer_folder, encoder_dtype, place),
+        encoder_id=text_encoding.identity(
+            encoder_files, tokenizer_folder, encoder_dtype, place, quantize_text_encoder
+        ),
     )
     pipe.unified_solver = bool(model_def.get("unified_solver"))
-    pipe.residency = shared("residency", [], str(place), lambda: Residency(place))
+    pipe.residency = shared(
+        "residency", [], str(place), lambda: Residency(place, pinned_limit=pinned_bytes(pinned_share))
+    )
     choose_attention = functools.partial(
         attention_backends.choose,
         otherwise=attention,
@@ -144,12 +158,14 @@ def _first_on_disk(needed: Required, folders: Folders) -> Path:
 
 
 def _transformer(
-    model_def: Mapping[str, Any], found: formats.Checkpoint, dtype: torch.dtype
+    model_def: Mapping[str, Any], found: formats.Checkpoint, dtype: torch.dtype, quantize: bool = False
 ) -> ZImageTransformer2DModel:
     config = ZImageConfig.from_dict(read_config(model_def.get("transformer_config") or TRANSFORMER_CONFIG))
     twin = any(name.startswith("t_embedder_2.") for name in found.entries)
     model = build(lambda: ZImageTransformer2DModel(config, second_time_embedder=twin))
     load_weights(model, found.files, dtype=dtype, names=names.TRANSFORMER)
+    if quantize:
+        weights.quantize(model, names.TRANSFORMER)
     return model
 
 
@@ -159,13 +175,17 @@ def _save_quantized(transformer: ZImageTransformer2DModel, source: Path) -> None
     target = source.with_name((stem if stem != source.stem else f"{stem}_quanto_int8") + ".safetensors")
     if not target.exists():
         weights.save_quantized(transformer, target, names.TRANSFORMER)
-        log.info("Wrote %s", target)
+        log.warning("The int8 file %s was written; the next start can use it.", target)
 
 
-def _text_encoder(folder: Path, files: Sequence[Path], dtype: torch.dtype) -> Qwen3Model:
+def _text_encoder(
+    folder: Path, files: Sequence[Path], dtype: torch.dtype, quantize: bool = False
+) -> Qwen3Model:
     model = build(functools.partial(text_encoding.make_text_encoder, folder))
     unused = functools.partial(text_encoding.unused, model.config.num_hidden_layers)
     load_weights(model, files, dtype=dtype, names=names.TEXT_ENCODER, unused=unused)
+    if quantize:
+        weights.quantize(model, names.TEXT_ENCODER)
     return model
 
 

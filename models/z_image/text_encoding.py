@@ -33,13 +33,15 @@ def make_text_encoder(folder: Path) -> Qwen3Model:
     return model
 
 
-def identity(files: Sequence[Path], folder: Path, dtype: torch.dtype, device: torch.device) -> str:
+def identity(
+    files: Sequence[Path], folder: Path, dtype: torch.dtype, device: torch.device, quantized: bool = False
+) -> str:
     """A name for what makes the features: equal names, equal bits. folder: the tokenizer's and
-    configuration's.
+    configuration's. quantized: after loading.
     """
     small = sorted(path for path in folder.iterdir() if path.suffix in TOKENIZER_SUFFIXES)
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    facts = (dtype, place, torch.__version__, transformers.__version__)
+    facts = (dtype, quantized, place, torch.__version__, transformers.__version__)
     return prompt_cache.fingerprint([*files, *small], facts)
 
 

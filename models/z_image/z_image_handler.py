@@ -52,6 +52,7 @@ RESOLUTIONS = (
     "1024x1024", "1024x768", "768x1024", "1280x768", "768x1280", "1152x896", "896x1152",
     "1920x1088", "1088x1920", "1536x1536", "2048x2048", "768x768", "512x512",
 )  # fmt: skip
+QUANTIZATIONS = (None, "", "bf16", "int8")
 #: settings that are keys of unified_sampler_config
 SAMPLER_SETTINGS = (
     "sampling_style", "stochast_ratio", "extrapol_ratio", "sampling_order", "time_dist_ctrl",
@@ -225,33 +226,40 @@ class family_handler:
         dtype: torch.dtype | None = None,
         VAE_dtype: torch.dtype | None = None,
         text_encoder_filename: str | Path | None = None,
+        text_encoder_quantization: str | None = None,
         attention: str = "auto",
         device: str | torch.device | None = None,
         prompt_cache: Path | None = PROMPT_CACHE,
         share: Share | None = None,
         save_quantized: bool = False,
         folders: Folders | None = None,
+        pinned_share: float | None = None,
     ) -> tuple[ZImageProcessor, ZImagePipeline]:
         """(processor for jobs, callable pipeline). Raises UserError naming a file that is missing or does
         not fit.
 
+        quantizeTransformer: its linear layers become int8 once loaded; text_encoder_quantization "int8":
+        those of the text encoder. Files that are quantized stay as they are.
         dtype: of transformer and text encoder; default bfloat16 on a card, float32 on a CPU (bfloat16 is
         slow there). VAE_dtype: default float32; float16 overflows in this VAE. prompt_cache: the folder that
         encoded prompts are kept in; None keeps them in memory only. share: gives parts that another model has
         already loaded (see loading.Share); the processor's `apply_plan` then says what goes where.
         save_quantized: write an int8 file beside an unquantized transformer. folders: where files are looked
-        for, by default in the project and its ckpts/.
+        for, by default in the project and its ckpts/. pinned_share: of the RAM, to page-lock at most; default
+        what the system bears.
         """
         from models.z_image.loading import load
 
-        if quantizeTransformer:
+        if text_encoder_quantization not in QUANTIZATIONS:
             raise UserError(
-                "quantizeTransformer: quantizing while loading is not possible; use an int8 file."
+                f"text_encoder_quantization came as {text_encoder_quantization!r}; expected int8 or bf16."
             )
         return load(
             model_filename,
             base_model_type,
             dict(model_def or {}),
+            quantize=quantizeTransformer,
+            quantize_text_encoder=text_encoder_quantization == "int8",
             dtype=dtype,
             vae_dtype=VAE_dtype,
             text_encoder_filename=text_encoder_filename,
@@ -261,6 +269,7 @@ class family_handler:
             share=share,
             save_quantized=save_quantized,
             folders=folders or DEFAULT_FOLDERS,
+            pinned_share=pinned_share,
         )
 
 

@@ -37,6 +37,7 @@ class EngineConfig:
     dated_folders: images go to output_dir/YYYY-MM-DD/, else straight into output_dir.
     default_settings: defaults that win over the models' own. warm: load the default model at the start.
     others: further folders with model files. lora_folders: by default `root`/loras.
+    notices: what the log is to say at the start.
     """
 
     root: Path
@@ -52,6 +53,7 @@ class EngineConfig:
     warm: bool = True
     others: tuple[Path, ...] = ()
     lora_folders: LoraFolders | None = None
+    notices: tuple[str, ...] = ()
     worker_command: tuple[str, ...] = WORKER
     restart_seconds: float = 0.5
 
@@ -111,6 +113,7 @@ class Engine:
 
     def start(self) -> None:
         """Spawn the worker at once, or become a client of the process that already has one."""
+        self._log_notices()
         self._supervisor.start()
         if not self.supervises:
             log.info("Another ZGP process works on %s; this one uses its worker.", self.config.database)
@@ -161,6 +164,11 @@ class Engine:
                 if event.kind in ENDED:
                     return
             time.sleep(poll)
+
+    def _log_notices(self) -> None:
+        if self.config.notices:
+            with self.config.log_file.open("a", encoding="utf-8") as log_file:
+                log_file.writelines(f"{notice}\n" for notice in self.config.notices)
 
     def _warm_arguments(self) -> list[str]:
         model = self.catalog.models.get(self.catalog.default_model)

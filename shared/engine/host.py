@@ -192,7 +192,7 @@ class ModelHost:
         modules = [path for role, path in files.items() if role.startswith("module")]
         options: dict[str, Any] = self._dtype_argument()
         if plan is not None:
-            options["share"] = self._parts.share
+            options |= {"share": self._parts.share, "pinned_share": self._overrides.reserved}
         if self._save_quantized:
             options["save_quantized"] = True
         processor, pipe = info.handler.load_model(

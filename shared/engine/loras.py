@@ -56,6 +56,15 @@ def problems(info: ModelInfo, settings: Mapping[str, Any]) -> list[str]:
     return [problem for entry in entries if (problem := _problem(info, library, entry))]
 
 
+def bytes_here(info: ModelInfo, settings: Mapping[str, Any]) -> int:
+    """Of the job's LoRA files that are on disk: what a plan counts before anything is fetched."""
+    if info.lora_folder is None:
+        return 0
+    library = info.loras()
+    places = (_with_the_card(info, entry) or library.path(entry) for entry in chosen(info, settings)[0])
+    return sum(library.verdict(path).bytes for path in places if path.is_file())
+
+
 def gather(
     info: ModelInfo,
     settings: Mapping[str, Any],

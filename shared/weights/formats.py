@@ -57,7 +57,7 @@ class Names:
     dropped: tensors that the model does not need.
     mistaken: (expression, what a file with such a name is), for files without any `known` tensor.
     plain: modules that compute unquantized even where the file has them quantized.
-    quantizable: modules that `save_quantized` quantizes.
+    quantizable: modules that `quantize` and `save_quantized` quantize.
     """
 
     family: str = "this model"

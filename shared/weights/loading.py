@@ -142,6 +142,14 @@ def _rows(tensor: Tensor, entry: Entry) -> Tensor:
     return tensor if entry.rows is None or not tensor.dim() else tensor[entry.rows]
 
 
+def quantize(model: nn.Module, names: Names) -> None:
+    """Turn the linear layers that `names.quantizable` matches into int8, in place, one after the other."""
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Linear and re.search(names.quantizable, name):
+            weight, scale = quantized.quantize_int8(layer.weight.detach())
+            model.set_submodule(name, quantized.Int8Linear(weight, scale, layer.bias))
+
+
 def save_quantized(
     model: nn.Module, path: Path, names: Names, *, config: Mapping[str, Any] | None = None
 ) -> None:
