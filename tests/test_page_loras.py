@@ -13,10 +13,12 @@ from models.z_image.lora_names import model_names, module_shapes
 from shared.engine.catalog import catalog
 from shared.imaging import metadata
 from shared.loras.library import Entry, Library
+from shared.loras.presets import Preset
 from shared.loras.verdict import Verdict
 from shared.ui import recall
 from shared.ui.lora_rows import ROWS, Chosen, chosen_html, list_html, look_up, matches
 from shared.ui.loras import problem_html
+from shared.ui.presets import preset_of, with_preset
 from shared.ui.thumbnails import PREVIEW_EDGE, preview_copy
 from tests import lora_writers as writers
 from tests.browser import ROOT, Visit, chromium, serve
@@ -128,6 +130,15 @@ def test_strengths_are_judged_where_they_are_written():
     assert problem_html("1 0.5,1", 2) == "" and problem_html("x", 0) == ""
 
 
+def test_a_preset_leaves_a_profiles_loras_in_front():
+    form = {"activated_loras": ["fast", "old"], "loras_multipliers": "0.8|1", "num_inference_steps": 4}
+    found = with_preset(Preset(("ink",), "0.5", {"prompt": "# note"}, full_prompt=False), form)
+    assert found == {"activated_loras": ["fast", "ink"], "loras_multipliers": "0.8|0.5"}
+    kept = preset_of({**form, "seed": 5, "prompt": "a"}, whole=True)
+    assert (kept.loras, kept.multipliers) == (("old",), "1")
+    assert kept.settings == {"num_inference_steps": 4, "prompt": "a"}
+
+
 def test_a_preview_is_served_as_a_small_copy_that_follows_its_file(tmp_path):
     preview = tmp_path / "a.png"
     Image.new("RGB", (900, 300), "red").save(preview)
@@ -214,6 +225,14 @@ class LoraVisit(Visit):
 
     def set_strength(self, row, value):
         self.rows(row + 1).nth(row).locator("input[type=number]").fill(str(value))
+
+    def choose_preset(self, name):
+        """Choose and apply it."""
+        if not self.tab.locator("#preset input").is_visible():
+            self.tab.locator("#presets > button").click()
+        self.tab.locator("#preset input").click()
+        self.tab.get_by_role("option", name=name, exact=True).click()
+        self.tab.locator("#apply-preset").click()
 
     def wait_for_text(self, selector, text):
         self.tab.locator(selector).get_by_text(text).first.wait_for()
@@ -368,3 +387,37 @@ def test_the_group_fits_a_phone(visit, scheme):
     cut = """[...document.querySelectorAll('#loras :is(p, button, b, input)')]
         .filter((e) => e.offsetWidth && e.scrollWidth > e.clientWidth + 2).map((e) => e.outerHTML)"""
     assert page.tab.evaluate(cut) == []
+
+
+@pytest.mark.browser
+def test_a_preset_is_saved_and_applied(visit, folder):
+    page = visit()
+    page.choose("ink")
+    page.set_strength(0, 0.4)
+    page.set_number("num_inference_steps", 3)
+    page.tab.locator("#presets > button").click()
+    for name, whole in (("../mine", False), ("mine", False), ("all of it", True)):
+        page.tab.locator("#preset-name input").fill(name)
+        page.tab.locator("#preset-whole input").set_checked(whole)
+        page.tab.locator("#save-preset").click()
+        if name == "mine":
+            page.wait_for_text("#notice", "mine.lset")
+    page.wait_for_text("#notice", "all of it.json")
+    assert "is no name for a preset" in page.tab.locator(".toast-body").inner_text()
+    page.complaints.clear()
+    assert not list(folder.parent.glob("*.lset"))
+    assert json.loads((folder / "mine.lset").read_text("utf-8")) == {
+        "loras": ["styles/ink.safetensors"], "loras_mult": "0.4", "prompt": "", "full_prompt": False,
+    }  # fmt: skip
+    page = visit()
+    page.tab.locator("#prompt textarea").fill("my own words")
+    page.choose_preset("mine (yours)")
+    page.wait_for_text("#notice", "LoRAs: none → styles/ink.safetensors")
+    assert page.rows(1).first.locator("input[type=number]").input_value() == "0.4"
+    assert (page.value("prompt"), page.value("num_inference_steps")) == ("my own words", "8")
+    page.choose_preset("all of it (yours)")
+    page.wait_for_text("#notice", "Steps: 8 → 3")
+    page.choose_preset("Turbo draft")
+    page.wait_for_text("#notice", "Steps: 3 → 4")
+    page.tab.locator("#apply-preset").click()
+    page.wait_for_text("#notice", "It changes nothing")

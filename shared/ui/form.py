@@ -14,6 +14,7 @@ from shared.errors import UserError
 from shared.settings import SETTINGS
 from shared.ui.controls import control
 from shared.ui.loras import Loras
+from shared.ui.presets import Presets
 from shared.ui.text import plural
 from shared.ui.time_grid import problem_html, time_grid_html
 
@@ -52,6 +53,7 @@ class Form:
             self.random_seed = gr.Button("Random", size="sm", elem_id="random-seed", min_width=0, scale=0)
             self.last_seed = gr.Button("Reuse last", size="sm", elem_id="last-seed", min_width=0, scale=0)
         self.loras = Loras(engine, model, lambda name: self._add(model, name))
+        self.presets = Presets(engine, model)
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             for name in SETTINGS:
                 if name not in self.controls:
@@ -67,6 +69,7 @@ class Form:
             )
         self.random_seed.click(None, None, self.controls["seed"], js="() => -1")
         self.loras.wire(self.controls["model_type"], self.controls["prompt"])
+        self.presets.wire(self.controls["model_type"])
 
     @property
     def inputs(self) -> list[Any]:

@@ -14,7 +14,7 @@ from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.loras.library import Library, address
 from shared.loras.multipliers import parse
-from shared.ui.errors import shows_errors
+from shared.ui.errors import QUIET, shows_errors
 from shared.ui.lora_rows import chosen_html, list_html, look_up
 from shared.ui.pictures import THUMBNAILS, file_url
 from shared.ui.text import plural
@@ -22,7 +22,6 @@ from shared.ui.thumbnails import preview_copy
 
 Updates = dict[Any, Any]
 
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 EDIT = Path(__file__).with_name("lora_edit.js").read_text(encoding="utf-8")
 
 # 'edit' changes the list or a strength, 'word' takes a trigger word; what exactly stands in window.zgpLora.
