@@ -18,6 +18,7 @@ from shared.ui.errors import QUIET, shows_errors, toast
 from shared.ui.form import Form, Updates
 from shared.ui.notice import notice_area, notice_html
 from shared.ui.pictures import Pictures, picture_area
+from shared.ui.presets import lines_html
 from shared.ui.stage import stage_area, stage_html
 from shared.ui.watch import Sight, watch
 from shared.ui.welcome import Welcome
@@ -78,7 +79,9 @@ class Generate:
             self.read_picture, [self.drop, controls["model_type"]], [*filled, self.drop], **QUIET
         )
         presets = form.presets
-        presets.apply.click(self.apply_preset, [presets.choice, *form.inputs], filled, **QUIET)
+        presets.apply.click(
+            self.apply_preset, [presets.choice, *form.inputs], [*filled, presets.about], **QUIET
+        )
         presets.save.click(
             self.save_preset, [presets.name, presets.whole, *form.inputs],
             [presets.name, presets.choice, self.notice], **QUIET,
@@ -155,7 +158,9 @@ class Generate:
     @shows_errors
     def apply_preset(self, choice: str | None, *values: Any) -> Updates:
         """Fill the form from a profile or preset."""
-        return self._fill(self.form.presets.applied(choice, self.form.read(values)))
+        presets = self.form.presets
+        found = presets.applied(choice, self.form.read(values))
+        return {**self._fill(found), self.notice: "", presets.about: lines_html(found.report)}
 
     @shows_errors
     def save_preset(self, name: str, whole: bool, *values: Any) -> Updates:

@@ -103,8 +103,10 @@ def _strength(index: int, name: str, strength: str) -> str:
     common = (
         f'data-index="{index}" step="{NOTCH}" value="{float(strength):g}" aria-label="Strength of {name}"'
     )
+    part = min(1, max(0, (float(strength) - WEAKEST) / (STRONGEST - WEAKEST)))
     return (
-        f'<div class="zgp-strength"><input type="range" min="{WEAKEST}" max="{STRONGEST}" {common}>'
+        f'<div class="zgp-strength" style="--zgp-part: {part:.4g}">'
+        f'<input type="range" min="{WEAKEST}" max="{STRONGEST}" {common}>'
         f'<input type="number" {common}></div>'
     )
 

@@ -38,6 +38,9 @@ element.addEventListener('input', (event) => {
   for (const input of parentElement.querySelectorAll('input')) {
     if (input !== event.target) input.value = value;
     input.setAttribute('value', String(Number(value)));
+    if (input.type === 'range') {
+      parentElement.style.setProperty('--zgp-part', (input.value - input.min) / (input.max - input.min));
+    }
   }
   window.zgpLora = {act: 'set', index: Number(dataset.index), value: String(Number(value))};
   trigger('edit');

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -54,20 +54,21 @@ class Presets:
     def wire(self, model_type: Any) -> None:
         """Connect what only this group knows."""
         self.choice.change(self.describe, [self.choice, model_type], self.about, **QUIET)
-        gr.on(
-            [self.group.expand, model_type.change], self.look, [self.choice, model_type],
-            [self.choice, self.about], **QUIET,
-        )  # fmt: skip
+        self.group.expand(self.look, [self.choice, model_type], [self.choice, self.about], **QUIET)
+        model_type.change(self.offer, [self.choice, model_type], self.choice, **QUIET)
 
     @shows_errors
     def look(self, choice: str | None, model_id: str) -> Updates:
         """The presets as they are on disk now, and which profiles cannot be read."""
-        model = self._engine.catalog.model(model_id)
-        broken = "".join(f'<p class="zgp-problem">{escape(line)}</p>' for line in self._profiles(model)[1])
-        choices = self._choices(model)
-        kept = choice if choice in dict(choices).values() else None
-        about = self.describe(kept, model_id) + broken
-        return {self.choice: gr.update(choices=choices, value=kept), self.about: about}
+        broken = self._profiles(self._engine.catalog.model(model_id))[1]
+        about = self.describe(choice, model_id) + "".join(map(_problem, broken))
+        return {self.choice: self.offer(choice, model_id), self.about: about}
+
+    @shows_errors
+    def offer(self, choice: str | None, model_id: str) -> Any:
+        """The presets for a model; what was chosen stays where it is among them."""
+        choices = self._choices(self._engine.catalog.model(model_id))
+        return gr.update(choices=choices, value=choice if choice in dict(choices).values() else None)
 
     @shows_errors
     def describe(self, choice: str | None, model_id: str) -> str:
@@ -77,8 +78,8 @@ class Presets:
         try:
             said = self._about(choice, self._engine.catalog.model(model_id))
         except UserError as error:
-            return f'<p class="zgp-problem" role="alert">{escape(str(error))}</p>'
-        return f'<p class="zgp-lora-line">{escape(said)}</p>'
+            return _problem(str(error))
+        return lines_html([said])
 
     def applied(self, choice: str | None, settings: Settings) -> Recalled:
         """The form's settings with the preset's, and what that changes. UserError when it cannot be used."""
@@ -176,13 +177,22 @@ def preset_of(settings: Settings, whole: bool) -> Preset:
 
 
 def changes(before: Settings, after: Settings) -> list[str]:
-    """One line for each setting that differs: "Steps: 8 → 4."."""
+    """One line for each setting that differs: "Steps: 8 → 4"."""
     lines = [
-        f"{SETTINGS[name].label}: {_show(before.get(name))} → {_show(after[name])}."
+        f"{SETTINGS[name].label}: {_show(before.get(name))} → {_show(after[name])}"
         for name in SETTINGS
         if name in after and (before.get(name) or "") != (after[name] or "")
     ]
     return lines or ["It changes nothing: the form says all of it already."]
+
+
+def lines_html(lines: Sequence[str]) -> str:
+    """In the place between the select and the name: what a preset is for, or what it changed."""
+    return "".join(f'<p class="zgp-lora-line">{escape(line)}</p>' for line in lines)
+
+
+def _problem(sentence: str) -> str:
+    return f'<p class="zgp-problem" role="alert">{escape(sentence)}</p>'
 
 
 def _show(value: Any) -> str:
