@@ -53,22 +53,24 @@ class Presets:
 
     def wire(self, model_type: Any) -> None:
         """Connect what only this group knows."""
-        self.choice.change(self.describe, [self.choice, model_type], self.about, **QUIET)
+        self.choice.input(self.describe, [self.choice, model_type], self.about, **QUIET)
         self.group.expand(self.look, [self.choice, model_type], [self.choice, self.about], **QUIET)
-        model_type.change(self.offer, [self.choice, model_type], self.choice, **QUIET)
+        model_type.change(self.offer, [self.choice, model_type], [self.choice, self.about], **QUIET)
 
     @shows_errors
     def look(self, choice: str | None, model_id: str) -> Updates:
         """The presets as they are on disk now, and which profiles cannot be read."""
         broken = self._profiles(self._engine.catalog.model(model_id))[1]
         about = self.describe(choice, model_id) + "".join(map(_problem, broken))
-        return {self.choice: self.offer(choice, model_id), self.about: about}
+        return {**self.offer(choice, model_id), self.about: about}
 
     @shows_errors
-    def offer(self, choice: str | None, model_id: str) -> Any:
+    def offer(self, choice: str | None, model_id: str) -> Updates:
         """The presets for a model; what was chosen stays where it is among them."""
         choices = self._choices(self._engine.catalog.model(model_id))
-        return gr.update(choices=choices, value=choice if choice in dict(choices).values() else None)
+        if not choice or choice in dict(choices).values():
+            return {self.choice: gr.update(choices=choices)}
+        return {self.choice: gr.update(choices=choices, value=None), self.about: ""}
 
     @shows_errors
     def describe(self, choice: str | None, model_id: str) -> str:
