@@ -87,7 +87,7 @@ def use_files(
     detach(model)
     if wanted:
         attach(model, [(read(path, names), 1.0) for path in paths])
-        model.lora_strengths.files = wanted  # type: ignore[union-attr, assignment]
+        model.lora_strengths.files = wanted  # type: ignore[union-attr]
     return True
 
 
