@@ -486,13 +486,16 @@ def test_an_address_is_fetched_when_its_job_runs(bench: Bench, tmp_path: Path) -
     with Web() as web:
         threading.Thread(target=web.serve_forever, args=(0.02,), daemon=True).start()
         web.files["web.safetensors"] = content
-        web.files["login.safetensors"] = b"<html>log in</html>" * 100
+        foreign = {"single_transformer_blocks.0.proj_out": (96, 96)}
+        web.files["flux.safetensors"] = save(
+            tmp_path / "y.safetensors", WRITERS["diffusers"][0](factors(foreign))
+        ).read_bytes()
         job, pixels = bench.run(**BASE, activated_loras=[web.url("web.safetensors") + "|fetched"])
         phases = [e.data["phase"] for e in bench.engine.store.events(0, job.id) if e.kind == "phase"]
         assert "Downloading web.safetensors" in phases and job.status == "done"
         assert apart(pixels, merged_once(given)) <= 2
         assert (bench.loras / "fetched/web.safetensors").read_bytes() == content
-        job, _ = bench.run(**BASE, activated_loras=[web.url("login.safetensors")])
+        job, _ = bench.run(**BASE, activated_loras=[web.url("flux.safetensors") + "|other"])
         assert job.status == "failed" and "not kept" in job.error
         web.shutdown()
 
