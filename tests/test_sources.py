@@ -116,10 +116,9 @@ def test_a_turned_16_bit_picture_with_transparency():
     assert (pixels(source)[..., 0] == expected).all()
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remark
-def test_a_damaged_exif_block_costs_a_note_not_the_picture():
-    data = encoded(Image.fromarray(smooth()), "JPEG", exif=b"Exif\0\0nonsense")
-    source = load_picture(data)
+@pytest.mark.parametrize("fmt", ["PNG", "WEBP"])
+def test_a_damaged_exif_block_costs_a_note_not_the_picture(fmt):
+    source = load_picture(encoded(Image.fromarray(smooth()), fmt, exif=b"Exif\0\0nonsense"))
     assert source.image.size == (64, 48)
     assert source.notes == ["Its EXIF block is damaged; the picture is used as it lies in the file"]
 
