@@ -1,4 +1,4 @@
-"""Depth maps by Depth Anything V2 (Yang et al. 2024) through transformers: near is bright, on [H, W, 3] uint8."""
+"""Depth maps by Depth Anything V2 (Yang et al. 2024) through transformers: near is bright."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 FOLDER = "depth-anything-v2-small"
 PATCH = 14  # the model's; sides are multiples of it
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB
+MEAN = np.array((0.485, 0.456, 0.406), np.float32)  # ImageNet's, RGB
+STD = np.array((0.229, 0.224, 0.225), np.float32)
 
 
 def depth_map(picture: np.ndarray, *, detail: int, folder: Path) -> np.ndarray:
-    """How near every pixel of `picture` (RGB [H, W, 3] uint8) is, from black (farthest) to white (nearest)."""
+    """How near every pixel of `picture` is, black the farthest, white the nearest; RGB [H, W, 3] uint8."""
     model = load(folder / FOLDER)
     nearness = predict(model, pixel_values(picture, detail))
     return shown(nearness, picture.shape[1], picture.shape[0])
@@ -27,11 +28,12 @@ def depth_map(picture: np.ndarray, *, detail: int, folder: Path) -> np.ndarray:
 
 def load(path: Path) -> Any:
     """The model of a folder with config.json and model.safetensors; nothing is fetched."""
+    from safetensors import SafetensorError
     from transformers import DepthAnythingForDepthEstimation
 
     try:
         return DepthAnythingForDepthEstimation.from_pretrained(path, local_files_only=True).eval()
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"The depth model in {path} cannot be read; delete the folder's files and fetch them again"
         ) from error
@@ -49,7 +51,7 @@ def pixel_values(picture: np.ndarray, detail: int) -> torch.Tensor:
     scale = min(detail / height, detail / width, key=lambda scale: abs(1 - scale))
     size = tuple(max(PATCH, round(side * scale / PATCH) * PATCH) for side in (width, height))
     small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-    normal = (small.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+    normal = (small.astype(np.float32) / 255 - MEAN) / STD
     return torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1)))[None]
 
 
@@ -58,9 +60,8 @@ def predict(model: Any, pixels: torch.Tensor) -> np.ndarray:
     import torch
 
     with torch.inference_mode():
-        depth = (
-            model(pixel_values=pixels.to(model.device, model.dtype)).predicted_depth[0].float().cpu().numpy()
-        )
+        output = model(pixel_values=pixels.to(model.device, model.dtype))
+    depth = output.predicted_depth[0].float().cpu().numpy()
     return 1 / np.maximum(depth, 1e-3) if model.config.depth_estimation_type == "metric" else depth
 
 

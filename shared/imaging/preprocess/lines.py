@@ -37,7 +37,10 @@ def straight_lines(picture: np.ndarray, *, length: float, certainty: float) -> n
 
 def scribble(picture: np.ndarray, *, coarseness: float, threshold: int, thickness: int) -> np.ndarray:
     """Canny's edges of the smoothed picture as strokes `thickness` pixels wide with soft borders."""
-    smooth = cv2.GaussianBlur(_luminance(picture), (0, 0), coarseness, borderType=cv2.BORDER_REPLICATE)
+    light = _luminance(picture).astype(
+        np.float32
+    )  # in whole steps, a soft ramp would become a staircase of edges
+    smooth = cv2.GaussianBlur(light, (0, 0), coarseness, borderType=cv2.BORDER_REPLICATE)
     # Smoothing flattens an edge in proportion to its sigma; undone, or the threshold would mean two things.
     across, down = (cv2.Sobel(smooth, cv2.CV_32F, *axis) * coarseness for axis in ((1, 0), (0, 1)))
     gradient = [np.clip(part, -32767, 32767).astype(np.int16) for part in (across, down)]

@@ -22,11 +22,12 @@ STRIDES = (8, 16, 32)  # of YOLOX's three grids
 OVERLAP = 0.45  # boxes that share more than this (intersection over union) are one person
 PADDING = 1.25  # the part shown to RTMPose is so much larger than the person's box
 BINS = 2.0  # SimCC bins per pixel
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RGB, 0 to 255
+MEAN = np.array((123.675, 116.28, 103.53), np.float32)  # ImageNet's, RGB, 0 to 255
+STD = np.array((58.395, 57.12, 57.375), np.float32)
 
 # COCO-WholeBody's 133 keypoints: 17 body, 6 feet, 68 face, 21 left hand, 21 right hand.
 FACE, HANDS = slice(23, 91), (slice(91, 112), slice(112, 133))
-SHOULDERS = (5, 6)  # OpenPose's neck is their middle
+SHOULDERS = [5, 6]  # OpenPose's neck is their middle
 # OpenPose's 18 body joints in COCO's numbers; None is the neck.
 BODY = (0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 # Pairs of OpenPose's joints; limb k and joint k have colour k.
@@ -55,7 +56,7 @@ class Model:
 
 
 def open_model(path: Path, default_size: tuple[int, int]) -> Model:
-    """The model in `path`, on the CPU; `default_size` (width, height) where the file leaves its input open."""
+    """The model in `path`, on the CPU; `default_size` (width, height) where the file leaves it open."""
     import onnxruntime
 
     try:
@@ -64,10 +65,8 @@ def open_model(path: Path, default_size: tuple[int, int]) -> Model:
         raise UserError(f"{path.name} cannot be read; delete {path} and fetch it again") from error
     taken = session.get_inputs()[0]
     height, width = taken.shape[2:]
-    fixed = isinstance(height, int) and isinstance(width, int)
-    return Model(
-        lambda pixels: session.run(None, {taken.name: pixels}), *((width, height) if fixed else default_size)
-    )
+    size = (width, height) if isinstance(height, int) and isinstance(width, int) else default_size
+    return Model(lambda pixels: session.run(None, {taken.name: pixels}), *size)
 
 
 def pose_map(
@@ -81,7 +80,7 @@ def pose_map(
 ) -> np.ndarray:
     """The skeletons of everybody in `picture` (RGB [H, W, 3] uint8), on black, of the same shape.
 
-    Where no person is found, the whole picture is taken for one. Raises UserError when no joint is sure enough.
+    Where no person is found, the whole picture is taken for one. Raises UserError when no joint is sure.
     """
     boxes = find_people(picture, open_model(folder / FOLDER / DETECTOR, (640, 640)), person)
     model = open_model(folder / FOLDER / KEYPOINTS, (288, 384))
@@ -95,18 +94,18 @@ def pose_map(
 
 
 def find_people(picture: np.ndarray, model: Model, threshold: float) -> np.ndarray:
-    """Boxes [people, 4] (left, top, right, bottom in pixels) of `picture`; the whole of it if there is nobody."""
+    """Boxes [people, 4] (left, top, right, bottom in pixels); the whole picture if there is nobody."""
     pixels, scale = letterbox(picture, model.width, model.height)
     boxes, scores = decode_boxes(model.run(pixels)[0][0], model.width, model.height)
     corners_and_sizes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     kept = cv2.dnn.NMSBoxes(corners_and_sizes.tolist(), scores.tolist(), threshold, OVERLAP)
     if not len(kept):
-        return np.float32([[0, 0, picture.shape[1], picture.shape[0]]])
+        return np.array([[0, 0, picture.shape[1], picture.shape[0]]], np.float32)
     return boxes[np.asarray(kept).ravel()] / scale
 
 
 def letterbox(picture: np.ndarray, width: int, height: int) -> tuple[np.ndarray, float]:
-    """What YOLOX was trained on: BGR 0 to 255, [1, 3, height, width] float32, the picture top left on gray 114.
+    """As YOLOX was trained: BGR 0 to 255, [1, 3, height, width] float32, the picture top left on gray 114.
 
     Also returns how many pixels of it a pixel of `picture` is.
     """
@@ -118,7 +117,7 @@ def letterbox(picture: np.ndarray, width: int, height: int) -> tuple[np.ndarray,
 
 
 def decode_boxes(output: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [N, 4] (left, top, right, bottom) and scores [N] of the class person in YOLOX's raw output [N, 85].
+    """Boxes [N, 4] (left, top, right, bottom) and scores [N] of people in YOLOX's raw output [N, 85].
 
     A row is centre and log size relative to its cell, in strides, then objectness and 80 class scores
     (Ge et al. 2021); the cells run row by row through the grids of all strides.
@@ -153,9 +152,9 @@ def cut_out(
     left, top, right, bottom = (float(edge) for edge in box)
     scale = PADDING * max((right - left) / width, (bottom - top) / height)
     left, top = (left + right - width * scale) / 2, (top + bottom - height * scale) / 2
-    back = np.float32([[scale, 0, left], [0, scale, top]])
+    back = np.array([[scale, 0, left], [0, scale, top]], np.float32)
     part = cv2.warpAffine(picture, back, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    normal = (part.astype(np.float32) - np.float32(MEAN)) / np.float32(STD)
+    normal = (part.astype(np.float32) - MEAN) / STD
     return np.ascontiguousarray(normal.transpose(2, 0, 1)[None]), left, top, scale
 
 
@@ -170,7 +169,7 @@ def decode_simcc(across: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.n
 
 def openpose_body(points: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """OpenPose's 18 joints [18, 2] and scores [18] of COCO's; the neck is as sure as the worse shoulder."""
-    neck, neck_score = points[SHOULDERS, :].mean(axis=0), scores[list(SHOULDERS)].min()
+    neck, neck_score = points[SHOULDERS].mean(axis=0), scores[SHOULDERS].min()
     body = np.stack([neck if joint is None else points[joint] for joint in BODY])
     return body, np.array([neck_score if joint is None else scores[joint] for joint in BODY])
 
@@ -211,7 +210,7 @@ def _draw_limb(canvas: np.ndarray, ends: np.ndarray, colour: tuple[int, int, int
     (x, y), (across, down) = ends.mean(axis=0), ends[0] - ends[1]
     axes = int(math.hypot(across, down) / 2), thickness
     outline = cv2.ellipse2Poly((int(x), int(y)), axes, int(math.degrees(math.atan2(down, across))), 0, 360, 1)
-    cv2.fillConvexPoly(canvas, outline, colour)
+    cv2.fillConvexPoly(canvas, np.asarray(outline, np.int32), colour)
 
 
 def _draw_points(canvas: np.ndarray, points: np.ndarray, sure: np.ndarray, colours, radius: int) -> None:
