@@ -167,7 +167,7 @@ def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
         "--config",
         type=Path,
         metavar="DIR",
-        help="folder of wgp_config.json, which names the folders of models and LoRAs (default: the program's)",
+        help="folder of wgp_config.json, which names the folders of models and LoRAs (default: this folder)",
     )
     group.add_argument("--gpu", type=_device, metavar="DEVICE", help="where to compute: cuda:N or cpu")
     dtypes = group.add_mutually_exclusive_group()

@@ -7,6 +7,7 @@ it). The LoRAs of a profile stand in front of the user's, and their strengths be
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -75,7 +76,10 @@ def read_profile(path: Path) -> Profile:
     if not isinstance(multipliers, str) or not isinstance(words, str):
         raise _bad(path, "has strengths or a help that is no text")
     for entry in loras:
-        address(entry)
+        try:
+            address(entry)
+        except UserError as error:
+            raise UserError(f"The profile {path.name}: {error}") from error
     settings = {name: value for name, value in values.items() if name in MEDIA_FREE}
     ignored = tuple(name for name in values if name not in settings)
     return Profile(
@@ -112,7 +116,8 @@ def save_profile(path: Path, settings: Mapping[str, Any], help: str = "") -> Non
         new.write_text(json.dumps(content | ({"help": help} if help else {}), indent=2, ensure_ascii=False))
         os.replace(new, path)
     except OSError as error:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
         raise UserError(f"The profile {path} cannot be written ({error.strerror or error}).") from error
 
 
