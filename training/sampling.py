@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.z_image.transformer_z_image import ZImageTransformer2DModel
+from shared.loras.multipliers import parse
 from training.grammar import Scene
 from training.networks import forward_batch
 
@@ -78,6 +79,11 @@ class CardPainter:
         self.settings = {**model.defaults, **overrides}
         source = model.required[0].alternatives[0]
         self.processor, _ = model.handler.load_model(source, model.architecture, model.card.model)
+
+        self.lora_names = model.handler.query_lora_names(model.architecture, model.card.model)
+
+    def use_lora(self, path: Path, strength: float) -> None:
+        self.processor.use_loras([path], parse(str(strength), 1), self.lora_names)
 
     def __call__(self, scenes: Sequence[Scene]) -> list[np.ndarray]:
         pictures = []

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from safetensors.torch import load_file
 
 from training.grammar import Scene, Thing, held_out
-from training.lora import TRIGGER, merge
+from training.lora import TRIGGER
 from training.render import outline, polygon_distance
 from training.sampling import CardPainter
 from training.score import NAMES, Score, blob, judge, label, summarize
@@ -67,9 +66,9 @@ def style(image: np.ndarray, scene: Scene) -> float:
 def paint(
     card: str, scenes: Sequence[Scene], lora: Path, strength: float, overrides: Mapping[str, Any]
 ) -> list[np.ndarray]:
-    """One picture for each scene by a model card's own pipeline, the LoRA merged into its weights."""
+    """One picture for each scene by a model card's own pipeline with the LoRA."""
     painter = CardPainter(card, overrides)
-    merge(painter.processor.pipe.transformer, load_file(lora), strength)
+    painter.use_lora(lora, strength)
     return painter(scenes)
 
 
