@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -323,6 +323,23 @@ class Share:
         if not self.scale:
             return set()
         return {i for i in range(count) if self.start <= i / count and (i + 1) / count <= self.end}
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A control network beside a whole run. levels: the run's noise levels; acting: numbers of its steps."""
+
+    model: ZImageControlModel
+    embedded: Tensor
+    scale: float
+    levels: Sequence[float]
+    acting: Set[int]
+
+    def at(self, level: float, sequences: int) -> Hints | None:
+        """For one forward of so many sequences at a noise level; None where control does not act."""
+        if step_of(self.levels, level) not in self.acting:
+            return None
+        return Hints(self.model, [self.embedded] * sequences, self.scale)
 
 
 def step_of(levels: Sequence[float], level: float) -> int:
