@@ -12,21 +12,25 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from shared import cli_loras
+from shared import config as config_file
 from shared.engine.batch import Reporter, Valid, run_tasks, validate_tasks
-from shared.engine.catalog import Catalog, HandlerFor, catalog
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.catalog import Catalog, HandlerFor, LoraFolders
+from shared.engine.engine import Engine, EngineConfig, read_catalog
 from shared.engine.host import plan_job
+from shared.engine.loras import bytes_here
 from shared.engine.machine import survey
 from shared.engine.planner import PROFILES, RESERVED, Overrides
 from shared.engine.tasks import read_tasks
 from shared.errors import UserError
+from shared.loras.presets import find_preset, read_preset
 from shared.settings import ATTENTION_PACKAGES, SETTINGS
 from shared.version import VERSION
-from shared.weights.files import Folders
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_PORT = 7860
@@ -48,8 +52,18 @@ def main(
     _check_combinations(parser, options)
     signal.signal(signal.SIGTERM, _interrupt)
     logging.basicConfig(level=LOG_LEVELS[options.verbose], format="%(levelname)s: %(message)s")
-    config = EngineConfig.at(root, **_engine_flags(options), **engine_options)
     try:
+        places = _places(options, root)
+        config = EngineConfig.at(root, **{**places, **_engine_flags(options), **engine_options})
+        for notice in config.notices:
+            print(f"wgp.py: {notice}", file=sys.stderr)
+        if options.check_loras:
+            return OK if cli_loras.check(read_catalog(config, handler_for), options.model or "") else FAILED
+        if options.convert_lora:
+            cli_loras.convert(read_catalog(config, handler_for), options.model or "", *options.convert_lora)
+            return OK
+        if options.lora_preset:
+            config = _with_preset(config, handler_for, options)
         if options.list_models:
             return list_models(config, handler_for, options.json)
         if options.process is not None:
@@ -81,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_page_flags(parser.add_argument_group("the page"))
     _add_task_flags(parser.add_argument_group("without a page"))
     _add_generation_flags(parser.add_argument_group("generation"))
+    _add_lora_flags(parser.add_argument_group("LoRAs"))
     _add_memory_flags(parser.add_argument_group("memory"))
     return parser
 
@@ -148,6 +163,12 @@ def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="default number of steps of every model",
     )
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="DIR",
+        help="folder of wgp_config.json, which names the folders of models and LoRAs (default: this folder)",
+    )
     group.add_argument("--gpu", type=_device, metavar="DEVICE", help="where to compute: cuda:N or cpu")
     dtypes = group.add_mutually_exclusive_group()
     dtypes.add_argument(
@@ -170,6 +191,37 @@ def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
         "--save-quantized",
         action="store_true",
         help="write an int8 file, half the size, beside a 16-bit transformer when it is loaded",
+    )
+
+
+def _add_lora_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--loras",
+        type=Path,
+        metavar="DIR",
+        help="folder with a folder of LoRAs for each family of models (default: wgp_config.json's, or loras)",
+    )
+    import models as families
+
+    for family in families.FAMILIES:
+        family.register_lora_cli_args(group)
+    group.add_argument(
+        "--lora-preset",
+        metavar="NAME",
+        help="a preset in the LoRA folder (.lset, .json, .zip): its LoRAs and strengths become the defaults",
+    )
+    group.add_argument(
+        "--check-loras",
+        action="store_true",
+        help="say of every file in the LoRA folders what it is, one line each, and exit: 0 when all can be "
+        "used, 1 when one is refused; with --model ID for that model only",
+    )
+    group.add_argument(
+        "--convert-lora",
+        nargs=2,
+        type=Path,
+        metavar=("IN", "OUT"),
+        help="write any LoRA file as one that diffusers and ComfyUI read, and exit",
     )
 
 
@@ -242,18 +294,57 @@ def _number(low: float, high: float, whole: bool = False) -> Callable[[str], Any
     return convert
 
 
+#: flag -> (those of which it needs one, in words)
+NEEDS = {
+    "dry_run": (("process",), "--process FILE"),
+    "model": (("process", "check_loras", "convert_lora"), "--process FILE, --check-loras or --convert-lora"),
+    "json": (("process", "list_models"), "--process FILE or --list-models"),
+}
+
+
 def _check_combinations(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse flags that would do nothing."""
-    if options.process is None:
-        for flag in ("dry_run", "model"):
-            if getattr(options, flag):
-                parser.error(f"--{flag.replace('_', '-')} needs --process FILE")
-        if options.json and not options.list_models:
-            parser.error("--json needs --process FILE or --list-models")
-    elif options.list_models:
-        parser.error("--list-models and --process exclude each other: give one of them")
+    tasks = ("list_models", "process", "check_loras", "convert_lora")
+    chosen = [f"--{task.replace('_', '-')}" for task in tasks if getattr(options, task)]
+    if len(chosen) > 1:
+        parser.error(f"{' and '.join(chosen)} exclude each other: give one of them")
+    for flag, (wanted, words) in NEEDS.items():
+        if getattr(options, flag) and not any(getattr(options, task) for task in wanted):
+            parser.error(f"--{flag.replace('_', '-')} needs {words}")
     if options.listen and options.server_name:
         parser.error("--listen and --server-name exclude each other: give one of them")
+
+
+def _places(options: argparse.Namespace, root: Path) -> dict[str, Any]:
+    """The folders of models and LoRAs, from wgp_config.json and the flags."""
+    folder = options.config or root
+    if not folder.is_dir():
+        raise UserError(f"--config came as {folder}; expected a folder, with {config_file.FILE} in it.")
+    found, notices = config_file.read(folder)
+    ckpts, *others = found.folders(root)
+    given = {
+        name: str(Path(value).absolute())
+        for name, value in vars(options).items()
+        if name.startswith("lora_dir_") and value
+    }
+    loras = root / found.loras_root if options.loras is None else options.loras
+    return {
+        "ckpts": ckpts,
+        "others": tuple(others),
+        "lora_folders": LoraFolders(loras.absolute(), given),
+        "notices": tuple(notices),
+    }
+
+
+def _with_preset(
+    config: EngineConfig, handler_for: HandlerFor | None, options: argparse.Namespace
+) -> EngineConfig:
+    """With the LoRAs of --lora-preset as defaults. UserError when it cannot be read."""
+    models = read_catalog(config, handler_for)
+    folder = models.model(options.model or models.default_model).loras().folder
+    preset = read_preset(find_preset(folder, options.lora_preset))
+    wanted = {"activated_loras": list(preset.loras), "loras_multipliers": preset.multipliers}
+    return replace(config, default_settings={**config.default_settings, **wanted})
 
 
 def _engine_flags(options: argparse.Namespace) -> dict[str, Any]:
@@ -357,7 +448,7 @@ def check_address(host: str, port: int) -> None:
 def process(config: EngineConfig, handler_for: HandlerFor | None, options: argparse.Namespace) -> int:
     """Run a task file; UserError when it cannot be read."""
     tasks = read_tasks(options.process)
-    models = _catalog(config, handler_for)
+    models = read_catalog(config, handler_for)
     for sentence in models.errors:
         print(f"wgp.py: {sentence}", file=sys.stderr)
     model_id = models.model(options.model).id if options.model else models.default_model
@@ -377,9 +468,16 @@ def process(config: EngineConfig, handler_for: HandlerFor | None, options: argpa
 def dry_run(task: Valid, models: Catalog, config: EngineConfig, reporter: Reporter) -> bool:
     """Say what would run and how; False when it does not fit on this machine."""
     settings = task.validated.settings
-    info, folders = models.model(settings["model_type"]), Folders(config.root, config.ckpts)
+    info = models.model(settings["model_type"])
     try:
-        plan = plan_job(info, folders, settings, lambda: survey(config.gpu), config.overrides)
+        plan = plan_job(
+            info,
+            config.folders,
+            settings,
+            lambda: survey(config.gpu),
+            config.overrides,
+            lora_bytes=bytes_here(info, settings),
+        )
     except UserError as error:
         reporter.invalid(task.number, [str(error)])
         return False
@@ -389,7 +487,7 @@ def dry_run(task: Valid, models: Catalog, config: EngineConfig, reporter: Report
 
 def list_models(config: EngineConfig, handler_for: HandlerFor | None, as_json: bool) -> int:
     """Print the models, what is on disk, sizes, and the cards that cannot be used."""
-    models = _catalog(config, handler_for)
+    models = read_catalog(config, handler_for)
     if as_json:
         for model in models.models.values():
             names = ("id", "name", "architecture", "available", "missing", "size_bytes")
@@ -414,7 +512,3 @@ def size_text(size: int) -> str:
     if size == 0:
         return "-"
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def _catalog(config: EngineConfig, handler_for: HandlerFor | None) -> Catalog:
-    return catalog(config.root, config.ckpts, handler_for, config.default_settings)

@@ -12,24 +12,25 @@ import math
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shared.errors import UserError
 
 MAX_SEED = 2**53 - 1  # the largest whole number that survives JSON and JavaScript unchanged
+MAX_ENTRY = 2000  # characters of one text of a list
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One generation parameter. For texts, `minimum` and `maximum` count characters."""
+    """One generation parameter. For texts, `minimum` and `maximum` count characters; for lists, entries."""
 
     name: str
-    kind: type  # str, int, float or bool
+    kind: type  # str, int, float, bool, or list: of texts
     default: object
     label: str
     help: str
-    group: str = "main"  # "main" | "guidance" | "sampler" | "output" | "advanced"
+    group: str = "main"  # "main" | "guidance" | "sampler" | "loras" | "output" | "advanced"
     minimum: float | None = None
     maximum: float | None = None
     step: float | None = None
@@ -164,6 +165,24 @@ SETTINGS: dict[str, Setting] = {
             "preset's, for example 0.001,0.6.",
         ),
         Setting(
+            name="activated_loras", kind=list, default=[], label="LoRAs", group="loras", maximum=100,
+            needs="loras",
+            help="Small files that teach the model a style, a person or an accelerator: files of the LoRA "
+            "folder, or https addresses that are fetched when they are used.",
+        ),
+        Setting(
+            name="loras_multipliers", kind=str, default="", label="LoRA strengths", group="loras",
+            maximum=10_000, needs="loras",
+            help="One number for each LoRA, in their order, with blanks between; missing ones are 1. "
+            "1,0.5 goes from 1 to 0.5 over the steps; # begins a comment.",
+        ),
+        Setting(
+            name="loras_optional", kind=bool, default=False, label="Go on without LoRAs that cannot be used",
+            group="loras", needs="loras",
+            help="When a LoRA is missing or does not fit the model, make the picture without it and say so, "
+            "instead of refusing the job.",
+        ),
+        Setting(
             name="override_attention", kind=str, default="", label="Attention method", group="advanced",
             choices=("", "sdpa", *ATTENTION_PACKAGES), needs="attention",
             help="Which program compares all places of the picture with each other. sdpa is exact and always "
@@ -182,8 +201,8 @@ SETTINGS: dict[str, Setting] = {
 # A name that also stands in SETTINGS acts: SETTINGS is asked first.
 _WAN2GP_NAMES = {
     "ZGP does not offer it yet": """
-        unified_sampler_config activated_loras loras_choices
-        loras_multipliers control_net_weight control_net_weight2 denoising_strength masking_strength
+        unified_sampler_config loras_choices
+        control_net_weight control_net_weight2 denoising_strength masking_strength
         image_guide image_mask image_start image_refs image_prompt_type video_prompt_type mask_expand
         spatial_upsampling film_grain_intensity film_grain_saturation prompt_enhancer multi_prompts_gen_type
         multi_images_gen_type repeat_generation output_filename override_profile""",
@@ -300,8 +319,7 @@ def _convert(setting: Setting, value: Any, example: Any) -> Any:
         converted = _CONVERTERS[setting.kind](value)
     except (TypeError, ValueError, OverflowError):
         raise _Unusable(_sentence(setting, value, example)) from None
-    check = _check_text if setting.kind is str else _check_number
-    check(setting, converted, example)
+    _CHECKERS.get(setting.kind, _check_number)(setting, converted, example)
     return converted
 
 
@@ -342,13 +360,26 @@ def _to_flag(value: Any) -> bool:
     return value
 
 
+def _to_texts(value: Any) -> list[str]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(x, str) for x in value):
+        raise TypeError
+    return [text.strip() for text in value if text.strip()]
+
+
 _CONVERTERS: dict[type, Callable[[Any], Any]] = {
     str: _to_text,
     int: _to_integer,
     float: _to_number,
     bool: _to_flag,
+    list: _to_texts,
 }
-_KIND_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_KIND_WORDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list of texts",
+}
 
 
 def _check_number(setting: Setting, value: Any, example: Any) -> None:
@@ -372,6 +403,18 @@ def _check_text(setting: Setting, value: str, example: Any) -> None:
         raise _Unusable(f"{setting.name} {problem}")
 
 
+def _check_texts(setting: Setting, value: list[str], example: Any) -> None:
+    if setting.maximum is not None and len(value) > setting.maximum:
+        raise _Unusable(
+            f"{setting.name} has {len(value):,} entries; expected at most {setting.maximum:,.0f}, shorten it"
+        )
+    for text in value:
+        _check_text(replace(setting, maximum=MAX_ENTRY), text, example)
+
+
+_CHECKERS: dict[type, Callable[[Setting, Any, Any], None]] = {str: _check_text, list: _check_texts}
+
+
 def _sentence(setting: Setting, value: Any, example: Any) -> str:
     """What came, what was expected, what to do."""
     came = f"{setting.name} came as {_show(value)}; expected "
@@ -380,7 +423,7 @@ def _sentence(setting: Setting, value: Any, example: Any) -> str:
     expected = _KIND_WORDS[setting.kind]
     if setting.kind in (int, float) and setting.minimum is not None and setting.maximum is not None:
         expected += f" from {setting.minimum} to {setting.maximum}"
-    return f"{came}{expected}" + (f", for example {_show(example)}" if example not in ("", value) else "")
+    return f"{came}{expected}" + (f", for example {_show(example)}" if example not in ("", [], value) else "")
 
 
 def _show(value: Any) -> str:

@@ -11,9 +11,10 @@ from shared.errors import UserError
 from shared.settings import SETTINGS, SettingsError, parse_resolution, validate
 
 TURBO = {"guidance": False, "flow_shift": False, "negative_prompt": False}
-BASE = {"guidance": True, "flow_shift": True, "negative_prompt": True}
+BASE = {"guidance": True, "flow_shift": True, "negative_prompt": True, "loras": True}
 EVERY_MODEL = set("model_type prompt resolution num_inference_steps seed batch_size image_format".split())
 BASE_ONLY = {"negative_prompt", "guidance_scale", "flow_shift", "cfg_normalization", "cfg_truncation"}
+LORAS = {"activated_loras", "loras_multipliers", "loras_optional"}
 
 
 def check(capabilities=BASE, defaults=None, **values):
@@ -32,7 +33,7 @@ def test_the_table_is_complete_and_consistent():
         assert setting.name == name
         assert setting.help and setting.label and setting.help.endswith(".")
         assert isinstance(setting.default, setting.kind)
-        assert setting.group in ("main", "guidance", "sampler", "output", "advanced")
+        assert setting.group in ("main", "guidance", "sampler", "loras", "output", "advanced")
         assert not setting.choices or setting.default in setting.choices
 
 
@@ -48,7 +49,7 @@ def test_a_prompt_alone_is_completed_from_the_table():
         "image_format": "png",
     }
     assert turbo.ignored == {} and turbo.notes == []
-    assert check(BASE).settings.keys() == EVERY_MODEL | BASE_ONLY
+    assert check(BASE).settings.keys() == EVERY_MODEL | BASE_ONLY | LORAS
 
 
 def test_the_models_defaults_stand_between_the_values_and_the_table():
@@ -191,7 +192,8 @@ def test_a_settings_file_of_wan2gp_is_accepted_and_its_other_keys_are_listed():
         "guidance_scale": 4, "flow_shift": 6, "activated_loras": [], "loras_multipliers": "", "NAG_scale": 1,
         "video_guide": null, "creation_date": "2026-08-21T10:00:00"}""")
     result = validate(wan2gp, {}, BASE)
-    kept = EVERY_MODEL - {"image_format"} | {"negative_prompt", "guidance_scale", "flow_shift"}
+    kept = EVERY_MODEL | {"negative_prompt", "guidance_scale", "flow_shift"} | LORAS
+    kept -= {"image_format", "loras_optional"}
     assert {name: result.settings[name] for name in kept} == {name: wan2gp[name] for name in kept}
     assert result.ignored.keys() == wan2gp.keys() - kept - {"video_guide"}  # null asks for nothing
     assert result.ignored.pop("NAG_scale") == "does not act on this model"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,9 @@ from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
 from models.z_image.z_image_handler import SAMPLER_SETTINGS
 from shared import attention
+from shared.loras.apply import use_files
+from shared.loras.multipliers import Multipliers
+from shared.loras.names import ModelNames
 from shared.offloading import Placement
 from shared.settings import parse_resolution
 
@@ -64,6 +68,7 @@ class ZImageProcessor:
     ) -> None:
         """choose_attention: from a job's wish (None: the program's) to a backend and a note for the user."""
         self.pipe, self.latent_rgb, self.choose_attention = pipe, latent_rgb, choose_attention
+        self.multipliers = Multipliers(())
 
     def apply_plan(self, plan: Plan) -> None:
         """From now on work as `plan` says. What it leaves as it was stays where it is."""
@@ -75,6 +80,17 @@ class ZImageProcessor:
                 pipe.residency.place(pipe[part], placement)
         if plan.compile:
             pipe.transformer.compile()
+
+    def use_loras(self, paths: Sequence[Path], multipliers: Multipliers, names: ModelNames) -> bool:
+        """From now on draw with these LoRA files, and no others. UserError when one of them cannot be used.
+
+        The base model stays loaded. False, and nothing is read, when the files are those that it has.
+        """
+        self.multipliers = Multipliers(())
+        transformer = self.pipe.transformer
+        changed = use_files(transformer, paths, names, lambda: self.pipe.residency.evict(transformer))
+        self.multipliers = multipliers
+        return changed
 
     def generate(
         self,
@@ -102,6 +118,7 @@ class ZImageProcessor:
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             unified_sampler_config=sampler or None,
             callback=step,
+            lora_strengths=self.multipliers.at,
             on_phase=on_phase,
             interrupt=interrupt,
             **{name: settings[name] for name in SAME_NAME if name in settings},

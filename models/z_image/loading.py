@@ -21,6 +21,7 @@ from models.z_image.prompt_cache import PromptCache
 from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel
 from models.z_image.z_image_handler import (
     CONFIGS,
+    DEFAULT_FOLDERS,
     ROOT,
     SCHEDULER_CONFIGS,
     TRANSFORMER_CONFIG,
@@ -34,7 +35,7 @@ from shared.offloading import Residency
 from shared.transport import default_device, pinned_bytes
 from shared.weights import formats
 from shared.weights import loading as weights
-from shared.weights.files import check_safetensors, weight_files
+from shared.weights.files import Folders, Required, check_safetensors, weight_files
 from shared.weights.loading import build, load_weights, preferred_dtype
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def load(
     prompt_cache: Path | None,
     share: Share | None = None,
     save_quantized: bool = False,
+    folders: Folders = DEFAULT_FOLDERS,
     pinned_share: float | None = None,
 ) -> tuple[ZImageProcessor, ZImagePipeline]:
     """See `family_handler.load_model`. prompt_cache: folder of encoded prompts; None keeps them in memory.
@@ -76,16 +78,15 @@ def load(
         for need in family_handler.query_model_files(base_model_type, {"URLs": [], **model_def})
     }
     if text_encoder_filename is None:
-        text_encoder_filename = _first_on_disk(
-            files["text_encoder"].alternatives, files["text_encoder"].target
-        )
-    vae_file = _first_on_disk(files["vae"].alternatives, files["vae"].target)
-    folder = model_def.get("text_encoder_folder")
-    encoder = find(text_encoder_filename)
-    tokenizer_folder = ROOT / folder if folder else encoder if encoder.is_dir() else encoder.parent
+        text_encoder_filename = _first_on_disk(files["text_encoder"], folders)
+    vae_file = _first_on_disk(files["vae"], folders)
+    folder = model_def.get("text_encoder_folder") or ""
+    encoder = find(text_encoder_filename, folders=folders)
+    beside = encoder if encoder.is_dir() else encoder.parent
+    tokenizer_folder = ROOT / folder if folder and (ROOT / folder).is_dir() else beside
 
     sources = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
-    found = formats.inspect([find(source) for source in sources], names.TRANSFORMER)
+    found = formats.inspect([find(source, folders=folders) for source in sources], names.TRANSFORMER)
     dtype = dtype or preferred_dtype(found, place)
     encoder_dtype = torch.bfloat16 if dtype == torch.float16 else dtype  # Qwen3 can overflow float16
     config = model_def.get("transformer_config") or TRANSFORMER_CONFIG
@@ -146,11 +147,11 @@ def read_config(config: str | Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"The configuration {config} is not JSON ({error}): correct the file.") from error
 
 
-def _first_on_disk(alternatives: Sequence[str], target: str) -> Path:
+def _first_on_disk(needed: Required, folders: Folders) -> Path:
     error = None
-    for source in alternatives:
+    for source in needed.alternatives:
         try:
-            return find(source, target)
+            return find(source, needed.target, folders)
         except UserError as problem:
             error = error or problem
     raise error or UserError("The model's card names no file for one of its parts: correct the card.")

@@ -356,5 +356,6 @@ def _config(source: str | Mapping[str, Any] | Path | None) -> Mapping[str, Any]:
 
 def text_encoder_config(folder: str, folders: Folders) -> Path | None:
     """Where the text encoder's config.json is, if it is here."""
-    places = (ROOT / folder / "config.json", folders.ckpts / folder / "config.json")
-    return next((path for path in places if path.is_file()), None)
+    places = (ROOT, folders.ckpts, *folders.others)
+    found = (place / folder / "config.json" for place in places)
+    return next((path for path in found if path.is_file()), None)

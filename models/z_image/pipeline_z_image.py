@@ -25,6 +25,7 @@ from models.z_image.schedule import make_sigmas
 from models.z_image.transformer_z_image import Conditioning, ZImageTransformer2DModel, dit_time
 from models.z_image.unified_sampler import UnifiedConfig
 from shared.errors import UserError
+from shared.loras.apply import set_multipliers
 from shared.offloading import Placement, Residency
 
 PARTS = ("transformer", "text_encoder", "vae")
@@ -36,6 +37,9 @@ DEFAULT_NEGATIVE_PROMPT = (
 
 #: called after each step with its number (from 1), the number of steps and the predicted clean latents
 StepCallback = Callable[[int, int, Sequence[Tensor]], None]
+
+#: from a step (counted from 0) and their number to the strength of each attached LoRA
+LoraStrengths = Callable[[int, int], Sequence[float]]
 
 #: texts, and features given in their stead
 Prompts = tuple[list[str], Sequence[Tensor] | None]
@@ -171,6 +175,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         max_sequence_length: int = 512,
         output_type: str = "pil",
         callback: StepCallback | None = None,
+        lora_strengths: LoraStrengths | None = None,
         on_phase: Callable[[str], None] = lambda phase: None,
         interrupt: Callable[[], bool] | None = None,
     ) -> ZImageOutput:
@@ -189,6 +194,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         pictures.prepare.
         control_image: what the model's control network follows, a map as its preprocessor makes it, at
         control_context_scale (0 to 2) from control_start to control_end of the steps (0 to 1, see Share).
+        lora_strengths: of the LoRAs attached to the transformer; without it they keep those they have.
         Raises UserError for values that make no picture, Cancelled when interrupted.
         """
         check_size(height, width, num_inference_steps)
@@ -233,8 +239,14 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         on_phase("Denoising")
         with contextlib.ExitStack() as in_use:
             in_use.enter_context(self._in_use(self.transformer))
-            conditionings = self._prepare(positive, rows, columns, num_images_per_prompt)
-            opposites = self._prepare(negative, rows, columns, num_images_per_prompt)
+            conditionings: list[Conditioning] = []
+            opposites: list[Conditioning] = []
+
+            def prepare() -> None:
+                conditionings[:] = self._prepare(positive, rows, columns, num_images_per_prompt)
+                opposites[:] = self._prepare(negative, rows, columns, num_images_per_prompt)
+
+            callback = self._before_steps(lora_strengths, len(levels) - 1, prepare, callback)
             guide = None
             if context is not None and self.control is not None:
                 in_use.enter_context(self._in_use(self.control))
@@ -387,6 +399,37 @@ class ZImagePipeline(Mapping[str, nn.Module]):
     def _prepare(self, features: list[Tensor], rows: int, columns: int, repeat: int) -> list[Conditioning]:
         prepared = {id(x): self.transformer.prepare(x, rows, columns) for x in features}
         return [prepared[id(x)] for x in features for _ in range(repeat)]
+
+    def _before_steps(
+        self,
+        strengths: LoraStrengths | None,
+        steps: int,
+        prepare: Callable[[], None],
+        callback: StepCallback | None,
+    ) -> StepCallback:
+        """Get ready for the first step; the callback to be called after each step does so for the next one.
+
+        The prompts are prepared anew whenever the strengths change: LoRAs act on that, too.
+        """
+        prepared_with: list[Any] = []
+
+        def before(step: int) -> None:
+            values = None if strengths is None else list(strengths(step, steps))
+            if prepared_with == [values]:
+                return
+            if values is not None:
+                set_multipliers(self.transformer, values)
+            prepare()
+            prepared_with[:] = [values]
+
+        def after(step: int, total: int, denoised: Sequence[Tensor]) -> None:
+            if callback is not None:
+                callback(step, total, denoised)
+            if step < total:
+                before(step)
+
+        before(0)
+        return after
 
     def _noise(
         self,

@@ -32,6 +32,7 @@ from models.z_image.nag import Nag, NagAttend
 from shared import attention as attention_backends
 from shared import kernels
 from shared.errors import Cancelled, UserError
+from shared.loras.apply import norm_weight
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def rms(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     """norm(x), in float32 where the weights are float16."""
     if norm.weight.dtype != torch.float16:
         return norm(x)
-    return F.rms_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.eps)
+    return F.rms_norm(x.float(), norm.normalized_shape, norm_weight(norm).float(), norm.eps)
 
 
 def modulated(norm: nn.RMSNorm, x: Tensor, scale: Tensor | None) -> Tensor:
@@ -199,7 +200,8 @@ class Attention(nn.Module):
             in_range(to(x)).unflatten(-1, (self.heads, -1)) for to in (self.to_q, self.to_k, self.to_v)
         )
         if self.fused.rms_rope is not None:
-            q, k = self.fused.rms_rope(q, k, rope, self.norm_q.weight, self.norm_k.weight, self.norm_q.eps)
+            weights = norm_weight(self.norm_q), norm_weight(self.norm_k)
+            q, k = self.fused.rms_rope(q, k, rope, *weights, self.norm_q.eps)
         else:
             q = apply_rope(self.norm_q(q), rope)
             k = apply_rope(self.norm_k(k), rope)
@@ -270,7 +272,7 @@ class ZImageTransformerBlock(nn.Module):
         if gate is None:
             return add_gated(x, None, rms(norm, h))
         if self.fused.rms_gated_residual is not None:
-            return self.fused.rms_gated_residual(h, norm.weight, x, gate.tanh(), norm.eps)
+            return self.fused.rms_gated_residual(h, norm_weight(norm), x, gate.tanh(), norm.eps)
         return add_gated(x, gate.tanh(), rms(norm, h))
 
 

@@ -5,16 +5,19 @@ Everything but `load_model` works without torch, so that the page and the listin
 
 from __future__ import annotations
 
+import argparse
+import functools
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.z_image import memory
+from models.z_image import lora_names, memory
 from models.z_image.unified_sampler import resolve, time_grid
 from shared.errors import UserError
 from shared.footprint import Needs, Offers
+from shared.loras.names import ModelNames
 from shared.settings import ATTENTION_PACKAGES
 from shared.weights.files import Folders, Required, locate
 
@@ -26,10 +29,12 @@ if TYPE_CHECKING:
     from models.z_image.pipeline_z_image import ZImagePipeline
 
 ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_FOLDERS = Folders(ROOT, ROOT / "ckpts")
 PROMPT_CACHE = ROOT / "ckpts" / ".prompts"
 CONFIGS = "models/z_image/configs"
 REPOSITORY = "https://huggingface.co/DeepBeepMeep/Z-Image/resolve/main"
 TEXT_ENCODER_FOLDER = "Qwen3"
+LORA_FOLDER = "z_image"  # in the folder of all LoRAs
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "config.json", "merges.txt")
 TEXT_ENCODERS = ("qwen3_bf16.safetensors", "qwen3_quanto_bf16_int8.safetensors")
 #: where the same weights lie in folders that users have for ComfyUI or diffusers
@@ -92,6 +97,7 @@ class family_handler:
             "flow_shift": guided,
             "NAG": not guided and not unified,
             "unified": unified,
+            "loras": True,
             "attention": any(map(importlib.util.find_spec, ATTENTION_PACKAGES.values())),
             "size_multiple": 16,
             "min_size": 64,
@@ -119,6 +125,26 @@ class family_handler:
         return [*needed, Required("vae", list(vae))]
 
     @staticmethod
+    def register_lora_cli_args(parser: argparse._ActionsContainer, lora_root: str = "loras") -> None:
+        """Add the flag for this family's LoRA folder."""
+        parser.add_argument(
+            "--lora-dir-z-image",
+            metavar="DIR",
+            help=f"folder of the LoRAs for Z-Image models (default: {lora_root}/{LORA_FOLDER})",
+        )
+
+    @staticmethod
+    def get_lora_dir(base_model_type: str, args: Any, lora_root: str | Path = "loras") -> Path:
+        """The folder of this model's LoRAs. args: has the values of the flags as attributes."""
+        return Path(getattr(args, "lora_dir_z_image", None) or Path(lora_root) / LORA_FOLDER)
+
+    @staticmethod
+    def query_lora_names(base_model_type: str, model_def: Mapping[str, Any]) -> ModelNames:
+        """The names by which LoRA files know this model's modules; one object for models of one shape."""
+        config = memory.read_configs({"": model_def.get("transformer_config") or TRANSFORMER_CONFIG})[""]
+        return _lora_names(json.dumps(config, sort_keys=True), bool(model_def.get("unified_solver")))
+
+    @staticmethod
     def query_memory(
         base_model_type: str,
         model_def: Mapping[str, Any],
@@ -140,7 +166,7 @@ class family_handler:
         """The files that can serve as each part, and their sizes as loaded with floats of `float_bytes`
         (see memory.offers). UserError when a part's only file is damaged.
         """
-        folders = folders or Folders(ROOT, ROOT / "ckpts")
+        folders = folders or DEFAULT_FOLDERS
         needed = family_handler.query_model_files(base_model_type, model_def)
         return memory.offers(needed, _configs(model_def, folders), folders, float_bytes)
 
@@ -206,6 +232,7 @@ class family_handler:
         prompt_cache: Path | None = PROMPT_CACHE,
         share: Share | None = None,
         save_quantized: bool = False,
+        folders: Folders | None = None,
         pinned_share: float | None = None,
     ) -> tuple[ZImageProcessor, ZImagePipeline]:
         """(processor for jobs, callable pipeline). Raises UserError naming a file that is missing or does
@@ -217,8 +244,9 @@ class family_handler:
         slow there). VAE_dtype: default float32; float16 overflows in this VAE. prompt_cache: the folder that
         encoded prompts are kept in; None keeps them in memory only. share: gives parts that another model has
         already loaded (see loading.Share); the processor's `apply_plan` then says what goes where.
-        save_quantized: write an int8 file beside an unquantized transformer.
-        pinned_share: of the RAM, to page-lock at most; default what the system bears.
+        save_quantized: write an int8 file beside an unquantized transformer. folders: where files are looked
+        for, by default in the project and its ckpts/. pinned_share: of the RAM, to page-lock at most; default
+        what the system bears.
         """
         from models.z_image.loading import load
 
@@ -240,13 +268,19 @@ class family_handler:
             prompt_cache=prompt_cache,
             share=share,
             save_quantized=save_quantized,
+            folders=folders or DEFAULT_FOLDERS,
             pinned_share=pinned_share,
         )
 
 
+@functools.cache
+def _lora_names(config: str, second_time_embedder: bool) -> ModelNames:
+    return lora_names.model_names(json.loads(config), second_time_embedder)
+
+
 def _configs(model_def: Mapping[str, Any], folders: Folders | None) -> dict[str, Mapping[str, Any]]:
     folder = model_def.get("text_encoder_folder") or TEXT_ENCODER_FOLDER
-    places = folders or Folders(ROOT, ROOT / "ckpts")
+    places = folders or DEFAULT_FOLDERS
     return memory.read_configs(
         {
             "transformer": model_def.get("transformer_config") or TRANSFORMER_CONFIG,
@@ -260,16 +294,12 @@ def _in_project(folder: str) -> bool:
     return (ROOT / folder).is_dir()
 
 
-def find(source: str | Path, target: str = "") -> Path:
+def find(source: str | Path, target: str = "", folders: Folders = DEFAULT_FOLDERS) -> Path:
     """The file that a card or a caller names, on disk. Raises UserError when it is not there."""
     path = Path(source)
-    found = (
-        path
-        if path.is_absolute() and path.exists()
-        else locate(str(source), Folders(ROOT, ROOT / "ckpts"), target)
-    )
+    found = path if path.is_absolute() and path.exists() else locate(str(source), folders, target)
     if found is None:
         raise UserError(
-            f"The file {source} is not on disk: put it into {ROOT / 'ckpts'} or start its download."
+            f"The file {source} is not on disk: put it into {folders.ckpts} or start its download."
         )
     return found

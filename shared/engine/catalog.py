@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from argparse import Namespace
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from shared.cards import Card, load_cards
+from shared.engine import loras
 from shared.errors import UserError
+from shared.loras.library import Library
+from shared.loras.names import ModelNames
 from shared.settings import SETTINGS, SettingsError, Validated, applies, validate
 from shared.weights.files import Folders, Required, describe
 
@@ -19,8 +24,19 @@ HandlerFor = Callable[[str], Any]
 
 
 @dataclass(frozen=True)
+class LoraFolders:
+    """root: has a folder for each family. given: folders of the command line, by their flags' names."""
+
+    root: Path
+    given: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class ModelInfo:
-    """One model. `settings` names what acts on it, in page order; `defaults` has a value for each of them."""
+    """One model. `settings` names what acts on it, in page order; `defaults` has a value for each of them.
+
+    lora_folder: where its LoRAs are, None where the family has none.
+    """
 
     id: str
     name: str
@@ -35,6 +51,19 @@ class ModelInfo:
     required: list[Required]
     card: Card
     handler: Any
+    lora_folder: Path | None = None
+
+    def loras(self) -> Library:
+        """The LoRAs for this model; one object for models of one shape. SettingsError when it has none."""
+        if self.lora_folder is None:
+            raise SettingsError([f"The model '{self.id}' has no LoRAs: choose another model."])
+        return _library(self.lora_folder, self.handler.query_lora_names(self.architecture, self.card.model))
+
+
+@functools.cache
+def _library(folder: Path, names: ModelNames) -> Library:
+    """Kept, because it remembers its verdicts."""
+    return Library(folder, names)
 
 
 @dataclass(frozen=True)
@@ -68,8 +97,9 @@ class Catalog:
         problem = model.handler.validate_generative_settings(
             model.architecture, model.card.model, validated.settings
         )
-        if problem:
-            raise SettingsError([problem])
+        problems = [*([problem] if problem else []), *loras.problems(model, validated.settings)]
+        if problems:
+            raise SettingsError(problems)
         return validated
 
     def time_grid(self, values: Mapping[str, Any]) -> list[float] | None:
@@ -89,8 +119,15 @@ def catalog(
     ckpts: Path,
     handler_for: HandlerFor | None = None,
     overrides: Mapping[str, Any] | None = None,
+    *,
+    others: tuple[Path, ...] = (),
+    lora_folders: LoraFolders | None = None,
 ) -> Catalog:
-    """Read all cards under `root`. `overrides` are default settings that win over the cards' own."""
+    """Read all cards under `root`.
+
+    overrides: default settings that win over the cards' own. others: further folders with model files.
+    lora_folders: by default `root`/loras.
+    """
     if handler_for is None:
         import models as families
 
@@ -98,16 +135,21 @@ def catalog(
     cards, card_errors = load_cards(root, SETTINGS)
     errors = [str(error) for error in card_errors]
     models = {}
-    folders = Folders(root, ckpts)
+    folders = Folders(root, ckpts, others)
+    lora_folders = lora_folders or LoraFolders(root / "loras")
     for card in cards.values():
         try:
-            models[card.id] = _describe(card, handler_for(card.architecture), folders, overrides or {})
+            models[card.id] = _describe(
+                card, handler_for(card.architecture), folders, lora_folders, overrides or {}
+            )
         except UserError as error:
             errors.append(f"{card.path.name}: {error}")
     return Catalog(models, errors)
 
 
-def _describe(card: Card, handler: Any, folders: Folders, overrides: Mapping[str, Any]) -> ModelInfo:
+def _describe(
+    card: Card, handler: Any, folders: Folders, lora_folders: LoraFolders, overrides: Mapping[str, Any]
+) -> ModelInfo:
     capabilities = handler.query_model_def(card.architecture, card.model)
     names = [setting.name for setting in SETTINGS.values() if applies(setting, capabilities)]
     required = handler.query_model_files(card.architecture, card.model)
@@ -127,7 +169,13 @@ def _describe(card: Card, handler: Any, folders: Folders, overrides: Mapping[str
         required=required,
         card=card,
         handler=handler,
+        lora_folder=_lora_folder(card, handler, lora_folders) if capabilities.get("loras") else None,
     )
+
+
+def _lora_folder(card: Card, handler: Any, folders: LoraFolders) -> Path:
+    folder: Path = handler.get_lora_dir(card.architecture, Namespace(**folders.given), folders.root)
+    return folder.absolute()
 
 
 def _defaults(card: Card, handler: Any, names: list[str], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.engine.catalog import Catalog, HandlerFor, catalog
+from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, catalog
 from shared.engine.planner import Overrides
 from shared.engine.records import ENDED, Event
 from shared.engine.store import JobStore
 from shared.engine.supervisor import Supervisor
 from shared.errors import UserError
+from shared.loras.library import Library
 from shared.settings import Validated, random_seed
+from shared.weights.files import Folders
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ class EngineConfig:
     beside a model that is loaded.
     dated_folders: images go to output_dir/YYYY-MM-DD/, else straight into output_dir.
     default_settings: defaults that win over the models' own. warm: load the default model at the start.
+    others: further folders with model files. lora_folders: by default `root`/loras.
+    notices: what the log is to say at the start.
     """
 
     root: Path
@@ -47,6 +51,9 @@ class EngineConfig:
     dated_folders: bool = True
     default_settings: Mapping[str, Any] = field(default_factory=dict)
     warm: bool = True
+    others: tuple[Path, ...] = ()
+    lora_folders: LoraFolders | None = None
+    notices: tuple[str, ...] = ()
     worker_command: tuple[str, ...] = WORKER
     restart_seconds: float = 0.5
 
@@ -57,6 +64,11 @@ class EngineConfig:
         database = outputs / ".zgp" / "zgp.sqlite3"
         places = {"ckpts": root / "ckpts", "output_dir": outputs, "database": database}
         return cls(root=root, **{**places, **others})
+
+    @property
+    def folders(self) -> Folders:
+        """Where model files are."""
+        return Folders(self.root, self.ckpts, self.others)
 
     @property
     def log_file(self) -> Path:
@@ -92,12 +104,16 @@ class Engine:
 
     def reload_catalog(self) -> Catalog:
         """Read the cards and look at the disk again: after a download or an edited card."""
-        config = self.config
-        self.catalog = catalog(config.root, config.ckpts, self._handler_for, config.default_settings)
+        self.catalog = read_catalog(self.config, self._handler_for)
         return self.catalog
+
+    def loras(self, model_id: str) -> Library:
+        """The LoRA files for a model, and what each of them is. SettingsError for models without LoRAs."""
+        return self.catalog.model(model_id).loras()
 
     def start(self) -> None:
         """Spawn the worker at once, or become a client of the process that already has one."""
+        self._log_notices()
         self._supervisor.start()
         if not self.supervises:
             log.info("Another ZGP process works on %s; this one uses its worker.", self.config.database)
@@ -149,15 +165,37 @@ class Engine:
                     return
             time.sleep(poll)
 
+    def _log_notices(self) -> None:
+        if self.config.notices:
+            with self.config.log_file.open("a", encoding="utf-8") as log_file:
+                log_file.writelines(f"{notice}\n" for notice in self.config.notices)
+
     def _warm_arguments(self) -> list[str]:
         model = self.catalog.models.get(self.catalog.default_model)
         return ["--warm", model.id] if self.config.warm and model is not None and model.available else []
+
+
+def read_catalog(config: EngineConfig, handler_for: HandlerFor | None = None) -> Catalog:
+    """The models as they are on disk now."""
+    return catalog(
+        config.root,
+        config.ckpts,
+        handler_for,
+        config.default_settings,
+        others=config.others,
+        lora_folders=config.lora_folders,
+    )
 
 
 def worker_arguments(config: EngineConfig) -> list[str]:
     """The command line of the worker process for this configuration."""
     arguments = ["--root", config.root, "--ckpts", config.ckpts, "--output-dir", config.output_dir]
     arguments += ["--database", config.database, "--verbose", config.verbose]
+    for folder in config.others:
+        arguments += ["--others", folder]
+    if config.lora_folders is not None:
+        given = json.dumps(dict(config.lora_folders.given))
+        arguments += ["--loras", config.lora_folders.root, "--lora-dirs", given]
     if config.gpu:
         arguments += ["--gpu", config.gpu]
     arguments += ["--overrides", json.dumps(dataclasses.asdict(config.overrides))]

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shared.engine import machine, planner
-from shared.engine.catalog import HandlerFor, ModelInfo, catalog
-from shared.engine.hashes import FileHashes
+from shared.engine.catalog import HandlerFor, LoraFolders, ModelInfo, catalog
+from shared.engine.hashes import FileHashes, names_of
+from shared.engine.loras import Loras, gather
 from shared.engine.parts import PartStore
 from shared.engine.planner import NO_OVERRIDES, Machine, Overrides, Plan
 from shared.errors import Cancelled, UserError
@@ -49,6 +50,19 @@ class LoadedModel:
     hashes: FileHashes
     files: dict[str, Path]
     plan: Plan | None = None
+    loras: Loras = Loras()
+    lora_hashes: FileHashes | None = None
+
+    def lora_entries(self) -> list[dict[str, Any]]:
+        """What the metadata says of the LoRAs: name, strength as the user writes it, hash of the file."""
+        known = self.lora_hashes.known() if self.lora_hashes else {}
+        called = names_of(self.loras.paths)
+        return [
+            {"name": name, "strength": strength, "sha256": known.get(called[path])}
+            for name, strength, path in zip(
+                self.loras.names, self.loras.strengths, self.loras.paths, strict=True
+            )
+        ]
 
 
 class ModelHost:
@@ -56,6 +70,7 @@ class ModelHost:
     common stays.
 
     machine: reads what there is to compute on. save_quantized: write an int8 file beside a loaded one.
+    lora_folders: as for the catalog.
     """
 
     def __init__(
@@ -67,9 +82,11 @@ class ModelHost:
         save_quantized: bool = False,
         handler_for: HandlerFor | None = None,
         machine: Callable[[], Machine] = machine.read,
+        lora_folders: LoraFolders | None = None,
     ):
         self._folders, self._gpu, self._overrides = folders, gpu, overrides
         self._save_quantized, self._handler_for, self._machine = save_quantized, handler_for, machine
+        self._lora_folders = lora_folders
         self._loaded: LoadedModel | None = None
         self.planned: Plan | None = None  # of the job in hand, from before it is loaded
         self._residency: Any = None
@@ -77,18 +94,31 @@ class ModelHost:
 
     def info(self, model_id: str) -> ModelInfo:
         """The model's card as it is on disk now; SettingsError when it is gone."""
-        return catalog(self._folders.root, self._folders.ckpts, self._handler_for).model(model_id)
+        folders = self._folders
+        found = catalog(
+            folders.root,
+            folders.ckpts,
+            self._handler_for,
+            others=folders.others,
+            lora_folders=self._lora_folders,
+        )
+        return found.model(model_id)
 
     def get(
         self, model_id: str, report: Report, settings: Mapping[str, Any] | None = None, rung: int = 0
     ) -> LoadedModel:
         """The loaded model, placed as a job with `settings` needs it; downloads what is missing.
 
-        rung: of the planner's ladder. Raises UserError or Cancelled.
+        settings: None for no job's: the model's defaults without LoRAs. rung: of the planner's ladder.
+        Raises UserError or Cancelled.
         """
         self.planned = None
         info = self.info(model_id)
-        self.planned = plan = self.plan(info, info.defaults if settings is None else settings, rung)
+        loras = (
+            Loras() if settings is None else gather(info, settings, download_report(report), report.cancelled)
+        )
+        wanted = info.defaults if settings is None else settings
+        self.planned = plan = self.plan(info, wanted, rung, loras.bytes)
         if plan is not None and plan.on_card and (self._loaded is None or plan != self._loaded.plan):
             report.phase(f"Plan: {plan.sentence()}")
             log.info("Plan for %s: %s", info.id, plan.sentence())
@@ -105,11 +135,28 @@ class ModelHost:
             known.processor.apply_plan(plan)
             known = replace(known, plan=plan)
         self._loaded = known
+        self._loaded = known = self._with_loras(known, loras, report)
         return known
 
-    def plan(self, info: ModelInfo, settings: Mapping[str, Any], rung: int = 0) -> Plan | None:
+    def _with_loras(self, known: LoadedModel, loras: Loras, report: Report) -> LoadedModel:
+        """The model with these LoRAs and no others. It may share its transformer with the one before it."""
+        if known.info.lora_folder is None:
+            return known
+        if loras.paths and loras.paths != known.loras.paths:
+            report.phase("Loading LoRAs")
+        names = known.info.loras().names
+        changed = known.processor.use_loras(loras.paths, loras.multipliers, names)
+        hashes = known.lora_hashes
+        if changed or hashes is None:
+            hashes = FileHashes({str(path): path for path in loras.paths})
+        return replace(known, loras=loras, lora_hashes=hashes)
+
+    def plan(
+        self, info: ModelInfo, settings: Mapping[str, Any], rung: int = 0, lora_bytes: int = 0
+    ) -> Plan | None:
         """How a job is made here; None for families that say nothing of their memory."""
-        return plan_job(info, self._folders, settings, self._machine, self._overrides, rung)
+        machine, overrides = self._machine, self._overrides
+        return plan_job(info, self._folders, settings, machine, overrides, rung, lora_bytes=lora_bytes)
 
     def give_way(self) -> None:
         """Take everything off the card after a job that did not fit; the weights stay in RAM."""
@@ -152,6 +199,7 @@ class ModelHost:
             [files["transformer"], *modules] if modules else files["transformer"],
             info.architecture,
             model_def=info.card.model,
+            folders=self._folders,
             text_encoder_filename=files.get("text_encoder"),
             attention=self._overrides.attention,
             **options,
@@ -175,6 +223,8 @@ def plan_job(
     read_machine: Callable[[], Machine],
     overrides: Overrides,
     rung: int = 0,
+    *,
+    lora_bytes: int = 0,
 ) -> Plan | None:
     """How a job is made on a machine; None for families that say nothing of their memory. UserError when it
     cannot be.
@@ -182,10 +232,11 @@ def plan_job(
     if not hasattr(info.handler, "query_memory"):
         return None
     here, model = read_machine(), (info.architecture, info.card.model)
+    more = {"lora_bytes": lora_bytes} if lora_bytes else {}
     return planner.plan(
         here,
         info.handler.query_offers(*model, folders, here.float_bytes),
-        info.handler.query_memory(*model, settings, folders),
+        info.handler.query_memory(*model, settings, folders, **more),
         overrides,
         rung=rung,
     )

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from shared.engine import failures
-from shared.engine.catalog import HandlerFor
+from shared.engine.catalog import HandlerFor, LoraFolders
 from shared.engine.host import LoadedModel, ModelHost, Silent
 from shared.engine.lock import ProcessLock
 from shared.engine.planner import Overrides
@@ -151,13 +151,15 @@ class Worker:
             on_step=progress.step,
             interrupt=progress.cancelled,
         )
-        substituted = [*_descent(failed, model), *result.notes]
+        substituted = [*_descent(failed, model), *model.loras.notes, *result.notes]
         for note in substituted:
             self._store.note(job.id, note)
         notes = [*job.notes, *substituted]
+        loras = model.lora_entries()
+        extra = {**result.extra, "loras": loras} if loras else result.extra
         # `images` may be decoded one by one as this loop asks for them.
         for index, image in zip(indices, result.images, strict=True):
-            self._save(job, model, index, image, notes, result.extra)
+            self._save(job, model, index, image, notes, extra)
 
     def _save(
         self,
@@ -242,9 +244,10 @@ def main(arguments: Sequence[str] | None = None, handler_for: HandlerFor | None 
     store = JobStore(options.database)
     store.recover_running()  # left by a worker whose supervisor died with it
     host = ModelHost(
-        Folders(options.root, options.ckpts),
+        Folders(options.root, options.ckpts, tuple(options.others)),
         gpu=options.gpu,
         overrides=Overrides(**json.loads(options.overrides)),
+        lora_folders=LoraFolders(options.loras, json.loads(options.lora_dirs)) if options.loras else None,
         save_quantized=options.save_quantized,
         handler_for=handler_for,
     )
@@ -258,6 +261,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m shared.engine.worker")
     for name in ("--root", "--ckpts", "--output-dir", "--database"):
         parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--others", type=Path, action="append", default=[], help="more folders of models")
+    parser.add_argument("--loras", type=Path)
+    parser.add_argument("--lora-dirs", default="{}", help="LoraFolders.given, as JSON")
     parser.add_argument("--gpu", default="")
     parser.add_argument("--overrides", default="{}", help="fields of planner.Overrides, as JSON")
     parser.add_argument("--save-quantized", action="store_true")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
@@ -39,7 +39,8 @@ def build(
     """The metadata of image `index` (from 0) of a batch made with `settings`; `seed` is this image's own.
 
     `model_files` maps file names to SHA-256 (None = not known), the transformer first. `notes` says what was
-    substituted or dropped. `extra` is whatever else the pipeline reports; its "sampler" names the sampler.
+    substituted or dropped. `extra` is whatever else the pipeline reports; its "sampler" names the sampler,
+    its "loras" are [{"name", "strength", "sha256"}].
     """
     return {
         "type": f"ZGP {VERSION} - {model_name}",
@@ -68,9 +69,12 @@ def settings_from(meta: Mapping[str, Any]) -> dict[str, Any]:
 def to_parameters_text(meta: Mapping[str, Any]) -> str:
     """The metadata as A1111's `parameters` text, which other programs and sites read.
 
-    "CFG scale" is `guidance_scale` as set here, 1 where the model has none.
+    "CFG scale" is `guidance_scale` as set here, 1 where the model has none. LoRAs stand behind the prompt.
     """
     made = meta.get("zgp", {})
+    loras = [
+        (PurePosixPath(one["name"]).stem, one["strength"], one["sha256"]) for one in made.get("loras", [])
+    ]
     transformer_hash = next(iter(made.get("model_files", {}).values()), None)
     negative = meta.get("negative_prompt")
     fields = {
@@ -82,10 +86,12 @@ def to_parameters_text(meta: Mapping[str, Any]) -> str:
         "Size": meta.get("resolution"),
         "Model hash": str(transformer_hash)[:10] if transformer_hash else None,
         "Model": made.get("model_name", meta.get("model_type")),
+        "Lora hashes": ", ".join(f"{name}: {sha[:12]}" for name, _, sha in loras if sha) or None,
         "Version": f"ZGP {made['version']}" if "version" in made else meta.get("type"),
     }
     shown = [f"{name}: {_quoted(value)}" for name, value in fields.items() if value is not None]
-    lines = [meta["prompt"], *([f"Negative prompt: {negative}"] if negative else []), ", ".join(shown)]
+    prompt = " ".join([meta["prompt"], *(f"<lora:{name}:{strength}>" for name, strength, _ in loras)])
+    lines = [prompt, *([f"Negative prompt: {negative}"] if negative else []), ", ".join(shown)]
     return _encodable("\n".join(lines)).replace("\0", "")
 
 

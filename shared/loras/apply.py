@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ from shared.loras.adapters import (
     Oft,
     turn,
 )
-from shared.loras.reader import LoraFile
+from shared.loras.names import ModelNames
+from shared.loras.reader import LoraFile, read
 
 MAX_LOHA_RANK = 128  # up to this product of its two ranks, a LoHa runs as a plain LoRA
 
@@ -67,6 +69,26 @@ def attach(
         layer.__class__ = _adapted(layer.__class__)
     model.lora_strengths = strengths  # type: ignore[assignment]
     strengths.set([strength for _, strength in loras])
+
+
+def use_files(
+    model: nn.Module, paths: Sequence[Path], names: ModelNames, take_off_card: Callable[[], object]
+) -> bool:
+    """Have `model` compute with the files at `paths`; False, and nothing is read, when it does already.
+
+    take_off_card: called before anything changes. The strengths are 1 until they are set. UserError as from
+    `read` and `attach`; the model is then without LoRAs.
+    """
+    wanted = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+    present: Strengths | None = getattr(model, "lora_strengths", None)
+    if wanted == (present.files if present else ()):
+        return False
+    take_off_card()
+    detach(model)
+    if wanted:
+        attach(model, [(read(path, names), 1.0) for path in paths])
+        model.lora_strengths.files = wanted  # type: ignore[union-attr]
+    return True
 
 
 def detach(model: nn.Module) -> None:
@@ -127,6 +149,8 @@ class Strength:
 
 class Strengths:
     """The strengths of a model's LoRAs; each set of spans once."""
+
+    files: tuple[tuple[Path, int, int], ...] = ()  # (path, size, time) of each, where `use_files` attached it
 
     def __init__(self, count: int) -> None:
         self.count = count

@@ -191,6 +191,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
         raise UserError(
             f"{path.name} is not a {' or '.join(LORA_SUFFIXES)} file: other kinds are not opened."
         )
+    if not path.is_file():
+        raise UserError(f"{path.name} cannot be read (there is no such file).")
     try:
         entries = check_safetensors(path)
         with path.open("rb") as file:

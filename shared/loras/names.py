@@ -86,7 +86,7 @@ def normal(name: str) -> str:
     return name.replace(".", "_").replace("-", "_")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelNames:
     """Every name that a LoRA file may use for the modules of one model.
 
