@@ -289,19 +289,47 @@ def test_an_unusable_profile_is_said(profile):
 # ---------------------------------------------------------------- refusals
 
 
-def png_of_size(width, height):
-    """A PNG that claims a size and holds next to nothing."""
+def png(width, height, *chunks, bits=8):
+    """An RGB PNG by hand: `chunks` of name and body between header and end."""
 
     def chunk(name, body):
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), *chunks, (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def png_of_size(width, height):
+    """A PNG that claims a size and holds next to nothing."""
+    return png(width, height, (b"IDAT", zlib.compress(b"")))
+
+
+def test_a_transparent_colour_of_16_bits():
+    row = zlib.compress(b"\0" + struct.pack(">6H", 1000, 2000, 3000, 40000, 50000, 60000))
+    data = png(2, 1, (b"tRNS", struct.pack(">3H", 1000, 2000, 3000)), (b"IDAT", row), bits=16)
+    source = load_picture(data)
+    assert np.asarray(source.alpha).tolist() == [[0, 255]]
+    assert pixels(source).tolist() == [[[255, 255, 255], [156, 195, 234]]]
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's remarks on damaged files
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "AVIF", "BMP"])
+def test_damaged_files_raise_nothing_but_user_errors(fmt):
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    extra = {} if fmt in ("GIF", "BMP") else {"exif": tags, "icc_profile": curve_profile()}
+    good = encoded(Image.fromarray(noise(40, 40)), fmt, **extra)
+    chance = random.Random(1)
+    for _ in range(60):
+        data = bytearray(good if chance.random() < 0.7 else good[: chance.randrange(1, len(good))])
+        for _ in range(chance.randrange(1, 6)):
+            data[chance.randrange(min(len(data), 1500))] = chance.randrange(256)
+        try:
+            source = load_picture(bytes(data))
+        except UserError:
+            continue
+        assert source.image.mode == "RGB"
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -132,6 +132,9 @@ def _alpha_apart(image: Image.Image) -> tuple[Image.Image, Image.Image | None, l
     if not image.has_transparency_data:
         plain = {"P": "RGB", "PA": "RGB", "1": "L"}.get(image.mode, image.mode)
         return image.convert(plain), None, []
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and max(key) > 255:  # of 16 bits, while the pixels were read as 8
+        image.info["transparency"] = tuple(part >> 8 for part in key)
     gray = image.mode in ("1", "L", "LA", "La")
     coloured = image.convert("RGBA")
     alpha = coloured.getchannel("A")

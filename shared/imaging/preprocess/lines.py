@@ -13,10 +13,13 @@ def as_it_is(picture: np.ndarray, *, invert: bool) -> np.ndarray:
 
 
 def canny(picture: np.ndarray, *, low: int, high: int) -> np.ndarray:
-    """Canny's edges, white on black; both thresholds on the sum of the absolute Sobel gradients."""
+    """Canny's edges, white on black, of the colour channel that changes most.
+
+    Both thresholds are on the sum of the absolute Sobel gradients.
+    """
     if low > high:
         raise UserError(f"low is {low} and high is {high}; expected low to be at most high")
-    return _rgb(cv2.Canny(_luminance(picture), low, high))
+    return _rgb(cv2.Canny(picture, low, high))
 
 
 def straight_lines(picture: np.ndarray, *, length: float, certainty: float) -> np.ndarray:
@@ -37,13 +40,13 @@ def straight_lines(picture: np.ndarray, *, length: float, certainty: float) -> n
 
 def scribble(picture: np.ndarray, *, coarseness: float, threshold: int, thickness: int) -> np.ndarray:
     """Canny's edges of the smoothed picture as strokes `thickness` pixels wide with soft borders."""
-    light = _luminance(picture).astype(
-        np.float32
-    )  # in whole steps, a soft ramp would become a staircase of edges
-    smooth = cv2.GaussianBlur(light, (0, 0), coarseness, borderType=cv2.BORDER_REPLICATE)
+    # In floating point: whole steps of brightness would turn a soft ramp into a staircase of edges.
+    smooth = cv2.GaussianBlur(picture.astype(np.float32), (0, 0), coarseness, borderType=cv2.BORDER_REPLICATE)
     # Smoothing flattens an edge in proportion to its sigma; undone, or the threshold would mean two things.
     across, down = (cv2.Sobel(smooth, cv2.CV_32F, *axis) * coarseness for axis in ((1, 0), (0, 1)))
-    gradient = [np.clip(part, -32767, 32767).astype(np.int16) for part in (across, down)]
+    strongest = (across**2 + down**2).argmax(axis=2)[..., None]  # colour channel
+    gradient = [np.take_along_axis(part, strongest, 2)[..., 0] for part in (across, down)]
+    gradient = [np.clip(part, -32767, 32767).astype(np.int16) for part in gradient]
     edges = cv2.Canny(gradient[0], gradient[1], threshold / 2, threshold)
     brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (thickness, thickness))
     return _rgb(cv2.GaussianBlur(cv2.dilate(edges, brush), (0, 0), max(0.5, thickness / 6)))
