@@ -58,7 +58,9 @@ def networks(generation: str) -> tuple[Reference, ReferenceControl]:
     return base.eval(), net.eval()
 
 
-def ours(generation: str, base: Reference, net: nn.Module) -> tuple[ZImageTransformer2DModel, ZImageControlModel]:
+def ours(
+    generation: str, base: Reference, net: nn.Module
+) -> tuple[ZImageTransformer2DModel, ZImageControlModel]:
     config = ZImageConfig.from_dict(dict(base.config))
     model = ZImageTransformer2DModel(config)
     model.load_state_dict(base.state_dict())
