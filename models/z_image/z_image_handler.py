@@ -65,9 +65,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # documents 001 (Turbo) and 003 (Base)
         "num_inference_steps": 30, "resolution": "1024x1024", "guidance_scale": 4.0, "flow_shift": 6.0,
     },
     "z_image_control": {"num_inference_steps": 8, "control_net_weight": 0.75},
-    "z_image_control2": {"num_inference_steps": 8, "control_net_weight": 0.75},
+    "z_image_control2": {"num_inference_steps": 25, "control_net_weight": 0.75},
     "z_image_control2_1": {
-        "num_inference_steps": 8, "control_net_weight": 0.65, "resolution": "1920x1088",
+        "num_inference_steps": 25, "control_net_weight": 0.65, "resolution": "1920x1088",
     },
 }  # fmt: skip
 
