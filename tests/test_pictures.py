@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from models.z_image import control
-from models.z_image.control import Layout, ZImageControlModel
+from models.z_image.control import ZImageControlModel
+from models.z_image.control_layout import Layout
 from models.z_image.generation import ZImageProcessor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.schedule import make_sigmas
+from models.z_image.z_image_handler import family_handler
+from shared.engine.parts import PartStore
 from shared.errors import UserError
 from shared.offloading import Placement, Residency
 from tests import mini
@@ -327,3 +332,65 @@ def test_a_jobs_settings_are_the_pipelines_arguments(tmp_path: Path) -> None:
 )
 def test_every_setting_changes_the_picture(base: dict, change: dict, tmp_path: Path) -> None:
     assert not np.array_equal(job(tmp_path, **base), job(tmp_path, **base, **change))
+
+
+def test_a_plan_places_the_control_network_with_the_transformer() -> None:
+    """The plan counts control's blocks in front of the transformer's: they are the first to be streamed."""
+    processor, _ = mini.load()
+    pipe = copy.copy(pipeline("z_image_mini", "2.1"))
+    pipe.residency = Residency(torch.device("cpu"), transport=CountingTransport())
+    mine = ZImageProcessor(pipe, processor.latent_rgb)
+    blocks = sum(len(getattr(pipe.transformer, stack)) for stack in pipe.transformer.streamed_blocks)
+    for resident, expected in ((None, (None, None)), (3, (3, 0)), (blocks + 2, (blocks, 2))):
+        mine.apply_plan(plan := FakePlan(resident))
+        placed = [pipe.placements[part].resident_blocks for part in ("transformer", "control")]
+        assert tuple(placed) == expected and pipe.vae_tile == plan.vae_tile
+
+
+@dataclass(frozen=True)
+class FakePlan:
+    resident: int | None
+    vae_tile: int | None = 64
+    compile: bool = False
+
+    def placements(self) -> dict[str, dict[str, Any]]:
+        return {"transformer": {"resident_blocks": self.resident}}
+
+
+def save_network(folder: Path, generation: str = "2.1") -> Path:
+    path = folder / "control.safetensors"
+    save_file(pipeline("z_image_mini", generation).control.state_dict(), path)
+    return path
+
+
+def test_a_control_file_is_loaded_beside_the_base_which_stays(tmp_path: Path) -> None:
+    card, path = mini.model_def("z_image_mini"), save_network(tmp_path)
+    store, base = PartStore(), mini.ROOT / card["URLs"][0]
+    load = functools.partial(
+        family_handler.load_model, model_def=card, device="cpu", prompt_cache=None, share=store.share
+    )
+    _, plain = load(base, "z_image")
+    _, mine = load([base, path], "z_image_control2_1")
+    assert mine.transformer is plain.transformer and mine.vae is plain.vae and plain.control is None
+    _, again = load([path, base], "z_image_control2_1")  # the keys tell which is which
+    assert again.control is mine.control
+    how = dict(height=128, width=128, num_inference_steps=2, control_image=LINES)
+    drawn = mine(PROMPT, generator=torch.Generator().manual_seed(5), **how).images[0]
+    expected = draw("z_image_mini", "2.1", control_image=LINES)
+    assert np.abs(np.asarray(drawn).astype(int) - expected).max() <= 1  # mapped memory is aligned otherwise
+    store.retain([base, mini.ROOT / card["VAE_URLs"][0]])
+    assert store.share("control", [path], None, lambda: "anew") == "anew"
+
+
+def test_files_that_make_no_control_model_are_refused(tmp_path: Path) -> None:
+    card, path = mini.model_def("z_image_mini"), save_network(tmp_path)
+    base = mini.ROOT / card["URLs"][0]
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(path.read_bytes())
+    for files, words in (
+        ([base], "needs a control network"),
+        ([base, path, other], "two control networks"),
+        ([path], "network alone"),
+    ):
+        with pytest.raises(UserError, match=words):
+            family_handler.load_model(files, "z_image_control2_1", card, device="cpu", prompt_cache=None)
