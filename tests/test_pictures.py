@@ -19,6 +19,8 @@ from models.z_image.generation import ZImageProcessor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.schedule import make_sigmas
 from models.z_image.z_image_handler import family_handler
+from shared import attention
+from shared.engine.catalog import catalog
 from shared.engine.parts import PartStore
 from shared.errors import UserError
 from shared.offloading import Placement, Residency
@@ -394,3 +396,74 @@ def test_files_that_make_no_control_model_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=words):
             family_handler.load_model(files, "z_image_control2_1", card, device="cpu", prompt_cache=None)
+
+
+# ---- cards -------------------------------------------------------------------------------------------------
+
+
+def test_the_types_are_the_documented_ones() -> None:
+    types = ["z_image", "z_image_base", "z_image_control", "z_image_control2", "z_image_control2_1"]
+    assert family_handler.query_supported_types() == types
+
+
+#: as published: strength, steps, size, guidance (the Base networks need 4)
+PUBLISHED = {
+    "z_image_control": (0.75, 8, "1024x1024", None),
+    "z_image_control2": (0.75, 25, "1024x1024", None),
+    "z_image_control2_1": (0.65, 25, "1920x1088", None),
+    "z_image_control2_1_8s": (0.9, 8, "1024x1024", None),
+    "z_image_control2_1_lite": (0.9, 8, "1024x1024", None),
+    "z_image_control2_1_tile": (0.85, 8, "1024x1024", None),
+    "z_image_control2_1_tile_lite": (0.85, 8, "1024x1024", None),
+    "z_image_base_control": (0.9, 25, "1024x1024", 4.0),
+    "z_image_base_control_lite": (0.9, 25, "1024x1024", 4.0),
+    "z_image_base_control_tile": (0.9, 25, "1024x1024", 4.0),
+}
+
+
+def test_the_cards_have_the_published_values() -> None:
+    models = catalog(mini.ROOT, mini.ROOT / "nowhere").models
+    for name, (strength, steps, size, guidance) in PUBLISHED.items():
+        card = models[name]
+        assert card.capabilities["control"] and card.capabilities["inpaint"]
+        assert sum(one.role.startswith("module") for one in card.required) == 1
+        defaults = card.defaults
+        assert (defaults["control_net_weight"], defaults["num_inference_steps"]) == (strength, steps)
+        assert defaults["resolution"] == size and defaults.get("guidance_scale") == guidance
+        assert ("tile" in name) == (defaults["control_preprocessor"] == "tile")
+        bases = [one.alternatives for one in models["z_image_base" if guidance else "z_image"].required]
+        assert all(one in [x.alternatives for x in card.required] for one in bases)
+    assert not models["z_image"].capabilities["control"]
+    assert {name for name, model in models.items() if model.capabilities["control"]} == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"image_mask": "m.png"}, "image_mask came without image_start"),
+        ({"control_start": 60.0, "control_end": 40.0}, "control_start is 60 and control_end 40"),
+        ({"image_guide": "a.png", "control_parameters": "lo=5"}, "no parameter 'lo'"),
+        ({"image_guide": "a.png", "control_parameters": "low=5000"}, "from 0 to 1000"),
+        ({"image_guide": "a.png", "control_parameters": "low"}, "expected pairs"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_go_together_are_one_sentence(settings: dict, words: str) -> None:
+    said = family_handler.validate_generative_settings("z_image_control2_1", {}, {**SETTINGS, **settings})
+    assert said is not None and words in said
+
+
+def test_the_network_computes_as_the_base_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same attention and, where the base is compiled, compiled once."""
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compiled.append(options) or f)
+    pipe = pipeline("z_image_mini", "2.1")
+    base, net = copy.deepcopy(pipe.transformer), copy.deepcopy(pipe.control)
+    base.attention_backend = "_native"
+    monkeypatch.setitem(attention.BACKENDS, "_native", attention.BACKENDS["sdpa"])
+    base.compile(mode="default")
+    before = len(compiled)
+    for _ in range(2):
+        net.follow(base)
+    assert len(compiled) - before == len(net.control_layers) + len(net.control_noise_refiner)
+    assert net.control_layers[0].attention.attend is attention.BACKENDS["_native"].attend
