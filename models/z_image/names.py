@@ -18,6 +18,20 @@ _PARTS = (
     (r"(^|\.)(input_blocks|down_blocks)\.\d+\.", "the U-Net of another model"),
 )  # fmt: skip
 
+#: other spellings inside of a block
+_BLOCK_RENAMES = (
+    (r"\.attention\.out\.", ".attention.to_out.0."),
+    (r"\.attention\.q_norm\.", ".attention.norm_q."),
+    (r"\.attention\.k_norm\.", ".attention.norm_k."),
+    (r"\.feed_forward\.net\.2\.", ".feed_forward.w2."),
+)
+_BLOCK_FUSED = {
+    "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
+    "attention.to_qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
+    "feed_forward.net.0.proj": ("feed_forward.w3", "feed_forward.w1"),  # value rows, then gate rows
+}
+_BLOCK_LINEARS = r"attention\.to_(q|k|v|out\.0)|feed_forward\.w[123]"
+
 TRANSFORMER = Names(
     family="a Z-Image transformer",
     folder="transformer",
@@ -26,20 +40,23 @@ TRANSFORMER = Names(
         (r"(^|\.)extended_weights\.", r"\1"),
         (r"^x_embedder\.", "all_x_embedder.2-1."),
         (r"^final_layer\.", "all_final_layer.2-1."),
-        (r"\.attention\.out\.", ".attention.to_out.0."),
-        (r"\.attention\.q_norm\.", ".attention.norm_q."),
-        (r"\.attention\.k_norm\.", ".attention.norm_k."),
-        (r"\.feed_forward\.net\.2\.", ".feed_forward.w2."),
+        *_BLOCK_RENAMES,
     ),
-    fused={
-        "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
-        "attention.to_qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
-        "feed_forward.net.0.proj": ("feed_forward.w3", "feed_forward.w1"),  # value rows, then gate rows
-    },
+    fused=_BLOCK_FUSED,
     dropped=r"^norm_final\.weight$",  # the final LayerNorm has no affine weights
     mistaken=_PARTS,
     plain=r"^(t_embedder(_2)?|cap_embedder|all_x_embedder|all_final_layer)\.",
-    quantizable=r"\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])$",
+    quantizable=rf"\.({_BLOCK_LINEARS})$",
+)
+
+CONTROL = Names(
+    family="a Z-Image control network",
+    known=("control_all_x_embedder.2-1.weight",),
+    renames=_BLOCK_RENAMES,
+    fused=_BLOCK_FUSED,
+    mistaken=_PARTS[1:],
+    plain=r"^control_all_x_embedder\.",
+    quantizable=rf"\.({_BLOCK_LINEARS}|before_proj|after_proj)$",
 )
 
 TEXT_ENCODER = Names(

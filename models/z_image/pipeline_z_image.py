@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,12 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
-from models.z_image import prompt_cache, text_encoding, unified_sampler, vae
+from models.z_image import control as control_nets
+from models.z_image import pictures, prompt_cache, text_encoding, unified_sampler, vae
+from models.z_image.control import Guide, Share, ZImageControlModel
+from models.z_image.control_layout import INPAINT_CHANNELS
 from models.z_image.nag import Nag
+from models.z_image.pictures import Given, Known, Pictures
 from models.z_image.prompt_cache import Encoded, PromptCache
 from models.z_image.schedule import make_sigmas
 from models.z_image.transformer_z_image import Conditioning, ZImageTransformer2DModel, dit_time
@@ -104,6 +108,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         self.prompt_cache = prompt_cache or PromptCache()
         self.encoder_id = encoder_id or uuid.uuid4().hex
         self.transformer, self.vae = transformer, vae
+        self.control: ZImageControlModel | None = None
         self.vae_tile: int | None = None  # pixels, a multiple of 64; None decodes whole pictures
         self.tokenizer, self.scheduler_config = tokenizer, scheduler_config
         self.device = torch.device(device)
@@ -127,15 +132,15 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         return isinstance(self._text_encoder, nn.Module)
 
     def __getitem__(self, name: str) -> nn.Module:
-        if name not in PARTS:
+        if name not in set(self):
             raise KeyError(name)
         return getattr(self, name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(PARTS)
+        return iter(PARTS if self.control is None else (*PARTS, "control"))
 
     def __len__(self) -> int:
-        return len(PARTS)
+        return sum(1 for _ in self)
 
     @torch.inference_mode()
     def __call__(
@@ -160,6 +165,14 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         NAG_scale: float = 1.0,
         NAG_tau: float = 3.5,
         NAG_alpha: float = 0.5,
+        image: Given | None = None,
+        denoising_strength: float = 1.0,
+        inpaint_mask: Given | None = None,
+        mask_feather: float = 0.0,
+        control_image: Given | None = None,
+        control_context_scale: float = 0.75,
+        control_start: float = 0.0,
+        control_end: float = 1.0,
         max_sequence_length: int = 512,
         output_type: str = "pil",
         callback: StepCallback | None = None,
@@ -176,11 +189,22 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         flow_shift: static shift of the schedule instead of the model's. interrupt: asked before every layer.
         sample_solver, unified_sampler_config: see unified_sampler.resolve; no name means the model's own.
         NAG_*: see Nag; it acts at a scale above 1 while guidance is off.
+        image: a picture to start from, see pictures.Given; denoising_strength: how far from it, 0 (it comes
+        back as it is) to 1 (only its mask's surroundings are left of it).
+        inpaint_mask: white where `image` is repainted; every other pixel stays. mask_feather: see
+        pictures.prepare.
+        control_image: what the model's control network follows, a map as its preprocessor makes it, at
+        control_context_scale (0 to 2) from control_start to control_end of the steps (0 to 1, see Share).
         lora_strengths: of the LoRAs attached to the transformer; without it they keep those they have.
         Raises UserError for values that make no picture, Cancelled when interrupted.
         """
         check_size(height, width, num_inference_steps)
         notes: list[str] = []
+        share = Share(control_context_scale, control_start, control_end)
+        given = pictures.prepare(width, height, image, inpaint_mask, control_image, mask_feather, notes)
+        strength = _strength(denoising_strength, given)
+        if strength == 0:
+            return self._unchanged(given, num_images_per_prompt, prompt, prompt_embeds, output_type, notes)
         unified = self._unified(sample_solver, num_inference_steps, unified_sampler_config, notes)
         guidance = Guidance(guidance_scale, float(cfg_normalization or 0), cfg_truncation)
         nag = Nag(NAG_scale, NAG_tau, NAG_alpha)
@@ -207,9 +231,15 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         count = len(positive) * num_images_per_prompt
         generators = _generators(generator, count)
         samples = self._noise(rows, columns, generators, latents)
+        levels = self._levels(unified, num_inference_steps, rows * columns // 4, flow_shift, strength)
+        acting = share.steps(len(levels) - 1) if self._controls(given, notes) else set[int]()
+        source, known, context = self._encode_pictures(given, acting, strength, on_phase, interrupt)
+        if source is not None:
+            samples = [levels[0] * x + (1 - levels[0]) * source for x in samples]
 
         on_phase("Denoising")
-        with self.residency.use(self.transformer):
+        with contextlib.ExitStack() as in_use:
+            in_use.enter_context(self._in_use(self.transformer))
             conditionings: list[Conditioning] = []
             opposites: list[Conditioning] = []
 
@@ -217,20 +247,20 @@ class ZImagePipeline(Mapping[str, nn.Module]):
                 conditionings[:] = self._prepare(positive, rows, columns, num_images_per_prompt)
                 opposites[:] = self._prepare(negative, rows, columns, num_images_per_prompt)
 
-            steps = len(unified_sampler.time_grid(unified)) - 1 if unified else num_inference_steps
-            callback = self._before_steps(lora_strengths, steps, prepare, callback)
+            callback = self._before_steps(lora_strengths, len(levels) - 1, prepare, callback)
+            guide = None
+            if context is not None and self.control is not None:
+                in_use.enter_context(self._in_use(self.control))
+                guide = self._guide(self.control, context, share.scale, levels, acting)
             if unified:
-                predict = functools.partial(self._twin_velocities, conditionings, interrupt)
-                samples = unified_sampler.sample(predict, samples, unified, generators, callback)
+                predict = functools.partial(self._twin_velocities, conditionings, guide, known, interrupt)
+                samples = unified_sampler.sample(predict, samples, unified, generators, callback, levels)
                 samples = [x.float() for x in samples]
             else:
-                sigmas = make_sigmas(
-                    num_inference_steps, self.scheduler_config, rows * columns // 4, flow_shift
-                )
                 forward = self._forward(
-                    conditionings, opposites, guidance, nag if nag_acts else None, interrupt
+                    conditionings, opposites, guidance, nag if nag_acts else None, guide, known, interrupt
                 )
-                samples = self._denoise(samples, sigmas, forward, callback)
+                samples = self._denoise(samples, levels, forward, callback)
         if not all(torch.isfinite(x).all() for x in samples):
             raise UserError(
                 "The model computed values that are not numbers, so there is no picture: use --bf16 instead "
@@ -239,7 +269,100 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         if output_type == "latent":
             return ZImageOutput(torch.stack(samples), notes)
         on_phase("Decoding")
-        return ZImageOutput(self._decode(samples, output_type, interrupt), notes)
+        return ZImageOutput(self._decode(samples, given, output_type, interrupt), notes)
+
+    def _levels(
+        self,
+        unified: UnifiedConfig | None,
+        steps: int,
+        tokens: int,
+        flow_shift: float | None,
+        strength: float,
+    ) -> list[float]:
+        """The run's noise levels, falling to 0."""
+        if unified is None:
+            return make_sigmas(steps, self.scheduler_config, tokens, flow_shift, strength)
+        return [strength * t for t in unified_sampler.time_grid(unified)]
+
+    def _controls(self, given: Pictures, notes: list[str]) -> bool:
+        """Whether the control network has something to follow. UserError for a control picture without it."""
+        if self.control is None:
+            if given.control is not None:
+                raise UserError(
+                    "There is a control picture, but this model has no control network: choose one that has, "
+                    "or leave the picture out."
+                )
+            return False
+        wanted = given.control is not None or (given.painted is not None and self.control.layout.inpaints)
+        if not wanted:
+            notes.append("There was no control picture, so the model's control network did not act.")
+        return wanted
+
+    def _encode_pictures(
+        self,
+        given: Pictures,
+        acting: Set[int],
+        strength: float,
+        on_phase: Callable[[str], None],
+        interrupt: Callable[[], bool] | None,
+    ) -> tuple[Tensor | None, Known | None, Tensor | None]:
+        """(latents to start from, what masked denoising holds, control context), each where it is needed.
+
+        A control network that knows masks is told what is repainted; without it, the rest is held.
+        """
+        channels = self.control.layout.channels if self.control is not None and acting else 0
+        tells = given.painted is not None and channels == INPAINT_CHANNELS
+        holds = given.painted is not None and not tells
+        todo = {
+            "image": given.image if strength < 1 or holds else None,
+            "control": given.control if channels else None,
+            "kept": _kept(given) if tells else None,
+        }
+        if not any(x is not None for x in todo.values()):
+            return None, None, None
+        on_phase("Encoding pictures")
+        with self._in_use(self.vae):
+            latents = {
+                name: None if x is None else vae.encode(self.vae, x, self.vae_tile, interrupt)
+                for name, x in todo.items()
+            }
+        source, known, context = latents["image"], None, None
+        source = None if source is None else source.to(self.device)
+        if holds and source is not None and given.painted is not None:
+            known = Known.of(source, given.painted)
+        if channels:
+            context = control_nets.context(channels, latents["control"], latents["kept"], given.painted)
+        return source if strength < 1 else None, known, context
+
+    def _guide(
+        self,
+        control: ZImageControlModel,
+        context: Tensor,
+        scale: float,
+        levels: Sequence[float],
+        acting: Set[int],
+    ) -> Guide:
+        control.follow(self.transformer)
+        embedded = control.embed(context.to(self.device), self.transformer.x_pad_token)
+        return Guide(control, embedded, scale, levels, acting)
+
+    def _unchanged(
+        self,
+        given: Pictures,
+        repeat: int,
+        prompt: Any,
+        embeds: Any,
+        output_type: str,
+        notes: list[str],
+    ) -> ZImageOutput:
+        """The picture itself, as often as pictures were asked for."""
+        assert given.image is not None
+        count = repeat * len(_as_list(prompt, embeds) if embeds is None else embeds)
+        if output_type == "latent":
+            with self._in_use(self.vae):
+                latent = vae.encode(self.vae, given.image, self.vae_tile)
+            return ZImageOutput(torch.stack([latent] * count).to(self.device), notes)
+        return ZImageOutput(self._as_output([given.image] * count, output_type), notes)
 
     def _features(self, groups: Sequence[Prompts], limit: int, notes: list[str]) -> list[list[Tensor]]:
         """Each group's features on the device; equal texts share one tensor."""
@@ -338,21 +461,29 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         opposites: list[Conditioning],
         guidance: Guidance,
         nag: Nag | None,
+        guide: Guide | None,
+        known: Known | None,
         interrupt: Callable[[], bool] | None,
     ) -> Forward:
         """One step's prediction of x - z: plain, with classifier-free guidance, or with NAG."""
 
         def forward(samples: list[Tensor], sigma: float) -> list[Tensor]:
+            guided = nag is None and guidance.acts_at(1 - sigma)
+            control = guide and guide.at(sigma, len(samples) * (2 if guided else 1))
             t = torch.tensor([(1000 - sigma * 1000) / 1000], dtype=torch.float32, device=self.device)
             if nag is not None:
-                outputs = self.transformer(samples, t, conditionings, interrupt, negatives=opposites, nag=nag)
-            elif guidance.acts_at(1 - sigma):
-                outputs = self.transformer(samples * 2, t, conditionings + opposites, interrupt)
+                outputs = self.transformer(
+                    samples, t, conditionings, interrupt, negatives=opposites, nag=nag, control=control
+                )
+            elif guided:
+                both = conditionings + opposites
+                outputs = self.transformer(samples * 2, t, both, interrupt, control=control)
                 pairs = zip(outputs[: len(samples)], outputs[len(samples) :], strict=True)
                 outputs = [guidance.combine(pos.float(), neg.float()) for pos, neg in pairs]
             else:
-                outputs = self.transformer(samples, t, conditionings, interrupt)
-            return [x.float() for x in outputs]
+                outputs = self.transformer(samples, t, conditionings, interrupt, control=control)
+            outputs = [x.float() for x in outputs]
+            return outputs if known is None else known.hold(outputs, samples, sigma)
 
         return forward
 
@@ -404,6 +535,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
     def _twin_velocities(
         self,
         conditionings: list[Conditioning],
+        guide: Guide | None,
+        known: Known | None,
         interrupt: Callable[[], bool] | None,
         xs: list[Tensor],
         t: float,
@@ -411,15 +544,28 @@ class ZImagePipeline(Mapping[str, nn.Module]):
     ) -> list[Tensor]:
         """TwinFlow's model call: z - x at noise level t, asked to jump to tt; fp64."""
         times = dit_time(torch.tensor([t, tt], dtype=torch.float64, device=self.device))
-        outputs = self.transformer(xs, times[:1], conditionings, interrupt, target_t=times[1:])
-        return [-x.double() for x in outputs]
+        control = guide and guide.at(t, len(xs))
+        outputs = self.transformer(
+            xs, times[:1], conditionings, interrupt, target_t=times[1:], control=control
+        )
+        outputs = [x.double() for x in outputs]
+        return [-x for x in (outputs if known is None else known.hold(outputs, xs, t))]
 
-    def _decode(self, samples: list[Tensor], output_type: str, interrupt: Callable[[], bool] | None) -> Any:
+    def _decode(
+        self,
+        samples: list[Tensor],
+        given: Pictures,
+        output_type: str,
+        interrupt: Callable[[], bool] | None,
+    ) -> Any:
         with self._in_use(self.vae):
-            pictures = [vae.decode(self.vae, x, self.vae_tile, interrupt) for x in samples]
+            made = [given.joined(vae.decode(self.vae, x, self.vae_tile, interrupt)) for x in samples]
+        return self._as_output(made, output_type)
+
+    def _as_output(self, made: list[Tensor], output_type: str) -> Any:
         if output_type == "pt":
-            return torch.stack(pictures).to(self.device)
-        return [to_pil(p) for p in pictures]
+            return torch.stack(made).to(self.device)
+        return [to_pil(p) for p in made]
 
 
 def check_size(height: int, width: int, steps: int) -> None:
@@ -431,6 +577,18 @@ def check_size(height: int, width: int, steps: int) -> None:
             )
     if steps < 1:
         raise UserError(f"num_inference_steps is {steps}; it must be 1 or more.")
+
+
+def _strength(value: float, given: Pictures) -> float:
+    """How far from the picture a run starts; 1 without one."""
+    if not 0 <= value <= 1:
+        raise UserError(f"denoising_strength came as {value}; expected a number from 0 to 1.")
+    return value if given.image is not None else 1.0
+
+
+def _kept(given: Pictures) -> Tensor:
+    assert given.image is not None and given.painted is not None
+    return control_nets.without_painted(given.image, given.painted)
 
 
 def to_pil(picture: Tensor) -> Image.Image:

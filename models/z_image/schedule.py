@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,9 +25,18 @@ def calculate_shift(
 
 
 def make_sigmas(
-    steps: int, config: Mapping[str, Any], image_seq_len: int, flow_shift: float | None = None
+    steps: int,
+    config: Mapping[str, Any],
+    image_seq_len: int,
+    flow_shift: float | None = None,
+    strength: float = 1.0,
 ) -> list[float]:
-    """steps + 1 noise levels from 1 down to 0. `flow_shift` replaces the configuration's static shift."""
+    """steps + 1 noise levels from 1 down to 0. `flow_shift` replaces the configuration's static shift.
+
+    strength: below 1 the run starts from a picture, at that share of the way (before the shift), and takes
+    that share of the steps, rounded up.
+    """
+    steps = math.ceil(steps * strength)
     config = {k: v for k, v in config.items() if not k.startswith("_")}
     if flow_shift is not None:
         config |= {"shift": flow_shift, "use_dynamic_shifting": False}
@@ -35,5 +45,5 @@ def make_sigmas(
     mu = calculate_shift(
         image_seq_len, *lengths, config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     )
-    scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1 / steps, steps).tolist(), mu=mu)
+    scheduler.set_timesteps(sigmas=torch.linspace(strength, strength / steps, steps).tolist(), mu=mu)
     return scheduler.sigmas.tolist()

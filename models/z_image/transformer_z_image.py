@@ -20,9 +20,9 @@ import functools
 import logging
 import math
 import types
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -139,6 +139,11 @@ def add_gated(x: Tensor, gate: Tensor | None, h: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return x + h if gate is None else x + gate * h
     return x.add_(h) if gate is None else x.addcmul_(gate, h)
+
+
+def add_scaled(x: Tensor, hint: Tensor, scale: float) -> Tensor:
+    """x + scale * hint; into x itself where no gradient is recorded."""
+    return x + scale * hint if torch.is_grad_enabled() else x.add_(hint, alpha=scale)
 
 
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
@@ -334,6 +339,65 @@ def unpatchify(tokens: Tensor, rows: int, columns: int, patch: int) -> Tensor:
     return x.movedim(-1, -5).flatten(-2).flatten(-3, -2)
 
 
+#: what is added to each sequence after a layer, asked for before that layer computes: (its index, sequences)
+HintsAt = Callable[[int, list[Tensor]], Sequence[Tensor] | None]
+
+
+class Control(Protocol):
+    """What a control network adds in one forward; see control.py. scale: of every hint."""
+
+    @property
+    def scale(self) -> float: ...
+
+    def refiner(self, run: Run) -> HintsAt:
+        """For the noise refiner, whose sequences are the image tokens."""
+        ...
+
+    def layers(self, run: Run) -> HintsAt:
+        """For the main layers; asked after `refiner`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the layers of a stack get besides the sequences: one entry for each of these.
+
+    ropes: in the form that the device's kernel reads. interrupt: asked before every layer; when it answers
+    true, Cancelled is raised.
+    """
+
+    ropes: Sequence[Tensor]
+    tembs: Sequence[Tensor]
+    interrupt: Callable[[], bool] | None = None
+    splits: Sequence[Split] | None = None
+
+    def each(self) -> Iterator[tuple[int, Tensor, Tensor, Split | None]]:
+        """(index, rope, time embedding, split) of the sequences, for one layer."""
+        if self.interrupt is not None and self.interrupt():
+            raise Cancelled
+        splits: Sequence[Split | None] = self.splits or [None] * len(self.ropes)
+        yield from zip(range(len(self.ropes)), self.ropes, self.tembs, splits, strict=True)
+
+
+def use_attention(model: nn.Module, backend: str) -> None:
+    """All of a model's attention layers compute with the backend of that name from now on."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.attend = attention_backends.BACKENDS[backend].attend
+
+
+def use_fused(model: nn.Module, fused: Fused) -> None:
+    for module in model.modules():
+        if isinstance(module, (Attention, ZImageTransformerBlock)):
+            module.fused = fused
+
+
+def compile_blocks(blocks: Iterable[nn.Module], *args: Any, **options: Any) -> None:
+    """torch.compile of their `forward`; see `ZImageTransformer2DModel.compile`."""
+    for block in blocks:
+        block.forward = torch.compile(types.MethodType(type(block).forward, block), *args, **options)
+
+
 class ZImageTransformer2DModel(nn.Module):
     """The transformer. `prepare` once per prompt and size, then `forward` once per step."""
 
@@ -365,8 +429,9 @@ class ZImageTransformer2DModel(nn.Module):
         self.cap_pad_token = nn.Parameter(torch.zeros(1, c.dim))
         self.layers = blocks(c.n_layers)
         self._rope: RopeTable | None = None  # made at first use: real even when the model is built empty
-        self._compiled_with: tuple[Any, ...] | None = None
-        self._fused = Fused()
+        self.compiled_with: tuple[Any, ...] | None = None
+        self.attention_backend = "sdpa"
+        self.fused = Fused()  # the kernels in use
         self._fused_for: tuple[torch.device, torch.dtype] | None = None  # what it was looked up for
 
     @property
@@ -383,9 +448,8 @@ class ZImageTransformer2DModel(nn.Module):
         name, note = attention_backends.choose(name)
         if note:
             log.warning(note)
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.attend = attention_backends.BACKENDS[name].attend
+        self.attention_backend = name
+        use_attention(self, name)
         return note
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -396,12 +460,10 @@ class ZImageTransformer2DModel(nn.Module):
         weights to the card stay outside. The same call again changes nothing.
         """
         options = {"dynamic": True, "recompile_limit": 16, **kwargs}
-        if self._compiled_with == (args, options):
+        if self.compiled_with == (args, options):
             return
-        self._compiled_with = args, options
-        for blocks in (self.noise_refiner, self.context_refiner, self.layers):
-            for block in blocks:
-                block.forward = torch.compile(types.MethodType(type(block).forward, block), *args, **options)
+        self.compiled_with = args, options
+        compile_blocks((*self.noise_refiner, *self.context_refiner, *self.layers), *args, **options)
 
     def _use_kernels(self, device: torch.device) -> None:
         """Give the blocks the kernels that this device has. None of them records gradients.
@@ -413,14 +475,12 @@ class ZImageTransformer2DModel(nn.Module):
             return
         for op in kernels.OPS:
             kernels.find(op, device)
-        self._fused, self._fused_for = Fused.on(*wanted) if wanted else Fused(), wanted
-        for module in self.modules():
-            if isinstance(module, (Attention, ZImageTransformerBlock)):
-                module.fused = self._fused
+        self.fused, self._fused_for = Fused.on(*wanted) if wanted else Fused(), wanted
+        use_fused(self, self.fused)
 
     def _angles(self, rope: Tensor) -> Tensor:
         """rope in the form that the device's kernel reads, where it has one."""
-        return rope if self._fused.rms_rope is None else kernels.rotations(rope)
+        return rope if self.fused.rms_rope is None else kernels.rotations(rope)
 
     def rope(self, ids: Tensor, device: torch.device) -> Tensor:
         if self._rope is None:
@@ -477,6 +537,7 @@ class ZImageTransformer2DModel(nn.Module):
         target_t: Tensor | None = None,
         negatives: Sequence[Conditioning] | None = None,
         nag: Nag | None = None,
+        control: Control | None = None,
     ) -> list[Tensor]:
         """The predicted direction x - z (image minus noise) for each latent.
 
@@ -485,25 +546,29 @@ class ZImageTransformer2DModel(nn.Module):
         interrupt: asked before every layer; when it answers true, Cancelled is raised.
         target_t: like t, where a TwinFlow model is to jump to; t and target_t are then `dit_time`s.
         negatives, nag: n conditionings to move away from by normalized attention guidance, and how.
+        control: what a control network adds to the layers' results.
         """
         patch = self.config.patch_size
         self._use_kernels(latents[0].device)
         temb = self.embed_time(t) if target_t is None else self.embed_twin_time(t, target_t)
         tembs = [temb[i : i + 1] for i in range(len(temb))] if len(temb) > 1 else [temb] * len(latents)
-        image_ropes = [c.rope[:, : c.image_tokens] for c in conditionings]
+        image_ropes = [self._angles(c.rope[:, : c.image_tokens]) for c in conditionings]
         seqs = [self._embed_image(patchify(x, patch), c) for x, c in zip(latents, conditionings, strict=True)]
-        self._run(self.noise_refiner, seqs, image_ropes, tembs, interrupt)
+        run = Run(image_ropes, tembs, interrupt)
+        hints_at = None if control is None else control.refiner(run)
+        self._run(self.noise_refiner, seqs, run, hints_at, control)
         ropes = [c.rope for c in conditionings]
-        splits: list[Split] | None = None
+        splits = plain = None
         seqs = [torch.cat((x, c.caption), dim=1) for x, c in zip(seqs, conditionings, strict=True)]
         if negatives is not None and nag is not None:
             pairs = list(zip(conditionings, negatives, strict=True))
             seqs = [torch.cat((x, c.caption), dim=1) for x, c in zip(seqs, negatives, strict=True)]
             ropes = [torch.cat((c.rope, self._negative_rope(c, other)), dim=1) for c, other in pairs]
-            splits = [
-                functools.partial(_nag_attend, nag, c.image_tokens, c.caption.shape[1]) for c in conditionings
-            ]
-        self._run(self.layers, seqs, ropes, tembs, interrupt, splits)
+            splits, plain = (_nag_splits(how, conditionings) for how in (nag, Nag(alpha=0)))
+        run = Run([self._angles(rope) for rope in ropes], tembs, interrupt, splits)
+        if control is not None:
+            hints_at = control.layers(replace(run, splits=plain))  # its own attention is not guided
+        self._run(self.layers, seqs, run, hints_at, control)
         return [self._project(x, e, c) for x, e, c in zip(seqs, tembs, conditionings, strict=True)]
 
     def _negative_rope(self, c: Conditioning, negative: Conditioning) -> Tensor:
@@ -525,22 +590,25 @@ class ZImageTransformer2DModel(nn.Module):
         tokens = self.all_final_layer[self.config.key](x[:, : rows * columns], temb)
         return unpatchify(tokens[0], rows, columns, self.config.patch_size)
 
+    @staticmethod
     def _run(
-        self,
         blocks: nn.ModuleList,
         seqs: list[Tensor],
-        ropes: list[Tensor],
-        tembs: list[Tensor],
-        interrupt: Callable[[], bool] | None,
-        splits: list[Split] | None = None,
+        run: Run,
+        hints_at: HintsAt | None,
+        control: Control | None,
     ) -> None:
-        """Each block over all sequences, in place in the list."""
-        ropes = [self._angles(rope) for rope in ropes]
-        for block in blocks:
-            if interrupt is not None and interrupt():
-                raise Cancelled
-            for i, (rope, temb) in enumerate(zip(ropes, tembs, strict=True)):
-                seqs[i] = block(seqs[i], rope, temb, splits[i] if splits else None)
+        """Each block over all sequences, in place in the list; then what the control network adds there."""
+        for number, block in enumerate(blocks):
+            hints = hints_at and hints_at(number, seqs)
+            for i, rope, temb, split in run.each():
+                seqs[i] = block(seqs[i], rope, temb, split)
+                if hints and control is not None:
+                    seqs[i] = add_scaled(seqs[i], hints[i], control.scale)
+
+
+def _nag_splits(nag: Nag, conditionings: list[Conditioning]) -> list[Split]:
+    return [functools.partial(_nag_attend, nag, c.image_tokens, c.caption.shape[1]) for c in conditionings]
 
 
 def _nag_attend(nag: Nag, image: int, positive: int, attend: attention_backends.Attend) -> NagAttend:

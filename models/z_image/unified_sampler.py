@@ -120,13 +120,14 @@ def sample(
     config: UnifiedConfig,
     generators: Sequence[torch.Generator | None],
     callback: Callable[[int, int, list[Tensor]], None] | None = None,
+    levels: Sequence[float] | None = None,
 ) -> list[Tensor]:
     """The images (latents, fp64) that the noises become.
 
     generators: one for each image; its step noise comes from there alone. callback: (step, steps, x_hats)
-    after each step.
+    after each step. levels: instead of the configuration's time grid, for starts that are not all noise.
     """
-    levels = time_grid(config)
+    levels = levels or time_grid(config)
     steps = len(levels) - 1
     xs = [noise.double() for noise in noises]
     previous: tuple[list[Tensor], list[Tensor]] = ([], [])
