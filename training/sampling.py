@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.z_image.transformer_z_image import ZImageTransformer2DModel
+from models.z_image.transformer_z_image import Control, ZImageTransformer2DModel
 from training.grammar import Scene
 from training.networks import forward_batch
 
@@ -33,9 +33,10 @@ def sample_latents(
     shift: float,
     seed: int = 0,
     size: tuple[int, int] = (16, 16),
+    control: Control | None = None,
 ) -> Tensor:
     """Euler with classifier-free guidance, pos + guidance * (pos - neg). prompt: (features [B, L, D],
-    lengths [B]).
+    lengths [B]). control: see `forward_batch`; for both halves.
     """
     features, lengths = prompt
     generator = torch.Generator().manual_seed(seed)
@@ -43,9 +44,9 @@ def sample_latents(
     grid = sigmas(steps, shift)
     for now, then in zip(grid, grid[1:], strict=False):
         t = torch.full((len(x),), 1 - now, device=x.device)
-        prediction, _ = forward_batch(model, x, t, features, lengths)
+        prediction, _ = forward_batch(model, x, t, features, lengths, control=control)
         if guidance > 0 and negative is not None:
-            other, _ = forward_batch(model, x, t, *negative)
+            other, _ = forward_batch(model, x, t, *negative, control=control)
             prediction = prediction + guidance * (prediction - other)
         x = x + (now - then) * prediction.float()
     return x

@@ -1,0 +1,355 @@
+"""Teaches Mini to follow edges and to repaint, with a control network of the 2.1 kind beside it.
+
+    python -m training.control --out RUN --seconds 1300
+    python -m training.control_score --control RUN/control.safetensors
+
+The Mini stays as it is. The network starts as a copy of some of its blocks with silent hints, and learns by
+the loss that trained the Mini's base, from pictures with their edges. Many captions name wrong shapes or none,
+so that it learns to believe the edges. RUN keeps the state: run the command again to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import random
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.z_image.control import (
+    INPAINT_CHANNELS,
+    OWN,
+    Hints,
+    Layout,
+    ZImageControlModel,
+    context,
+    without_painted,
+)
+from models.z_image.transformer_z_image import SEQ_MULTI_OF, ZImageConfig, ZImageTransformer2DModel
+from shared.imaging.preprocess import PREPROCESSORS
+from training.grammar import COLOURS, SHAPES, Scene, held_out, sample
+from training.lora import MINI, Drawings
+from training.networks import TRANSFORMER, forward_batch, train_in_bf16
+from training.render import jitter, render, to_batch
+from training.sampling import sample_latents, to_pictures, write_sheet
+from training.train import SCALE, SHIFT, Clock, make_optimizers, noise_levels, set_rate
+
+log = logging.getLogger("training")
+
+BASE = MINI / "transformer.safetensors"
+NAME = "control"
+LAYERS = 3  # as in the published files, the number of layers says which of the base's they stand beside
+SIZES = {(128, 128): 0.86, (128, 192): 0.07, (192, 128): 0.07}  # (height, width) in pixels -> how often
+STRENGTHS = (0.7, 1.0)  # of the hints while learning: what people choose
+KINDS = {(True, False): 0.62, (True, True): 0.13, (False, True): 0.2, (False, False): 0.05}  # (edges, hole)
+USES = 2  # steps on each batch, with noise of their own: to make one costs as much as to learn from it
+STEPS, FLOW_SHIFT = 8, 3.0  # of the Mini's card
+
+
+# ---------------------------------------------------------------- what it is shown
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A picture and what is told of it. edges, hole: whether its edges are shown, part of it to be repainted.
+    warped: drawn turned, stretched and moved.
+    """
+
+    scene: Scene
+    caption: str
+    edges: bool
+    hole: bool
+    warped: bool
+
+
+def misnamed(caption: str, rng: random.Random) -> str:
+    """The caption with each shape's name replaced by another's, or by none."""
+    return re.sub("|".join(SHAPES), lambda _: rng.choice((*SHAPES, *SHAPES, "shape", "thing")), caption)
+
+
+def misplaced(scene: Scene, rng: random.Random) -> str:
+    """The words of another scene with one thing, in this scene's colours."""
+    other = sample(rng, 1)
+    colours = {
+        other.background: scene.background,
+        other.things[0].colour: scene.things[0].colour,
+    }
+    return re.sub("|".join(COLOURS), lambda m: colours.get(m[0], m[0]), other.caption)
+
+
+def draw_lesson(rng: random.Random) -> Lesson | None:
+    """One at random; None for a scene that is held out. Words are true where no edges contradict them."""
+    edges, hole = rng.choices(list(KINDS), list(KINDS.values()))[0]
+    scene = sample(rng)
+    if scene.held_out:
+        return None
+    caption, alone = scene.caption, len(scene.things) == 1
+    if edges and rng.random() < 0.55:
+        wrong = alone and rng.random() < 0.5
+        caption = misplaced(scene, rng) if wrong else misnamed(caption, rng)
+    if rng.random() < 0.05:
+        caption = ""
+    return Lesson(scene, caption, edges, hole, warped=edges and alone and rng.random() < 0.5)
+
+
+def warp(images: Tensor) -> Tensor:
+    """[B, 3, H, W], each picture turned, stretched and moved differently; its background goes on."""
+    count, (height, width) = len(images), images.shape[-2:]
+    angle = torch.rand(count) * 2 * math.pi
+    turn = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos()), 1).view(-1, 2, 2)
+    stretch = torch.diag_embed(0.7 + 0.7 * torch.rand(count, 2))
+    aspect = torch.tensor([[1, height / width], [width / height, 1]])  # grids reach from -1 to 1 both ways
+    move = torch.rand(count, 2, 1) * 0.8 - 0.4
+    grid = F.affine_grid(torch.cat((turn @ stretch * aspect, move), 2), list(images.shape), False)
+    return F.grid_sample(images, grid.to(images), padding_mode="border", align_corners=False)
+
+
+def edge_map(picture: np.ndarray) -> np.ndarray:
+    """[H, W, 3] uint8 -> its edges in the same form, by the preprocessor that the program uses."""
+    canny = PREPROCESSORS["canny"]
+    return canny.make(picture, **{setting.name: setting.default for setting in canny.parameters})
+
+
+def edge_maps(images: Tensor, rng: random.Random) -> Tensor:
+    """[B, 3, H, W] -> their edges, white (1) on black (-1); a quarter of them with thick lines."""
+    maps = [edge_map(picture) for picture in to_pictures(images)]
+    edges = torch.from_numpy(np.stack(maps)).permute(0, 3, 1, 2).to(images) / 127.5 - 1
+    thick = torch.tensor([rng.random() < 0.25 for _ in maps], device=images.device)
+    return torch.where(thick[:, None, None, None], F.max_pool2d(edges, 3, 1, 1), edges)
+
+
+def hole(height: int, width: int, rng: random.Random) -> Tensor:
+    """Bool [height, width], true where the picture is repainted: boxes, ellipses, at times all of it."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    painted = torch.full((height, width), rng.random() < 0.08)
+    for _ in range(rng.choice((1, 1, 2))):
+        across, down = (abs(axis - rng.random()) / rng.uniform(0.12, 0.45) for axis in (x, y))
+        painted |= (across.maximum(down) if rng.random() < 0.5 else across.hypot(down)) < 1
+    return painted
+
+
+class Lessons:
+    """Batches of latents, words and control contexts, through the Mini's own text encoder and VAE."""
+
+    def __init__(self, batch: int, seed: int, device: str) -> None:
+        self.batch, self.device, self.rng = batch, device, random.Random(seed)
+        self.parts = Drawings(batch, seed, device)
+
+    def lessons(self) -> Iterator[list[Lesson]]:
+        """Batches without end; all captions of one are padded to the same length."""
+        waiting: dict[int, list[Lesson]] = defaultdict(list)
+        while True:
+            lesson = draw_lesson(self.rng)
+            if lesson is None:
+                continue
+            same = waiting[self.parts.padded_length(lesson.caption)]
+            same.append(lesson)
+            if len(same) == self.batch:
+                yield same.copy()
+                same.clear()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 16, H / 8, W / 8]"""
+        with torch.no_grad(), torch.autocast(self.device, dtype=torch.bfloat16):
+            return (self.parts.vae.encode(images).latent_dist.mode().float() - SHIFT) * SCALE
+
+    def encode_some(self, images: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The latents of those pictures [3, H, W] that are there."""
+        there = [image for image in images if image is not None]
+        latents = iter(self.encode(torch.stack(there)) if there else ())
+        return [None if image is None else next(latents) for image in images]
+
+    def contexts(self, lessons: Sequence[Lesson], images: Tensor) -> Tensor:
+        """[B, 33, h, w] for pictures [B, 3, H, W]."""
+        height, width = images.shape[-2:]
+        painted = [hole(height, width, self.rng).to(images.device) for _ in lessons]
+        kept = [
+            without_painted(image / 2 + 0.5, where) * 2 - 1 if lesson.hole else None
+            for lesson, image, where in zip(lessons, images, painted, strict=True)
+        ]
+        maps = edge_maps(images, self.rng)
+        edges = [one if lesson.edges else None for lesson, one in zip(lessons, maps, strict=True)]
+        nothing = images.new_zeros(16, height // 8, width // 8)
+        parts = zip(self.encode_some(edges), self.encode_some(kept), painted, strict=True)
+        found = [
+            context(INPAINT_CHANNELS, nothing if control is None else control, rest, where)
+            for control, rest, where in parts
+        ]
+        return torch.stack(found).to(images)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor], Tensor]]:
+        """latents, (features, lengths), contexts"""
+        for lessons in self.lessons():
+            height, width = self.rng.choices(list(SIZES), list(SIZES.values()))[0]
+            batch = jitter(to_batch([lesson.scene for lesson in lessons]).to(self.device))
+            images, _ = render(batch, height, width)
+            warped = torch.tensor([lesson.warped for lesson in lessons], device=self.device)
+            images = torch.where(warped[:, None, None, None], warp(images), images)
+            words = self.parts.words([lesson.caption for lesson in lessons])
+            made = self.encode(images), words, self.contexts(lessons, images)
+            for _ in range(USES):
+                yield made
+
+
+# ---------------------------------------------------------------- the network and its loss
+
+
+def make_control(base: ZImageTransformer2DModel, config: ZImageConfig, layers: int) -> ZImageControlModel:
+    """A control network that starts as copies of the base's blocks; its hints start at zero."""
+    step = config.n_layers // layers
+    places = tuple(range(0, config.n_layers, step))[:layers]
+    net = ZImageControlModel(config, Layout(INPAINT_CHANNELS, places, OWN))
+    copies = zip(net.control_layers, (base.layers[place] for place in places), strict=True)
+    for block, source in (*copies, *zip(net.control_noise_refiner, base.noise_refiner, strict=True)):
+        block.load_state_dict(source.state_dict(), strict=False)  # the base has no projections
+    for name, parameter in net.named_parameters():
+        if ".after_proj." in name:
+            nn.init.zeros_(parameter)
+    return net
+
+
+def hints(
+    net: ZImageControlModel, base: ZImageTransformer2DModel, contexts: Tensor, strength: float
+) -> Hints:
+    """What the network adds to a batch's forwards. contexts: [B, 33, h, w]."""
+    embedded = torch.cat([net.embed(context, base.x_pad_token) for context in contexts])
+    return Hints(net, [embedded], strength)
+
+
+def control_loss(
+    net: ZImageControlModel,
+    base: ZImageTransformer2DModel,
+    latents: Tensor,
+    words: tuple[Tensor, Tensor],
+    contexts: Tensor,
+) -> Tensor:
+    """The flow matching loss of base and network together, half of it at the Mini's own noise levels."""
+    count, device = len(latents), str(latents.device)
+    line = torch.linspace(1, 1 / STEPS, STEPS, device=device)
+    own = (FLOW_SHIFT * line / (1 + (FLOW_SHIFT - 1) * line))[torch.randint(STEPS, (count,), device=device)]
+    sigma = torch.where(
+        torch.rand(count, device=device) < 0.5, own, noise_levels(count, FLOW_SHIFT, 0.1, device)
+    )
+    noise = torch.randn_like(latents)
+    x = torch.lerp(latents, noise, sigma[:, None, None, None])
+    control = hints(net, base, contexts, random.uniform(*STRENGTHS))
+    out, _ = forward_batch(base, x, 1 - sigma, *words, control=control)
+    return (out.float() - (latents - noise)).square().mean()
+
+
+# ---------------------------------------------------------------- training
+
+
+def load_base() -> ZImageTransformer2DModel:
+    model = ZImageTransformer2DModel(TRANSFORMER)
+    model.load_state_dict(load_file(BASE))
+    return model.requires_grad_(False)
+
+
+def train(args: argparse.Namespace, device: str) -> None:
+    file, started = args.out / "control.pt", int(time.time())
+    torch.manual_seed(started)
+    base = load_base()
+    net = make_control(base, TRANSFORMER, LAYERS)
+    for model in (base, net):
+        train_in_bf16(model).to(device)
+    optimizers = make_optimizers(net, args.lr)
+    step, before = 0, 0.0
+    if file.exists():
+        state = torch.load(file, map_location=device)
+        net.load_state_dict(state["net"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        step, before = state["step"], state["elapsed"]
+    lessons = Lessons(args.batch, started, device)
+    clock = Clock(args.seconds, before, args.stop_after)
+    losses: list[float] = []
+
+    def save() -> None:
+        saved = [optimizer.state_dict() for optimizer in optimizers]
+        state = {"net": net.state_dict(), "optimizers": saved, "step": step, "elapsed": clock.elapsed}
+        torch.save(state, file)
+        how = f"{step} steps of {args.batch} pictures, {clock.elapsed:.0f} s, Z-Image Mini"
+        export(net, args.out / f"{NAME}.safetensors", how)
+
+    for latents, words, contexts in lessons:
+        if not clock.running():
+            break
+        for optimizer in optimizers:
+            set_rate(optimizer, args.lr, step, clock.progress, 0.5)
+        with torch.autocast(device, dtype=torch.bfloat16):
+            loss = control_loss(net, base, latents, words, contexts)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        step += 1
+        losses.append(loss.item())
+        if step % 100 == 0:
+            log.info("control step %d %.0fs loss %.4f", step, clock.elapsed, sum(losses) / len(losses))
+            losses.clear()
+            save()
+    save()
+    write_sheet(preview(net, base, lessons), args.out / f"{NAME}.png", columns=4)
+
+
+def export(net: nn.Module, path: Path, how: str) -> None:
+    """The network in fp16 under the published names."""
+    tensors = {name: x.detach().to("cpu", torch.float16).contiguous() for name, x in net.state_dict().items()}
+    metadata = {
+        "format": "pt",
+        "modelspec.description": "Edges and repainting, for the built-in Mini models.",
+        "software": json.dumps({"name": "ZGP training/control.py"}),
+        "training_info": json.dumps({"how": how}),
+    }
+    save_file(tensors, path, metadata)
+
+
+@torch.no_grad()
+def preview(net: ZImageControlModel, base: ZImageTransformer2DModel, lessons: Lessons) -> list[np.ndarray]:
+    """Edges in the first row; below them what held-out prompts with wrong shapes make of them."""
+    parts = lessons.parts
+    scenes = [s for s in held_out(60, seed=5) if parts.padded_length(s.caption) == SEQ_MULTI_OF][:4]
+    edges = edge_maps(render(to_batch(scenes).to(lessons.device), 128, 128)[0], random.Random(1))
+    words = parts.words([misnamed(scene.caption, random.Random(2)) for scene in scenes])
+    contexts = torch.stack([context(INPAINT_CHANNELS, x) for x in lessons.encode(edges)]).to(edges)
+    control = hints(net, base, contexts, 0.9)
+    latents = sample_latents(base, words, None, steps=STEPS, guidance=0, shift=FLOW_SHIFT, control=control)
+    return to_pictures(edges) + to_pictures(parts.vae.decode(latents / SCALE + SHIFT).sample)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of this run: state, network and preview"
+    )
+    parser.add_argument("--seconds", type=float, default=1300, help="length of the whole training")
+    parser.add_argument("--stop-after", type=float, help="seconds to run now; a later run goes on")
+    parser.add_argument("--batch", type=int, default=16, help="pictures of 128x128 in a step")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train(args, device)
+
+
+if __name__ == "__main__":
+    main()
