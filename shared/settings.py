@@ -19,6 +19,11 @@ from shared.errors import UserError
 
 MAX_SEED = 2**53 - 1  # the largest whole number that survives JSON and JavaScript unchanged
 MAX_ENTRY = 2000  # characters of one text of a list
+MAX_PATH = 4096
+#: names of shared.imaging.preprocess.PREPROCESSORS, which needs OpenCV
+PREPROCESSORS = ("as_it_is", "canny", "lines", "scribble", "gray", "tile", "depth", "pose")
+#: letters of Wan2GP's video_prompt_type -> what to follow in the control picture
+WAN2GP_GUIDES = {"P": "pose", "D": "depth", "E": "canny"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +35,15 @@ class Setting:
     default: object
     label: str
     help: str
-    group: str = "main"  # "main" | "guidance" | "sampler" | "loras" | "output" | "advanced"
+    group: str = "main"  # "main" | "guidance" | "sampler" | "pictures" | "loras" | "output" | "advanced"
     minimum: float | None = None
     maximum: float | None = None
     step: float | None = None
     choices: tuple[str, ...] = ()
     needs: str = ""  # the model's capability that makes it act; "" = every model
     numbers: bool = False  # a text of numbers: one number, or a list of them, is written out
+    pairs: bool = False  # a text of name=value pairs: an object is written out
+    picture: bool = False  # a text that is the path of a picture; "" = none
 
 
 #: attention methods beside PyTorch's own, and the package that each needs
@@ -165,6 +172,63 @@ SETTINGS: dict[str, Setting] = {
             "preset's, for example 0.001,0.6.",
         ),
         Setting(
+            name="image_start", kind=str, default="", label="Picture", group="pictures", maximum=MAX_PATH,
+            needs="image", picture=True,
+            help="A picture to start from: it is changed as far as the strength of the change lets it.",
+        ),
+        Setting(
+            name="denoising_strength", kind=float, default=0.75, label="Strength of the change", minimum=0,
+            maximum=1, step=0.01, group="pictures", needs="image",
+            help="0 gives the picture back as it is, 1 paints without looking at it. Acts with a picture, or "
+            "where its mask is white.",
+        ),
+        Setting(
+            name="image_mask", kind=str, default="", label="Mask", group="pictures", maximum=MAX_PATH,
+            needs="inpaint", picture=True,
+            help="White where the picture is painted anew; every pixel elsewhere stays exactly as it is.",
+        ),
+        Setting(
+            name="mask_expand", kind=int, default=0, label="Grow the mask", minimum=-50, maximum=50, step=1,
+            group="pictures", needs="inpaint",
+            help="Pixels that the mask grows on all sides; below 0 it shrinks. Acts with a mask.",
+        ),
+        Setting(
+            name="mask_feather", kind=float, default=8.0, label="Soft edge", minimum=0, maximum=100, step=1,
+            group="pictures", needs="inpaint",
+            help="Pixels over which the new part fades in, inside of the mask. Acts with a mask.",
+        ),
+        Setting(
+            name="image_guide", kind=str, default="", label="Control picture", group="pictures",
+            maximum=MAX_PATH, needs="control", picture=True,
+            help="A picture whose lines, depth or poses the new one follows.",
+        ),
+        Setting(
+            name="control_preprocessor", kind=str, default="canny", label="What to follow", group="pictures",
+            choices=PREPROCESSORS, needs="control",
+            help="What is taken from the control picture. as_it_is is for pictures that are control maps "
+            "already.",
+        ),
+        Setting(
+            name="control_parameters", kind=str, default="", label="Details of it", group="pictures",
+            maximum=1000, needs="control", pairs=True,
+            help="Thresholds and the like, for example low=50, high=150; what is left out is as usual.",
+        ),
+        Setting(
+            name="control_net_weight", kind=float, default=0.75, label="Control strength", minimum=0,
+            maximum=2, step=0.01, group="pictures", needs="control",
+            help="How closely the picture follows: 0.65 to 1 is usual, 0 turns control off.",
+        ),
+        Setting(
+            name="control_start", kind=float, default=0.0, label="Control start (%)", minimum=0, maximum=100,
+            step=1, group="pictures", needs="control",
+            help="Control acts from this part of the steps on; the steps before are free, and faster.",
+        ),
+        Setting(
+            name="control_end", kind=float, default=100.0, label="Control end (%)", minimum=0, maximum=100,
+            step=1, group="pictures", needs="control",
+            help="Control acts up to this part of the steps; ending early frees the fine detail.",
+        ),
+        Setting(
             name="activated_loras", kind=list, default=[], label="LoRAs", group="loras", maximum=100,
             needs="loras",
             help="Small files that teach the model a style, a person or an accelerator: files of the LoRA "
@@ -202,8 +266,7 @@ SETTINGS: dict[str, Setting] = {
 _WAN2GP_NAMES = {
     "ZGP does not offer it yet": """
         unified_sampler_config loras_choices
-        control_net_weight control_net_weight2 denoising_strength masking_strength
-        image_guide image_mask image_start image_refs image_prompt_type video_prompt_type mask_expand
+        control_net_weight2 masking_strength image_refs image_prompt_type video_prompt_type
         spatial_upsampling film_grain_intensity film_grain_saturation prompt_enhancer multi_prompts_gen_type
         multi_images_gen_type repeat_generation output_filename override_profile""",
     "no Z-Image model uses it": """
@@ -260,7 +323,7 @@ def validate(
     """
     if not isinstance(values, Mapping):
         raise SettingsError([f"Settings came as {_show(values)}; expected one object of names and values"])
-    given = {str(name): value for name, value in values.items() if value is not None}
+    given = _without_letters({str(name): value for name, value in values.items() if value is not None})
     settings: dict[str, Any] = {}
     problems: list[str] = []
     for setting in SETTINGS.values():
@@ -282,6 +345,29 @@ def applies(setting: Setting, capabilities: Mapping[str, Any]) -> bool:
     return not setting.needs or bool(capabilities.get(setting.needs))
 
 
+def _without_letters(given: dict[str, Any]) -> dict[str, Any]:
+    """Wan2GP says in letters what the pictures of its settings files are for; ours say it by their names.
+
+    V: image_guide is a control picture, P, D, E made into a map first. A with it: image_mask is a mask on
+    that same picture.
+    """
+    letters = given.get("video_prompt_type")
+    if not isinstance(letters, str) or "control_preprocessor" in given:
+        return given
+    pictures = {name: given.get(name) for name in ("image_guide", "image_mask")}
+    others = {name: value for name, value in given.items() if name not in {*pictures, "video_prompt_type"}}
+    if "V" not in letters or not pictures["image_guide"]:
+        return others
+    followed = next((name for letter, name in WAN2GP_GUIDES.items() if letter in letters), "as_it_is")
+    translated: dict[str, Any] = {"control_preprocessor": followed, "image_guide": pictures["image_guide"]}
+    if "A" in letters and pictures["image_mask"]:
+        translated |= {"image_start": pictures["image_guide"], "image_mask": pictures["image_mask"]}
+        translated["denoising_strength"] = 1.0
+        if followed == "as_it_is":
+            del translated["image_guide"]  # a photograph is no map
+    return translated | others
+
+
 def random_seed() -> int:
     """A seed that leaves room for a whole batch below MAX_SEED and is short enough to be typed."""
     return secrets.randbelow(2**32)
@@ -295,6 +381,23 @@ def parse_resolution(text: str) -> tuple[int, int]:
             [f'resolution came as {_show(text)}; expected width x height in pixels, for example "1024x1024"']
         )
     return int(match[1]), int(match[2])
+
+
+def parse_parameters(text: str) -> dict[str, int | float | bool]:
+    """The pairs of a text such as "low=50, invert=true"; SettingsError when it has another form."""
+    values: dict[str, int | float | bool] = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"(\w+)\s*=\s*(true|false|[-+]?\d{1,9}(\.\d{1,9})?)", pair, re.IGNORECASE)
+        if match is None:
+            raise SettingsError(
+                [f'control_parameters has {_show(pair)}; expected pairs such as "low=50, high=150"']
+            )
+        number = float if match[3] else int
+        values[match[1]] = _FLAGS[flag] if (flag := match[2].lower()) in _FLAGS else number(flag)
+    return values
+
+
+_FLAGS = {"true": True, "false": False}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -315,6 +418,8 @@ class _Unusable(Exception):
 def _convert(setting: Setting, value: Any, example: Any) -> Any:
     if setting.numbers:
         value = _written_out(value)
+    if setting.pairs and isinstance(value, dict):
+        value = ", ".join(f"{name}={json.dumps(x, default=str)}" for name, x in value.items())
     try:
         converted = _CONVERTERS[setting.kind](value)
     except (TypeError, ValueError, OverflowError):

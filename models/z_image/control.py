@@ -177,11 +177,9 @@ class ZImageControlModel(nn.Module):
         return wide(torch.cat((embedded, pads)))[None]
 
 
-def load(
-    file: Path, found: formats.Checkpoint, config: ZImageConfig, dtype: torch.dtype
-) -> ZImageControlModel:
-    """The control network of a file inspected with names.CONTROL, for a base of that configuration."""
-    layout = Layout.of(found, config)
+def load(file: Path, config: ZImageConfig, dtype: torch.dtype) -> ZImageControlModel:
+    """The control network of a file, for a base of that configuration. UserError when it does not fit."""
+    layout = Layout.of(formats.inspect([file], names.CONTROL), config)
     model = build(lambda: ZImageControlModel(config, layout))
     dead = "control_noise_refiner." if layout.refiner == SHARED else None
     unused = (lambda name: name.startswith(dead)) if dead else (lambda name: False)

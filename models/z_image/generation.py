@@ -13,13 +13,14 @@ from torch import Tensor
 
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
-from models.z_image.z_image_handler import SAMPLER_SETTINGS
+from models.z_image.z_image_handler import DEFAULT_FOLDERS, SAMPLER_SETTINGS
 from shared import attention
+from shared.imaging import masks, preprocess, sources
 from shared.loras.apply import use_files
 from shared.loras.multipliers import Multipliers
 from shared.loras.names import ModelNames
 from shared.offloading import Placement
-from shared.settings import parse_resolution
+from shared.settings import parse_parameters, parse_resolution
 
 #: settings that are pipeline arguments of the same name
 SAME_NAME = (
@@ -65,8 +66,12 @@ class ZImageProcessor:
         pipe: ZImagePipeline,
         latent_rgb: LatentRgb,
         choose_attention: Callable[[str | None], tuple[str, str | None]] = attention.choose,
+        extras: Path = DEFAULT_FOLDERS.ckpts,
     ) -> None:
-        """choose_attention: from a job's wish (None: the program's) to a backend and a note for the user."""
+        """choose_attention: from a job's wish (None: the program's) to a backend and a note for the user.
+        extras: folder of the control preprocessors' models.
+        """
+        self.extras = extras
         self.pipe, self.latent_rgb, self.choose_attention = pipe, latent_rgb, choose_attention
         self.multipliers = Multipliers(())
 
@@ -76,7 +81,7 @@ class ZImageProcessor:
         pipe.vae_tile = plan.vae_tile
         pipe.placements = {part: Placement(**how) for part, how in plan.placements().items()}
         for part, placement in pipe.placements.items():
-            if part != "text_encoder" or pipe.text_encoder_loaded:
+            if part in pipe and (part != "text_encoder" or pipe.text_encoder_loaded):
                 pipe.residency.place(pipe[part], placement)
         if plan.compile:
             pipe.transformer.compile()
@@ -110,6 +115,7 @@ class ZImageProcessor:
 
         backend, note = self.choose_attention(settings.get("override_attention"))
         self.pipe.transformer.set_attention_backend(backend)
+        given, notes = _pictures(settings, width, height, self.extras)
         output = self.pipe(
             prompt=settings["prompt"],
             height=height,
@@ -122,5 +128,35 @@ class ZImageProcessor:
             on_phase=on_phase,
             interrupt=interrupt,
             **{name: settings[name] for name in SAME_NAME if name in settings},
+            **given,
         )
-        return Generation(output.images, [note, *output.notes] if note else output.notes)
+        return Generation(output.images, [*([note] if note else []), *notes, *output.notes])
+
+
+def _pictures(
+    settings: Mapping[str, Any], width: int, height: int, extras: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """The pipeline's arguments for a job's pictures, and notes. UserError for what cannot be used."""
+    given: dict[str, Any] = {}
+    notes: list[str] = []
+    if settings.get("image_start"):
+        source = sources.load_picture(settings["image_start"])
+        fitted = sources.fit_source(source, width, height)
+        notes += fitted.notes
+        given |= {"image": fitted.image, "denoising_strength": settings["denoising_strength"]}
+        if settings.get("image_mask"):
+            mask, said = masks.from_upload(settings["image_mask"], source.image.size)
+            mask = sources.fit(mask, width, height, resample=sources.NEAREST).image
+            given["inpaint_mask"] = masks.grow(mask, settings["mask_expand"])
+            given["mask_feather"] = settings["mask_feather"]
+            notes += said
+    if settings.get("image_guide") and settings["control_net_weight"]:
+        picture = sources.load_picture(settings["image_guide"])
+        name, values = settings["control_preprocessor"], parse_parameters(settings["control_parameters"])
+        given["control_image"] = preprocess.control_map(
+            name, picture.image, width, height, values, folder=extras
+        )
+    if "control_net_weight" in settings:
+        given["control_context_scale"] = settings["control_net_weight"]
+        given |= {name: settings[name] / 100 for name in ("control_start", "control_end")}
+    return given, notes

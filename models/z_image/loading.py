@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import AutoTokenizer, Qwen3Model
 
-from models.z_image import names, text_encoding
+from models.z_image import control, names, text_encoding
 from models.z_image.generation import ZImageProcessor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
@@ -21,6 +21,7 @@ from models.z_image.prompt_cache import PromptCache
 from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel
 from models.z_image.z_image_handler import (
     CONFIGS,
+    CONTROL_TYPES,
     DEFAULT_FOLDERS,
     ROOT,
     SCHEDULER_CONFIGS,
@@ -86,7 +87,15 @@ def load(
     tokenizer_folder = ROOT / folder if folder and (ROOT / folder).is_dir() else beside
 
     sources = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
-    found = formats.inspect([find(source, folders=folders) for source in sources], names.TRANSFORMER)
+    given = [find(source, folders=folders) for source in sources]
+    nets = [file for file in given if control.is_control(file)]
+    if len(nets) > 1:
+        raise UserError(f"{nets[0].name} and {nets[1].name} are two control networks: choose one of them.")
+    if not nets and base_model_type in CONTROL_TYPES:
+        raise UserError(
+            f"{base_model_type} needs a control network's file, too: name it in the card's modules."
+        )
+    found = formats.inspect([file for file in given if file not in nets], names.TRANSFORMER)
     dtype = dtype or preferred_dtype(found, place)
     encoder_dtype = torch.bfloat16 if dtype == torch.float16 else dtype  # Qwen3 can overflow float16
     config = model_def.get("transformer_config") or TRANSFORMER_CONFIG
@@ -120,6 +129,10 @@ def load(
             encoder_files, tokenizer_folder, encoder_dtype, place, quantize_text_encoder
         ),
     )
+    if nets:
+        pipe.control = shared(
+            "control", nets, f"{config} {dtype}", lambda: control.load(nets[0], transformer.config, dtype)
+        )
     pipe.unified_solver = bool(model_def.get("unified_solver"))
     pipe.residency = shared(
         "residency", [], str(place), lambda: Residency(place, pinned_limit=pinned_bytes(pinned_share))
@@ -130,7 +143,8 @@ def load(
         card_rule=model_def.get("attention"),
         capability=attention_backends.capability_of(place),
     )
-    return ZImageProcessor(pipe, LatentRgb.read(_latent_rgb_file(vae_config)), choose_attention), pipe
+    rgb = LatentRgb.read(_latent_rgb_file(vae_config))
+    return ZImageProcessor(pipe, rgb, choose_attention, folders.ckpts), pipe
 
 
 def read_config(config: str | Mapping[str, Any]) -> dict[str, Any]:

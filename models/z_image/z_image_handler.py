@@ -18,7 +18,7 @@ from models.z_image.unified_sampler import resolve, time_grid
 from shared.errors import UserError
 from shared.footprint import Needs, Offers
 from shared.loras.names import ModelNames
-from shared.settings import ATTENTION_PACKAGES
+from shared.settings import ATTENTION_PACKAGES, parse_parameters
 from shared.weights.files import Folders, Required, locate
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ OWN_TEXT_ENCODERS = (
 OWN_VAES = ("Z-Image-Turbo/vae/diffusion_pytorch_model.safetensors", "vae/ae.safetensors")
 TRANSFORMER_CONFIG = f"{CONFIGS}/transformer.json"
 VAE_CONFIG = f"{CONFIGS}/vae.json"
+CONTROL_TYPES = ("z_image_control", "z_image_control2", "z_image_control2_1")  # of Turbo
 SCHEDULER_CONFIGS = {
-    "z_image": f"{CONFIGS}/scheduler_turbo.json",
+    **dict.fromkeys(("z_image", *CONTROL_TYPES), f"{CONFIGS}/scheduler_turbo.json"),
     "z_image_base": f"{CONFIGS}/scheduler_base.json",
 }
 RESOLUTIONS = (
@@ -62,6 +63,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # documents 001 (Turbo) and 003 (Base)
     "z_image": {"num_inference_steps": 8, "resolution": "1024x1024"},
     "z_image_base": {
         "num_inference_steps": 30, "resolution": "1024x1024", "guidance_scale": 4.0, "flow_shift": 6.0,
+    },
+    "z_image_control": {"num_inference_steps": 8, "control_net_weight": 0.75},
+    "z_image_control2": {"num_inference_steps": 25, "control_net_weight": 0.75},
+    "z_image_control2_1": {
+        "num_inference_steps": 25, "control_net_weight": 0.65, "resolution": "1920x1088",
     },
 }  # fmt: skip
 
@@ -84,7 +90,8 @@ class family_handler:
     @staticmethod
     def query_family_maps() -> tuple[dict[str, str], dict[str, list[str]]]:
         """(equivalent architectures, compatible ones)."""
-        return {"z_image_base": "z_image"}, {"z_image": ["z_image_base"]}
+        alike = {"z_image_base": "z_image", "z_image_control2_1": "z_image_control2"}
+        return alike, {"z_image": ["z_image_base", *CONTROL_TYPES]}
 
     @staticmethod
     def query_model_def(base_model_type: str, model_def: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,6 +105,9 @@ class family_handler:
             "NAG": not guided and not unified,
             "unified": unified,
             "loras": True,
+            "image": True,
+            "inpaint": True,
+            "control": base_model_type in CONTROL_TYPES or bool(model_def.get("modules")),
             "attention": any(map(importlib.util.find_spec, ATTENTION_PACKAGES.values())),
             "size_multiple": 16,
             "min_size": 64,
@@ -109,6 +119,8 @@ class family_handler:
     def query_model_files(base_model_type: str, model_def: Mapping[str, Any]) -> list[Required]:
         """The files to have on disk before `load_model`."""
         needed = [Required("transformer", list(model_def["URLs"]))]
+        modules = model_def.get("modules") or []
+        needed += [Required(f"module{i}", list(files)) for i, files in enumerate(modules)]
         encoders = model_def.get("text_encoder_URLs")
         folder = model_def.get("text_encoder_folder") or TEXT_ENCODER_FOLDER
         if encoders:
@@ -192,6 +204,7 @@ class family_handler:
         """A sentence when these settings cannot run on this model; the common ranges are checked before."""
         try:
             family_handler.query_time_grid(base_model_type, model_def, settings)
+            _check_pictures(settings)
         except UserError as error:
             return str(error)
         return None
@@ -271,6 +284,24 @@ class family_handler:
             folders=folders or DEFAULT_FOLDERS,
             pinned_share=pinned_share,
         )
+
+
+def _check_pictures(settings: Mapping[str, Any]) -> None:
+    """UserError for settings of pictures that do not go together."""
+    if settings.get("image_mask") and not settings.get("image_start"):
+        raise UserError(
+            "image_mask came without image_start: give the picture that is repainted, or leave the mask out."
+        )
+    if settings.get("control_start", 0) > settings.get("control_end", 100):
+        raise UserError(
+            f"control_start is {settings['control_start']:g} and control_end {settings['control_end']:g}; "
+            "expected the start not to be after the end."
+        )
+    if settings.get("image_guide"):
+        from shared.imaging import preprocess  # OpenCV: only where it is used
+
+        chosen = preprocess.find(settings["control_preprocessor"])
+        preprocess.checked(chosen, parse_parameters(settings["control_parameters"]))
 
 
 @functools.cache

@@ -9,11 +9,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, catalog
+from shared.engine.inputs import keep_pictures
 from shared.engine.planner import Overrides
 from shared.engine.records import ENDED, Event
 from shared.engine.store import JobStore
@@ -69,6 +70,11 @@ class EngineConfig:
     def folders(self) -> Folders:
         """Where model files are."""
         return Folders(self.root, self.ckpts, self.others)
+
+    @property
+    def inputs(self) -> Path:
+        """Where copies of the jobs' pictures are."""
+        return self.database.with_name("inputs")
 
     @property
     def log_file(self) -> Path:
@@ -134,6 +140,8 @@ class Engine:
         newest_wins: see JobStore.submit.
         """
         validated = self.catalog.validate(values)
+        settings, notes = keep_pictures(validated.settings, self.config.inputs)
+        validated = replace(validated, settings=settings, notes=[*validated.notes, *notes])
         # Drawn here and not by the worker: a job that is tried twice makes the same picture.
         if validated.settings["seed"] == -1:
             validated.settings["seed"] = random_seed()

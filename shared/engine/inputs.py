@@ -1,0 +1,66 @@
+"""Pictures that jobs start from: copied once, so that a job outlives the file that it was given."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from shared.errors import UserError
+from shared.imaging.sources import load_picture
+from shared.settings import SETTINGS, SettingsError
+
+PICTURES = tuple(name for name, setting in SETTINGS.items() if setting.picture)
+
+
+def keep_pictures(settings: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """`settings` with copies in `folder` in the place of the pictures that they name; notes about them.
+
+    SettingsError when one cannot be used.
+    """
+    kept, notes, problems = dict(settings), list[str](), list[str]()
+    for name in PICTURES:
+        if not settings.get(name):
+            continue
+        try:
+            path, said = keep_picture(Path(settings[name]), folder)
+        except UserError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        kept[name] = str(path)
+        notes += said
+    if problems:
+        raise SettingsError(problems)
+    return kept, notes
+
+
+def keep_picture(path: Path, folder: Path) -> tuple[Path, list[str]]:
+    """The copy of a picture, folder/<sha256 of the copy>.png, upright and in 8-bit sRGB with its
+    transparency; and what was corrected. A file that is such a copy already is its own.
+    """
+    if path.parent.absolute() == folder.absolute() and path.is_file():
+        return path, []
+    source = load_picture(path)
+    image = source.image
+    if source.alpha is not None:
+        image = image.convert("RGBA")
+        image.putalpha(source.alpha)
+    data = _png(image)
+    copy = folder.absolute() / f"{hashlib.sha256(data).hexdigest()}.png"
+    if not copy.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = copy.with_name(f"{copy.name}.{os.getpid()}.part")
+        part.write_bytes(data)
+        os.replace(part, copy)
+    return copy, source.notes
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)  # a large photograph: a second less than the default
+    return file.getvalue()
