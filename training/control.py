@@ -4,8 +4,8 @@
     python -m training.control_score --control RUN/control.safetensors
 
 The Mini stays as it is. The network starts as a copy of some of its blocks with silent hints, and learns by
-the loss that trained the Mini's base, from pictures with their edges. Many captions name wrong shapes or none,
-so that it learns to believe the edges. RUN keeps the state: run the command again to go on.
+the loss that trained the base, from pictures with their edges. Many captions name wrong shapes or none, so
+that it learns to believe the edges. RUN keeps the state: run the command again to go on.
 """
 
 from __future__ import annotations

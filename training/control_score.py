@@ -5,6 +5,10 @@
 Each held-out prompt names one shape; the edges are those of another one, a little off the named place. The
 drawn shape, found by its colour, is compared with the filled edges (intersection over union). At strength 0
 the base draws what the prompt says.
+
+--repaint: each picture shows another shape in another colour where the prompt's is to be; a box around it is
+repainted, without edges, and the adherence score is asked of the result. At strength 0 the network is not
+there, and the pipeline holds what the mask keeps by itself.
 """
 
 from __future__ import annotations
@@ -20,24 +24,43 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.z_image import control, names
-from shared.weights import formats
+from models.z_image import control
 from training.control import edge_map
-from training.grammar import SHAPES, Scene, held_out
+from training.grammar import COLOURS, SHAPES, Scene, held_out
 from training.render import draw
 from training.sampling import CardPainter
-from training.score import NAMES, classify, label, silhouette
+from training.score import NAMES, classify, label, silhouette, summarize
+from training.score import judge as judge_scene
 from training.style import write_columns
+
+SAMPLER = ("num_inference_steps", "guidance_scale", "flow_shift")  # of a card's settings
+SIDE = 128  # of the pictures, in pixels
+MARGIN = 1.4  # a box to repaint reaches so many radii from its object's centre
 
 
 @dataclass(frozen=True)
 class Case:
-    """asked: what the prompt says. shape: what the edges [H, W, 3] show; filled [H, W]: the pixels inside."""
+    """asked: what the prompt says. shape: what the picture [H, W, 3] shows in its place."""
 
     asked: Scene
     shape: str
-    edges: np.ndarray
-    filled: np.ndarray
+    picture: np.ndarray
+
+    @property
+    def edges(self) -> np.ndarray:
+        return edge_map(self.picture)
+
+    @property
+    def filled(self) -> np.ndarray:
+        """[H, W] the pixels inside of the edges."""
+        return silhouette(self.edges[..., 0] > 0)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """[H, W] the box that is repainted."""
+        thing = self.asked.things[0]
+        y, x = (np.mgrid[:SIDE, :SIDE] + 0.5) / SIDE
+        return np.maximum(abs(x - thing.x), abs(y - thing.y)) < MARGIN * thing.radius
 
 
 @dataclass(frozen=True)
@@ -48,21 +71,22 @@ class Verdict:
     looks_like: str
 
 
-def cases(count: int, seed: int = 0) -> Iterator[Case]:
+def cases(count: int, seed: int = 0, recolour: bool = False) -> Iterator[Case]:
+    """recolour: the picture's object has another colour than the prompt's, too."""
     rng = random.Random(seed)
     alone = [scene for scene in held_out(6 * count, seed) if len(scene.things) == 1]
     for i, asked in enumerate(alone[:count]):
         thing = asked.things[0]
         shape = rng.choice([other for other in SHAPES if other != thing.shape])
-        picture = draw(replace(asked, things=(replace(thing, shape=shape),)), seed=i)
-        edges = edge_map(picture)
-        yield Case(asked, shape, edges, silhouette(edges[..., 0] > 0))
+        other = rng.choice([c for c in COLOURS if c not in (thing.colour, asked.background)])
+        shown = replace(thing, shape=shape, colour=other if recolour else thing.colour)
+        yield Case(asked, shape, draw(replace(asked, things=(shown,)), SIDE, seed=i))
 
 
 def judge(image: np.ndarray, case: Case) -> Verdict:
     """image: [H, W, 3] uint8."""
-    drawn = label(image) == NAMES.index(case.asked.things[0].colour)
-    overlap = (drawn & case.filled).sum() / (drawn | case.filled).sum()
+    drawn, filled = label(image) == NAMES.index(case.asked.things[0].colour), case.filled
+    overlap = (drawn & filled).sum() / (drawn | filled).sum()
     return Verdict(float(overlap), classify(drawn) if drawn.any() else "")
 
 
@@ -84,27 +108,41 @@ class ControlPainter:
     def __init__(self, card: str, file: Path | None) -> None:
         """file: of a control network, where it is not to be the card's own."""
         painter = CardPainter(card, {})
-        self.settings: dict[str, Any] = painter.settings
+        self.settings: dict[str, Any] = {k: v for k, v in painter.settings.items() if k in SAMPLER}
         self.pipe = painter.processor.pipe
         if file is not None:
             transformer = self.pipe.transformer
-            found = formats.inspect([file], names.CONTROL)
-            self.pipe.control = control.load(file, found, transformer.config, transformer.dtype)
+            self.pipe.control = control.load(file, transformer.config, transformer.dtype)
 
-    def __call__(self, asked: Sequence[Case], strength: float) -> list[np.ndarray]:
-        return [self.paint(case, strength, seed) for seed, case in enumerate(asked)]
+    def paint(self, asked: Sequence[Case], strength: float) -> list[np.ndarray]:
+        """By their edges."""
+        return [
+            self._draw(case, seed, strength, control_image=Image.fromarray(case.edges))
+            for seed, case in enumerate(asked)
+        ]
 
-    def paint(self, case: Case, strength: float, seed: int) -> np.ndarray:
-        height, width = case.filled.shape
+    def repaint(self, asked: Sequence[Case], strength: float) -> list[np.ndarray]:
+        """Inside of their masks."""
+        return [
+            self._draw(
+                case,
+                seed,
+                strength,
+                image=Image.fromarray(case.picture),
+                inpaint_mask=Image.fromarray(case.mask),
+            )
+            for seed, case in enumerate(asked)
+        ]
+
+    def _draw(self, case: Case, seed: int, strength: float, **pictures: Image.Image) -> np.ndarray:
         made = self.pipe(
             prompt=case.asked.caption,
-            height=height,
-            width=width,
-            num_inference_steps=self.settings["num_inference_steps"],
-            guidance_scale=self.settings["guidance_scale"],
+            height=SIDE,
+            width=SIDE,
             generator=[torch.Generator("cpu").manual_seed(seed)],
-            control_image=Image.fromarray(case.edges),
             control_context_scale=strength,
+            **pictures,
+            **self.settings,
         )
         return np.asarray(made.images[0])
 
@@ -113,21 +151,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="z_image_mini", help="a model card's id")
+    parser.add_argument("--model", default="z_image_mini_control2_1", help="a model card's id")
     parser.add_argument("--control", type=Path, help="a control network's file, instead of the card's own")
     parser.add_argument("--strengths", type=float, nargs="+", default=[0, 0.5, 0.75, 0.9, 1])
     parser.add_argument("--count", type=int, default=64, help="held-out prompts")
+    parser.add_argument("--repaint", action="store_true", help="score repainting instead")
     parser.add_argument("--sheet", type=Path, help="also write the first pictures, a column per strength")
     parser.add_argument("--rows", type=int, default=6, help="pictures in a column of the sheet")
     args = parser.parse_args()
 
-    painter, asked = ControlPainter(args.model, args.control), list(cases(args.count))
-    columns = {"edges": [case.edges for case in asked]}
+    painter = ControlPainter(args.model, args.control)
+    asked = list(cases(args.count, recolour=args.repaint))
+    columns = {"before": [case.picture for case in asked]}
+    if not args.repaint:
+        columns = {"edges": [case.edges for case in asked]}
     for strength in args.strengths:
-        pictures = painter(asked, strength)
+        pictures = (painter.repaint if args.repaint else painter.paint)(asked, strength)
         columns[f"strength {strength:g}"] = pictures
-        verdicts = [judge(*pair) for pair in zip(pictures, asked, strict=True)]
-        print(f"strength {strength:g}: {summary(verdicts, asked)}", flush=True)
+        pairs = list(zip(pictures, asked, strict=True))
+        if args.repaint:
+            result = str(summarize([judge_scene(picture, case.asked) for picture, case in pairs]))
+        else:
+            result = summary([judge(*pair) for pair in pairs], asked)
+        print(f"strength {strength:g}: {result}", flush=True)
     if args.sheet:
         write_columns(columns, args.sheet, args.rows)
 

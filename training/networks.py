@@ -123,8 +123,8 @@ def forward_batch(
     features.
 
     temb [B, dim]: the finished time embedding, in place of `t`. control: gets the batch as one sequence.
-    Captions are padded to a common multiple of 32 with the pad token. Returns the prediction [B, 16, H, W] and
-    the image tokens [B, H/2 * W/2, dim] after AUX_LAYER main layers.
+    Captions are padded to a common multiple of 32 with the pad token. Returns the prediction [B, 16, H, W]
+    and the image tokens [B, H/2 * W/2, dim] after AUX_LAYER main layers.
     """
     key, patch = model.config.key, model.config.patch_size
     rows, columns = x.shape[-2] // patch, x.shape[-1] // patch

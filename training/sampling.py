@@ -77,8 +77,9 @@ class CardPainter:
         root = Path(__file__).resolve().parents[1]
         model = catalog(root, root / "ckpts").model(card)
         self.settings = {**model.defaults, **overrides}
-        source = model.required[0].alternatives[0]
-        self.processor, _ = model.handler.load_model(source, model.architecture, model.card.model)
+        weights = [one for one in model.required if one.role.startswith(("transformer", "module"))]
+        sources = [one.alternatives[0] for one in weights]
+        self.processor, _ = model.handler.load_model(sources, model.architecture, model.card.model)
 
     def __call__(self, scenes: Sequence[Scene]) -> list[np.ndarray]:
         pictures = []
