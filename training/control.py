@@ -86,7 +86,7 @@ def misplaced(scene: Scene, rng: random.Random) -> str:
         other.background: scene.background,
         other.things[0].colour: scene.things[0].colour,
     }
-    return re.sub("|".join(COLOURS), lambda m: colours.get(m[0], m[0]), other.caption)
+    return re.sub("(?i)" + "|".join(COLOURS), lambda m: colours.get(m[0].lower(), m[0]), other.caption)
 
 
 def draw_lesson(rng: random.Random) -> Lesson | None:
