@@ -14,6 +14,7 @@ there, and the pipeline holds what the mask keeps by itself.
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -46,11 +47,11 @@ class Case:
     shape: str
     picture: np.ndarray
 
-    @property
+    @functools.cached_property
     def edges(self) -> np.ndarray:
         return edge_map(self.picture)
 
-    @property
+    @functools.cached_property
     def filled(self) -> np.ndarray:
         """[H, W] the pixels inside of the edges."""
         return silhouette(self.edges[..., 0] > 0)
