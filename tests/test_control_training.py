@@ -20,7 +20,7 @@ from training.control import Lesson, Lessons, control_loss, draw_lesson, export,
 from training.control_score import ControlPainter, cases, judge, summary
 from training.grammar import SHAPES, held_out, sample
 from training.networks import TRANSFORMER, forward_batch
-from training.sampling import CardPainter
+from training.sampling import CardPainter, to_pictures
 from training.score import NAMES, label
 
 CARD = "z_image_mini_control2_1"
@@ -116,7 +116,7 @@ def test_words_are_true_where_no_edges_contradict_them() -> None:
     lessons = [lesson for _ in range(2000) if (lesson := draw_lesson(rng)) is not None]
     told = [lesson for lesson in lessons if lesson.caption]
     assert all(not lesson.scene.held_out for lesson in lessons)
-    assert all(x.caption == x.scene.caption and not x.warped for x in told if not x.edges)
+    assert all(x.caption == x.scene.caption and x.form == "drawn" for x in told if not x.edges)
     with_edges = [lesson for lesson in told if lesson.edges]
     untrue = [lesson for lesson in with_edges if lesson.caption != lesson.scene.caption]
     assert 0.4 < len(untrue) / len(with_edges) < 0.65
@@ -140,12 +140,29 @@ def test_warped_pictures_keep_their_colours() -> None:
     assert (warped != image).flatten(1).any(1).all()
 
 
+def test_doodles_are_drawn_in_a_scenes_colours() -> None:
+    rng, lessons = random.Random(6), []
+    while len(lessons) < 12:
+        lesson = draw_lesson(rng)
+        if lesson is not None and lesson.form == "doodled":
+            lessons.append(lesson)
+    pictures = to_pictures(control.draw_pictures(lessons, 64, 96, rng, "cpu"))
+    shares = []
+    for image, lesson in zip(pictures, lessons, strict=True):
+        found = label(image)
+        assert found.shape == (64, 96)
+        colours = lesson.scene.background, lesson.scene.things[0].colour
+        shares.append([(found == NAMES.index(colour)).mean() for colour in colours])
+    background, things = np.array(shares).T
+    assert 0.05 < np.mean(things) < np.mean(background) and min(background + things) > 0.9
+
+
 def test_contexts_hold_what_a_lesson_shows() -> None:
     """Channels 0-15 the edges' latents, 16 one where the picture is kept, 17-32 what is kept; else zeros."""
     lessons = Lessons(4, 0, "cpu")
     lessons.rng.seed(4)  # a hole that is not everything
     kinds = [(True, False), (False, True), (True, True), (False, False)]
-    shown = [Lesson(sample(random.Random(5), 1), "", edges, hole, False) for edges, hole in kinds]
+    shown = [Lesson(sample(random.Random(5), 1), "", edges, hole, "drawn") for edges, hole in kinds]
     images = torch.full((4, 3, 64, 64), -0.5)
     images[:, :, 20:40, 20:40] = 0.5
     made = lessons.contexts(shown, images)

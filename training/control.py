@@ -16,12 +16,14 @@ import logging
 import math
 import random
 import re
+import string
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -51,11 +53,17 @@ log = logging.getLogger("training")
 BASE = MINI / "transformer.safetensors"
 NAME = "control"
 LAYERS = 3  # as in the published files, the number of layers says which of the base's they stand beside
-SIZES = {(128, 128): 0.86, (128, 192): 0.07, (192, 128): 0.07}  # (height, width) in pixels -> how often
+SIZES = {  # (height, width) in pixels -> how often
+    (128, 128): 0.81,
+    (128, 192): 0.07,
+    (192, 128): 0.07,
+    (192, 192): 0.05,
+}
 STRENGTHS = (0.7, 1.0)  # of the hints while learning: what people choose
 KINDS = {(True, False): 0.62, (True, True): 0.13, (False, True): 0.2, (False, False): 0.05}  # (edges, hole)
 USES = 2  # steps on each batch, with noise of their own: to make one costs as much as to learn from it
 STEPS, FLOW_SHIFT = 8, 3.0  # of the Mini's card
+FORMS = ("drawn", "warped", "doodled")
 
 
 # ---------------------------------------------------------------- what it is shown
@@ -64,14 +72,15 @@ STEPS, FLOW_SHIFT = 8, 3.0  # of the Mini's card
 @dataclass(frozen=True)
 class Lesson:
     """A picture and what is told of it. edges, hole: whether its edges are shown, part of it to be repainted.
-    warped: drawn turned, stretched and moved.
+    form: the scene as it is "drawn", "warped" (turned, stretched, moved), or "doodled" (a shape without a
+    name, in the colours of a scene with one thing).
     """
 
     scene: Scene
     caption: str
     edges: bool
     hole: bool
-    warped: bool
+    form: str
 
 
 def misnamed(caption: str, rng: random.Random) -> str:
@@ -101,7 +110,8 @@ def draw_lesson(rng: random.Random) -> Lesson | None:
         caption = misplaced(scene, rng) if wrong else misnamed(caption, rng)
     if rng.random() < 0.05:
         caption = ""
-    return Lesson(scene, caption, edges, hole, warped=edges and alone and rng.random() < 0.5)
+    form = rng.choices(FORMS, (0.3, 0.2, 0.5))[0] if edges and alone else "drawn"
+    return Lesson(scene, caption, edges, hole, form)
 
 
 def warp(images: Tensor) -> Tensor:
@@ -114,6 +124,63 @@ def warp(images: Tensor) -> Tensor:
     move = torch.rand(count, 2, 1) * 0.8 - 0.4
     grid = F.affine_grid(torch.cat((turn @ stretch * aspect, move), 2), list(images.shape), False)
     return F.grid_sample(images, grid.to(images), padding_mode="border", align_corners=False)
+
+
+def doodle(height: int, width: int, rng: random.Random) -> Tensor:
+    """[height, width] how much of each pixel a shape covers that no word names, half of them with a hole."""
+    large = np.zeros((4 * height, 4 * width), np.uint8)
+    side = min(large.shape)
+    centre = np.array([rng.uniform(0.3, 0.7) * n for n in large.shape[::-1]])
+    size = rng.uniform(0.15, 0.42) * side
+    for colour in (255, 0)[: rng.choice((1, 2))]:
+        draw_form(large, centre, size, colour, rng)
+        size *= rng.uniform(0.4, 0.7)
+    return torch.from_numpy(
+        cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA) / np.float32(255)
+    )
+
+
+def draw_form(canvas: np.ndarray, centre: np.ndarray, size: float, colour: int, rng: random.Random) -> None:
+    """A polygon, an ellipse, a box, a bent line or a letter, on the canvas [H, W] uint8."""
+    x, y = (round(v) for v in centre)
+    kind = rng.choice(("polygon", "ellipse", "box", "line", "letter"))
+    if kind == "ellipse":
+        axes = round(size), round(size * rng.uniform(0.3, 1))
+        cv2.ellipse(canvas, (x, y), axes, rng.uniform(0, 180), 0, 360, colour, -1)
+    elif kind == "letter":
+        thick = round(size * rng.uniform(0.2, 0.4))
+        start = round(x - 0.8 * size), round(y + 0.8 * size)
+        letter = rng.choice(string.ascii_letters + string.digits)
+        cv2.putText(canvas, letter, start, cv2.FONT_HERSHEY_SIMPLEX, size / 14, colour, thick)
+    else:
+        count = {"box": 4, "line": rng.randint(3, 4)}.get(kind, rng.randint(3, 9))
+        turns = np.sort([rng.uniform(0, 2 * math.pi) for _ in range(count)])
+        radii = np.array([rng.uniform(0.35, 1) for _ in range(count)])
+        if kind == "box":
+            half = rng.uniform(0.15, math.pi / 2 - 0.15)  # between a diagonal and the middle
+            turns, radii = np.array([half, math.pi - half, math.pi + half, -half]), np.ones(4)
+        corners = centre + size * radii[:, None] * np.stack((np.cos(turns), np.sin(turns)), 1)
+        points = [corners.round().astype(np.int32)]
+        if kind == "line":
+            cv2.polylines(canvas, points, False, colour, round(size * rng.uniform(0.25, 0.5)))
+        else:
+            cv2.fillPoly(canvas, points, colour)
+
+
+def draw_pictures(
+    lessons: Sequence[Lesson], height: int, width: int, rng: random.Random, device: str
+) -> Tensor:
+    """[B, 3, height, width] of the lessons, each different with every drawing."""
+    batch = jitter(to_batch([lesson.scene for lesson in lessons]).to(device))
+    images, _ = render(batch, height, width)
+    warped = warp(images)
+    for i, lesson in enumerate(lessons):
+        if lesson.form == "warped":
+            images[i] = warped[i]
+        elif lesson.form == "doodled":
+            cover = doodle(height, width, rng).to(device)
+            images[i] = torch.lerp(batch.back[i, :, None, None], batch.colour[i, 0, :, None, None], cover)
+    return images
 
 
 def edge_map(picture: np.ndarray) -> np.ndarray:
@@ -193,10 +260,7 @@ class Lessons:
         """latents, (features, lengths), contexts"""
         for lessons in self.lessons():
             height, width = self.rng.choices(list(SIZES), list(SIZES.values()))[0]
-            batch = jitter(to_batch([lesson.scene for lesson in lessons]).to(self.device))
-            images, _ = render(batch, height, width)
-            warped = torch.tensor([lesson.warped for lesson in lessons], device=self.device)
-            images = torch.where(warped[:, None, None, None], warp(images), images)
+            images = draw_pictures(lessons, height, width, self.rng, self.device)
             words = self.parts.words([lesson.caption for lesson in lessons])
             made = self.encode(images), words, self.contexts(lessons, images)
             for _ in range(USES):
