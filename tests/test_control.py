@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.z_image import control, names
-from models.z_image.control import Hints, Layout, Share, ZImageControlModel, context, step_of
+from models.z_image.control import Hints, Share, ZImageControlModel, context, step_of
+from models.z_image.control_layout import Layout, is_control
 from models.z_image.nag import Nag
 from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel, padded, patchify
 from shared.errors import Cancelled, UserError
@@ -296,7 +297,7 @@ def test_the_keys_tell_the_generation_and_the_file_computes_the_same(generation:
     model, net = small(generation)
     path = saved(tmp_path, generation)
     loaded = control.load(path, model.config, torch.float32)
-    assert loaded.layout == net.layout and control.is_control(path)
+    assert loaded.layout == net.layout and is_control(path)
     latents, captions, given = inputs(generation, lengths=(37,))
     expected, mine = (run(model, n, latents, captions, given)[0] for n in (net, loaded))
     torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)  # mapped memory is aligned otherwise

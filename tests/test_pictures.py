@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from models.z_image import control
-from models.z_image.control import Layout, ZImageControlModel
+from models.z_image.control import ZImageControlModel
+from models.z_image.control_layout import Layout
 from models.z_image.generation import ZImageProcessor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.schedule import make_sigmas
+from models.z_image.z_image_handler import family_handler
+from shared import attention
+from shared.engine.catalog import catalog
+from shared.engine.parts import PartStore
 from shared.errors import UserError
 from shared.offloading import Placement, Residency
 from tests import mini
@@ -327,3 +334,136 @@ def test_a_jobs_settings_are_the_pipelines_arguments(tmp_path: Path) -> None:
 )
 def test_every_setting_changes_the_picture(base: dict, change: dict, tmp_path: Path) -> None:
     assert not np.array_equal(job(tmp_path, **base), job(tmp_path, **base, **change))
+
+
+def test_a_plan_places_the_control_network_with_the_transformer() -> None:
+    """The plan counts control's blocks in front of the transformer's: they are the first to be streamed."""
+    processor, _ = mini.load()
+    pipe = copy.copy(pipeline("z_image_mini", "2.1"))
+    pipe.residency = Residency(torch.device("cpu"), transport=CountingTransport())
+    mine = ZImageProcessor(pipe, processor.latent_rgb)
+    blocks = sum(len(getattr(pipe.transformer, stack)) for stack in pipe.transformer.streamed_blocks)
+    for resident, expected in ((None, (None, None)), (3, (3, 0)), (blocks + 2, (blocks, 2))):
+        mine.apply_plan(plan := FakePlan(resident))
+        placed = [pipe.placements[part].resident_blocks for part in ("transformer", "control")]
+        assert tuple(placed) == expected and pipe.vae_tile == plan.vae_tile
+
+
+@dataclass(frozen=True)
+class FakePlan:
+    resident: int | None
+    vae_tile: int | None = 64
+    compile: bool = False
+
+    def placements(self) -> dict[str, dict[str, Any]]:
+        return {"transformer": {"resident_blocks": self.resident}}
+
+
+def save_network(folder: Path, generation: str = "2.1") -> Path:
+    path = folder / "control.safetensors"
+    save_file(pipeline("z_image_mini", generation).control.state_dict(), path)
+    return path
+
+
+def test_a_control_file_is_loaded_beside_the_base_which_stays(tmp_path: Path) -> None:
+    card, path = mini.model_def("z_image_mini"), save_network(tmp_path)
+    store, base = PartStore(), mini.ROOT / card["URLs"][0]
+    load = functools.partial(
+        family_handler.load_model, model_def=card, device="cpu", prompt_cache=None, share=store.share
+    )
+    _, plain = load(base, "z_image")
+    _, mine = load([base, path], "z_image_control2_1")
+    assert mine.transformer is plain.transformer and mine.vae is plain.vae and plain.control is None
+    _, again = load([path, base], "z_image_control2_1")  # the keys tell which is which
+    assert again.control is mine.control
+    how = dict(height=128, width=128, num_inference_steps=2, control_image=LINES)
+    drawn = mine(PROMPT, generator=torch.Generator().manual_seed(5), **how).images[0]
+    expected = draw("z_image_mini", "2.1", control_image=LINES)
+    assert np.abs(np.asarray(drawn).astype(int) - expected).max() <= 1  # mapped memory is aligned otherwise
+    store.retain([base, mini.ROOT / card["VAE_URLs"][0]])
+    assert store.share("control", [path], None, lambda: "anew") == "anew"
+
+
+def test_files_that_make_no_control_model_are_refused(tmp_path: Path) -> None:
+    card, path = mini.model_def("z_image_mini"), save_network(tmp_path)
+    base = mini.ROOT / card["URLs"][0]
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(path.read_bytes())
+    for files, words in (
+        ([base], "needs a control network"),
+        ([base, path, other], "two control networks"),
+        ([path], "network alone"),
+    ):
+        with pytest.raises(UserError, match=words):
+            family_handler.load_model(files, "z_image_control2_1", card, device="cpu", prompt_cache=None)
+
+
+# ---- cards -------------------------------------------------------------------------------------------------
+
+
+def test_the_types_are_the_documented_ones() -> None:
+    types = ["z_image", "z_image_base", "z_image_control", "z_image_control2", "z_image_control2_1"]
+    assert family_handler.query_supported_types() == types
+
+
+#: as published: strength, steps, size, guidance (the Base networks need 4)
+PUBLISHED = {
+    "z_image_control": (0.75, 8, "1024x1024", None),
+    "z_image_control2": (0.75, 25, "1024x1024", None),
+    "z_image_control2_1": (0.65, 25, "1920x1088", None),
+    "z_image_control2_1_8s": (0.9, 8, "1024x1024", None),
+    "z_image_control2_1_lite": (0.9, 8, "1024x1024", None),
+    "z_image_control2_1_tile": (0.85, 8, "1024x1024", None),
+    "z_image_control2_1_tile_lite": (0.85, 8, "1024x1024", None),
+    "z_image_base_control": (0.9, 25, "1024x1024", 4.0),
+    "z_image_base_control_lite": (0.9, 25, "1024x1024", 4.0),
+    "z_image_base_control_tile": (0.9, 25, "1024x1024", 4.0),
+}
+
+
+def test_the_cards_have_the_published_values() -> None:
+    models = catalog(mini.ROOT, mini.ROOT / "nowhere").models
+    for name, (strength, steps, size, guidance) in PUBLISHED.items():
+        card = models[name]
+        assert card.capabilities["control"] and card.capabilities["inpaint"]
+        assert sum(one.role.startswith("module") for one in card.required) == 1
+        defaults = card.defaults
+        assert (defaults["control_net_weight"], defaults["num_inference_steps"]) == (strength, steps)
+        assert defaults["resolution"] == size and defaults.get("guidance_scale") == guidance
+        assert ("tile" in name) == (defaults["control_preprocessor"] == "tile")
+        bases = [one.alternatives for one in models["z_image_base" if guidance else "z_image"].required]
+        assert all(one in [x.alternatives for x in card.required] for one in bases)
+    assert not models["z_image"].capabilities["control"]
+    assert {name for name, model in models.items() if model.capabilities["control"]} == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"image_mask": "m.png"}, "image_mask came without image_start"),
+        ({"control_start": 60.0, "control_end": 40.0}, "control_start is 60 and control_end 40"),
+        ({"image_guide": "a.png", "control_parameters": "lo=5"}, "no parameter 'lo'"),
+        ({"image_guide": "a.png", "control_parameters": "low=5000"}, "from 0 to 1000"),
+        ({"image_guide": "a.png", "control_parameters": "low"}, "expected pairs"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_go_together_are_one_sentence(settings: dict, words: str) -> None:
+    said = family_handler.validate_generative_settings("z_image_control2_1", {}, {**SETTINGS, **settings})
+    assert said is not None and words in said
+
+
+def test_the_network_computes_as_the_base_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same attention and, where the base is compiled, compiled once."""
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compiled.append(options) or f)
+    pipe = pipeline("z_image_mini", "2.1")
+    base, net = copy.deepcopy(pipe.transformer), copy.deepcopy(pipe.control)
+    base.attention_backend = "_native"
+    monkeypatch.setitem(attention.BACKENDS, "_native", attention.BACKENDS["sdpa"])
+    base.compile(mode="default")
+    before = len(compiled)
+    for _ in range(2):
+        net.follow(base)
+    assert len(compiled) - before == len(net.control_layers) + len(net.control_noise_refiner)
+    assert net.control_layers[0].attention.attend is attention.BACKENDS["_native"].attend

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from shared.errors import UserError
 from shared.imaging.sources import load_picture
 from shared.settings import SETTINGS, SettingsError
 
+COPY = re.compile(r"[0-9a-f]{64}\.png")
 PICTURES = tuple(name for name, setting in SETTINGS.items() if setting.picture)
 
 
@@ -39,12 +41,20 @@ def keep_pictures(settings: Mapping[str, Any], folder: Path) -> tuple[dict[str, 
     return kept, notes
 
 
+def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` as images carry them: the copies by their names alone, since folders tell of their owner.
+    `keep_pictures` knows them again.
+    """
+    return {name: Path(x).name if name in PICTURES and x else x for name, x in settings.items()}
+
+
 def keep_picture(path: Path, folder: Path) -> tuple[Path, list[str]]:
     """The copy of a picture, folder/<sha256 of the copy>.png, upright and in 8-bit sRGB with its
-    transparency; and what was corrected. A file that is such a copy already is its own.
+    transparency; and what was corrected. The name of such a copy stands for it.
     """
-    if path.parent.absolute() == folder.absolute() and path.is_file():
-        return path, []
+    known = folder.absolute() / path.name
+    if COPY.fullmatch(path.name) and known.is_file():
+        return known, []
     source = load_picture(path)
     image = source.image
     if source.alpha is not None:

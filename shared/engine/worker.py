@@ -27,6 +27,7 @@ from PIL import Image
 from shared.engine import failures
 from shared.engine.catalog import HandlerFor, LoraFolders
 from shared.engine.host import LoadedModel, ModelHost, Silent
+from shared.engine.inputs import without_folders
 from shared.engine.lock import ProcessLock
 from shared.engine.planner import Overrides
 from shared.engine.progress import Progress
@@ -35,6 +36,7 @@ from shared.engine.store import JobStore
 from shared.engine.supervisor import RESTART_ME
 from shared.errors import Cancelled, UserError
 from shared.imaging import metadata, saving
+from shared.loras.library import without_secrets
 from shared.weights.files import Folders
 
 log = logging.getLogger(__name__)
@@ -173,7 +175,7 @@ class Worker:
         settings, now = job.settings, datetime.now()
         seed = settings["seed"] + index
         meta = metadata.build(
-            settings,
+            without_folders(_public(settings)),
             seed=seed,
             index=index,
             model_name=model.info.name,
@@ -193,6 +195,13 @@ class Worker:
             height=image.height,
             metadata=meta,
         )
+
+
+def _public(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as they may stand in a picture."""
+    if not settings.get("activated_loras"):
+        return settings
+    return settings | {"activated_loras": [without_secrets(entry) for entry in settings["activated_loras"]]}
 
 
 def _descent(failed: Sequence[str], model: LoadedModel) -> list[str]:
