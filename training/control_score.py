@@ -75,7 +75,7 @@ class Verdict:
 def cases(count: int, seed: int = 0, recolour: bool = False) -> Iterator[Case]:
     """recolour: the picture's object has another colour than the prompt's, too."""
     rng = random.Random(seed)
-    alone = [scene for scene in held_out(6 * count, seed) if len(scene.things) == 1]
+    alone = [scene for scene in held_out(6 * count + 20, seed) if len(scene.things) == 1]
     for i, asked in enumerate(alone[:count]):
         thing = asked.things[0]
         shape = rng.choice([other for other in SHAPES if other != thing.shape])
