@@ -16,9 +16,10 @@ from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2D
 from shared.weights import formats
 from tests.mini import ROOT
 from training import control
-from training.control import Lesson, Lessons, control_loss, draw_lesson, export, hints, make_control
+from training.control import control_loss, export, hints, make_control
 from training.control_score import ControlPainter, cases, judge, summary
 from training.grammar import SHAPES, held_out, sample
+from training.lessons import Lesson, Lessons, draw_lesson, draw_pictures, misnamed, warp
 from training.networks import TRANSFORMER, forward_batch
 from training.sampling import CardPainter, to_pictures
 from training.score import NAMES, label
@@ -126,7 +127,7 @@ def test_words_are_true_where_no_edges_contradict_them() -> None:
 def test_misnamed_captions_keep_everything_but_the_shapes() -> None:
     rng, shapes = random.Random(1), "|".join((*SHAPES, "shape", "thing"))
     for scene in (sample(rng) for _ in range(50)):
-        wrong = control.misnamed(scene.caption, rng)
+        wrong = misnamed(scene.caption, rng)
         assert re.sub(shapes, "_", wrong) == re.sub(shapes, "_", scene.caption)
 
 
@@ -134,7 +135,7 @@ def test_warped_pictures_keep_their_colours() -> None:
     image = torch.full((4, 3, 32, 48), -1.0)
     image[:, 0, 8:24, 12:36] = 1.0
     torch.manual_seed(0)
-    warped = control.warp(image)
+    warped = warp(image)
     assert warped.shape == image.shape and (warped[:, 1:] + 1).abs().max() < 1e-5
     assert warped[:, 0].amin() < -0.99 and warped[:, 0].amax() > 0.99
     assert (warped != image).flatten(1).any(1).all()
@@ -146,7 +147,7 @@ def test_doodles_are_drawn_in_a_scenes_colours() -> None:
         lesson = draw_lesson(rng)
         if lesson is not None and lesson.form == "doodled":
             lessons.append(lesson)
-    pictures = to_pictures(control.draw_pictures(lessons, 64, 96, rng, "cpu"))
+    pictures = to_pictures(draw_pictures(lessons, 64, 96, rng, "cpu"))
     shares = []
     for image, lesson in zip(pictures, lessons, strict=True):
         found = label(image)

@@ -26,8 +26,8 @@ import torch
 from PIL import Image
 
 from models.z_image import control
-from training.control import edge_map
 from training.grammar import COLOURS, SHAPES, Scene, held_out
+from training.lessons import edge_map
 from training.render import draw
 from training.sampling import CardPainter
 from training.score import NAMES, classify, label, silhouette, summarize
