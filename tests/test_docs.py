@@ -23,6 +23,8 @@ def known_flags() -> set[str]:
         "training.twinflow",
         "training.lora",
         "training.style",
+        "training.control",
+        "training.control_score",
         "benchmarks.cpu",
         "benchmarks.gpu",
         "benchmarks.vram",

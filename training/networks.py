@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -9,6 +11,9 @@ from torch import Tensor, nn
 
 from models.z_image.transformer_z_image import (
     Attention,
+    Control,
+    HintsAt,
+    Run,
     ZImageConfig,
     ZImageTransformer2DModel,
     padded,
@@ -47,6 +52,8 @@ VAE = dict(
     shift_factor=0.1159,
 )
 
+AnyModel = TypeVar("AnyModel", bound=nn.Module)
+
 AUX_LAYER = 4  # the auxiliary head reads the image tokens after this many main layers
 CELLS = 8  # it predicts an 8x8 coverage mask inside each 16x16 pixel token
 
@@ -65,7 +72,7 @@ def make_transformer(seed: int = 0) -> ZImageTransformer2DModel:
     return model
 
 
-def train_in_bf16(model: ZImageTransformer2DModel) -> ZImageTransformer2DModel:
+def train_in_bf16(model: AnyModel) -> AnyModel:
     """Make `model` fast under autocast on a CPU: products in bf16, norms and attention (slow there) in
     fp32.
     """
@@ -86,6 +93,23 @@ def make_vae() -> AutoencoderKL:
     return AutoencoderKL(**VAE)
 
 
+def run_blocks(
+    blocks: nn.ModuleList, x: Tensor, run: Run, hints_at: HintsAt | None, scale: float
+) -> list[Tensor]:
+    """What each block makes of x [B, T, dim], with scale * its hint added (see `Control`).
+
+    Without gradients a block writes into what it gets, so that only the last result is what it says.
+    """
+    results = []
+    for number, block in enumerate(blocks):
+        hints = hints_at(number, [x]) if hints_at is not None else None
+        x = block(x, run.ropes[0], run.tembs[0])
+        if hints is not None:
+            x = x + scale * hints[0]
+        results.append(x)
+    return results
+
+
 def forward_batch(
     model: ZImageTransformer2DModel,
     x: Tensor,
@@ -93,13 +117,14 @@ def forward_batch(
     caption: Tensor,
     lengths: Tensor,
     temb: Tensor | None = None,
+    control: Control | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The transformer on a whole batch of equal shapes: x [B, 16, H, W], t [B], caption [B, L, hidden]
     features.
 
-    temb [B, dim]: the finished time embedding, in place of `t`. Captions are padded to a common multiple of
-    32 with the pad token. Returns the prediction [B, 16, H, W] and the image tokens [B, H/2 * W/2, dim] after
-    AUX_LAYER main layers.
+    temb [B, dim]: the finished time embedding, in place of `t`. control: gets the batch as one sequence.
+    Captions are padded to a common multiple of 32 with the pad token. Returns the prediction [B, 16, H, W]
+    and the image tokens [B, H/2 * W/2, dim] after AUX_LAYER main layers.
     """
     key, patch = model.config.key, model.config.patch_size
     rows, columns = x.shape[-2] // patch, x.shape[-1] // patch
@@ -111,8 +136,9 @@ def forward_batch(
 
     image = model.all_x_embedder[key](patchify(x, patch))
     image = torch.cat((image, model.x_pad_token.expand(size, padded(tokens) - tokens, -1)), 1)
-    for block in model.noise_refiner:
-        image = block(image, rope[:, : image.shape[1]], temb)
+    run, scale = Run([rope[:, : image.shape[1]]], [temb]), control.scale if control else 0.0
+    hints_at = control.refiner(run) if control else None
+    image = run_blocks(model.noise_refiner, image, run, hints_at, scale)[-1]
 
     text = F.pad(model.cap_embedder(caption), (0, 0, 0, length - caption.shape[1]))
     real = torch.arange(length, device=x.device) < lengths[:, None]
@@ -120,14 +146,11 @@ def forward_batch(
     for block in model.context_refiner:
         text = block(text, rope[:, image.shape[1] :])
 
-    unified, middle = torch.cat((image, text.to(image.dtype)), 1), None
-    for i, block in enumerate(model.layers, 1):
-        unified = block(unified, rope, temb)
-        if i == AUX_LAYER:
-            middle = unified[:, :tokens]
-    out = model.all_final_layer[key](unified[:, :tokens], temb)
-    assert middle is not None
-    return unpatchify(out, rows, columns, patch), middle
+    unified, run = torch.cat((image, text.to(image.dtype)), 1), Run([rope], [temb])
+    hints_at = control.layers(run) if control else None
+    states = run_blocks(model.layers, unified, run, hints_at, scale)
+    out = model.all_final_layer[key](states[-1][:, :tokens], temb)
+    return unpatchify(out, rows, columns, patch), states[AUX_LAYER - 1][:, :tokens]
 
 
 class AuxiliaryHead(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.z_image.transformer_z_image import ZImageTransformer2DModel
+from models.z_image.transformer_z_image import Control, ZImageTransformer2DModel
 from shared.loras.multipliers import parse
 from training.grammar import Scene
 from training.networks import forward_batch
@@ -34,9 +34,10 @@ def sample_latents(
     shift: float,
     seed: int = 0,
     size: tuple[int, int] = (16, 16),
+    control: Control | None = None,
 ) -> Tensor:
     """Euler with classifier-free guidance, pos + guidance * (pos - neg). prompt: (features [B, L, D],
-    lengths [B]).
+    lengths [B]). control: see `forward_batch`; for both halves.
     """
     features, lengths = prompt
     generator = torch.Generator().manual_seed(seed)
@@ -44,9 +45,9 @@ def sample_latents(
     grid = sigmas(steps, shift)
     for now, then in zip(grid, grid[1:], strict=False):
         t = torch.full((len(x),), 1 - now, device=x.device)
-        prediction, _ = forward_batch(model, x, t, features, lengths)
+        prediction, _ = forward_batch(model, x, t, features, lengths, control=control)
         if guidance > 0 and negative is not None:
-            other, _ = forward_batch(model, x, t, *negative)
+            other, _ = forward_batch(model, x, t, *negative, control=control)
             prediction = prediction + guidance * (prediction - other)
         x = x + (now - then) * prediction.float()
     return x
@@ -77,9 +78,9 @@ class CardPainter:
         root = Path(__file__).resolve().parents[1]
         model = catalog(root, root / "ckpts").model(card)
         self.settings = {**model.defaults, **overrides}
-        source = model.required[0].alternatives[0]
-        self.processor, _ = model.handler.load_model(source, model.architecture, model.card.model)
-
+        weights = [one for one in model.required if one.role.startswith(("transformer", "module"))]
+        sources = [one.alternatives[0] for one in weights]
+        self.processor, _ = model.handler.load_model(sources, model.architecture, model.card.model)
         self.lora_names = model.handler.query_lora_names(model.architecture, model.card.model)
 
     def use_lora(self, path: Path, strength: float) -> None:

@@ -159,7 +159,7 @@ def train_vae(args: argparse.Namespace, device: str) -> None:
 # ---------------------------------------------------------------- transformer
 
 
-def make_optimizers(model: ZImageTransformer2DModel, rate: float) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of attention and feed-forward, AdamW for the rest."""
     matrices: list[Tensor] = []
     rest: list[Tensor] = []
