@@ -1,6 +1,9 @@
 """Our pipeline against diffusers' on the same weights, prompts and noise, in one run.
 
     python -m benchmarks.cpu [--rounds 5]
+    python -m benchmarks.cpu --loras
+
+The second measures what LoRAs on every linear of the blocks cost a forward.
 
 Times are medians of alternating runs, so that a busy machine slows both alike; compare the ratios. Peak
 memory is what a run adds to the process that has just loaded the model, each in a process of its own.
@@ -56,6 +59,14 @@ WORKLOADS = (
     Workload("random 0.1 B, 2 steps, guidance, 512x512", 2, 2.5, 512, MIDDLE),
     Workload("random 0.1 B bf16, 2 steps, 512x512", 2, 0.0, 512, MIDDLE, torch.bfloat16),
 )
+
+
+#: widths at which LoRAs are measured: the middle model's, and one layer of Z-Image's own
+LORA_WORKLOADS = (
+    Workload("random 0.1 B, width 768, 1024 tokens", 1, 0.0, 512, MIDDLE),
+    Workload("width 3840, 1 + 1 layers, 256 tokens", 1, 0.0, 256, dict(n_layers=1, n_refiner_layers=1)),
+)
+LORA_RANKS = (0, 16, 128)
 
 
 def ours(work: Workload) -> Any:
@@ -140,6 +151,58 @@ def median_times(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, f
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def lora_file(transformer: Any, rank: int) -> Any:
+    """A random LoRA on every linear of the blocks."""
+    from pathlib import Path
+
+    from shared.loras.adapters import LowRank
+    from shared.loras.reader import LoraFile
+    from shared.loras.verdict import Verdict
+
+    linears = {
+        name: module
+        for name, module in transformer.named_modules()
+        if isinstance(module, torch.nn.Linear) and ("attention" in name or "feed_forward" in name)
+    }
+    adapters = {
+        name: (LowRank(torch.randn(rank, m.in_features), torch.randn(m.out_features, rank) * 1e-3, 1.0),)
+        for name, m in linears.items()
+    }
+    return LoraFile(Path(f"rank {rank}"), Verdict(), adapters, {})
+
+
+def lora_costs(work: Workload, rounds: int) -> dict[int, tuple[float, float]]:
+    """rank -> (median seconds of a run, median of its ratio to the run without LoRAs in the same round)."""
+    from shared.loras.apply import attach
+
+    pipe = ours(work)
+    run = runner(pipe, work, output_type="latent")
+    files = {rank: [(lora_file(pipe.transformer, rank), 0.8)] if rank else [] for rank in LORA_RANKS}
+    times: dict[int, list[float]] = {rank: [] for rank in LORA_RANKS}
+    run()
+    for _ in range(rounds):
+        for rank in LORA_RANKS:
+            attach(pipe.transformer, files[rank])
+            started = time.perf_counter()
+            run()
+            times[rank].append(time.perf_counter() - started)
+    return {
+        rank: (
+            statistics.median(taken),
+            statistics.median(one / base for one, base in zip(taken, times[0], strict=True)),
+        )
+        for rank, taken in times.items()
+    }
+
+
+def print_lora_costs(rounds: int) -> None:
+    print(f"| {'workload':40} | LoRA    | seconds | cost |\n|{'-' * 42}|---------|---------|------|")
+    for work in LORA_WORKLOADS:
+        for rank, (seconds, ratio) in lora_costs(work, rounds).items():
+            what, cost = (f"rank {rank}", f"{ratio - 1:+.1%}") if rank else ("none", "")
+            print(f"| {work.name:40} | {what:8}| {seconds:7.3f} | {cost:5}|", flush=True)
+
+
 def added_memory(run: Callable[[], Any]) -> float:
     """MB that a run adds at its peak to the memory before it."""
     process, done = psutil.Process(), threading.Event()
@@ -176,6 +239,7 @@ def main() -> None:
         "--threads", type=int, default=torch.get_num_threads(), help="CPU threads of both sides"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per workload")
+    parser.add_argument("--loras", action="store_true", help="measure the cost of LoRAs instead")
     parser.add_argument("--memory", nargs=2, metavar=("WORKLOAD", "SIDE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -186,6 +250,11 @@ def main() -> None:
         if args.memory[1] == "diffusers":
             chosen = runner(theirs(work, pipe), work)
         print(added_memory(chosen))
+        return
+
+    if args.loras:
+        print(f"{header()}\n{args.threads} threads, medians of {args.rounds} rounds\n")
+        print_lora_costs(args.rounds)
         return
 
     from diffusers import ZImageTransformer2DModel as Peer

@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
@@ -23,6 +26,7 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 START_SECONDS = 120.0
+WAIT = 60_000  # milliseconds for what a slow computer may take
 
 # The page as `python wgp.py` shows it, but with pictures and jobs in a folder of the test.
 _SERVE = """
@@ -64,13 +68,29 @@ def free_port() -> int:
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[Server]:
-    """Start ZGP with its outputs in `folder`; ended with the signal that Ctrl-C sends."""
+def chromium() -> Iterator:
+    """A browser for a module's tests; they are skipped where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    found = find_chromium()
+    if found is None:
+        pytest.skip("there is no Chromium on this computer")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield running
+        running.close()
+
+
+@contextmanager
+def serve(folder: Path, script: str = _SERVE) -> Iterator[Server]:
+    """Start ZGP with its outputs in `folder`; ended with the signal that Ctrl-C sends.
+
+    script: Python code that gets the folder and the port as its arguments.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     with open(folder / "server.log", "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, str(folder), str(port)],
+            [sys.executable, "-c", script, str(folder), str(port)],
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -100,3 +120,46 @@ def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
     raise RuntimeError(f"The server did not answer at {url}: {log.read_text(errors='replace')}")
+
+
+class Visit:
+    """One tab. Collects what a page must never do: errors in the console, requests to other machines."""
+
+    def __init__(self, browser, url, **options):
+        self.context = browser.new_context(**options)
+        self.tab = self.context.new_page()
+        self.tab.set_default_timeout(WAIT)
+        self.complaints: list[str] = []
+        self.tab.on("console", lambda m: self.complaints.append(m.text) if m.type == "error" else None)
+        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.tab.on("request", self._check_host)
+        self.tab.goto(url)
+        self.tab.wait_for_selector("#generate")
+
+    def _check_host(self, request):
+        parts = urlsplit(request.url)
+        if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1":
+            self.complaints.append(f"request to {request.url}")
+
+    def choose_model(self, name):
+        self.tab.locator("#model_type input").click()
+        self.tab.get_by_role("option", name=name, exact=True).click()
+
+    def set_number(self, setting, value):
+        box = self.tab.locator(f"#{setting} input[type=number]")
+        box.fill(str(value))
+        box.press("Tab")
+
+    def generate(self, prompt="a red circle above a blue square on a yellow background"):
+        self.tab.locator("#prompt textarea").fill(prompt)
+        self.tab.locator("#generate").click()
+
+    def wait_until_idle(self):
+        self.tab.wait_for_function("document.querySelector('#generate').innerText.trim() === 'Generate'")
+        self.tab.wait_for_selector("#cancel", state="hidden")
+
+    def value(self, setting):
+        return self.tab.locator(f"#{setting} input, #{setting} textarea").first.input_value()
+
+    def scrolls_sideways(self):
+        return self.tab.evaluate("document.documentElement.scrollWidth > innerWidth")

@@ -9,7 +9,6 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -25,12 +24,11 @@ from shared.ui.stage import queue_text, stage_html, status_text
 from shared.ui.text import duration_text, settings_line, size_text
 from shared.ui.time_grid import problem_html, time_grid_html
 from shared.ui.watch import Sight
-from tests.browser import FLAGS, ROOT, find_chromium, free_port, serve
+from tests.browser import ROOT, Visit, chromium, free_port, serve
 
 MINI, BASE, TWIN = "z_image_mini", "z_image_mini_base", "z_image_mini_twinflow"
 PROMPT = "a red circle above a blue square on a yellow background"
 HEAVY = ("torch", "transformers", "diffusers", "mmgp")
-WAIT = 60_000  # milliseconds for what a slow computer may take
 
 
 # ---------------------------------------------------------------- without a browser
@@ -168,57 +166,8 @@ def server(tmp_path_factory, models):
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("there is no Chromium on this computer")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+    with chromium() as running:
         yield running
-        running.close()
-
-
-class Visit:
-    """One tab. Collects what a page must never do: errors in the console, requests to other machines."""
-
-    def __init__(self, browser, url, **options):
-        self.context = browser.new_context(**options)
-        self.tab = self.context.new_page()
-        self.tab.set_default_timeout(WAIT)
-        self.complaints: list[str] = []
-        self.tab.on("console", lambda m: self.complaints.append(m.text) if m.type == "error" else None)
-        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.tab.on("request", self._check_host)
-        self.tab.goto(url)
-        self.tab.wait_for_selector("#generate")
-
-    def _check_host(self, request):
-        parts = urlsplit(request.url)
-        if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1":
-            self.complaints.append(f"request to {request.url}")
-
-    def choose_model(self, name):
-        self.tab.locator("#model_type input").click()
-        self.tab.get_by_role("option", name=name, exact=True).click()
-
-    def set_number(self, setting, value):
-        box = self.tab.locator(f"#{setting} input[type=number]")
-        box.fill(str(value))
-        box.press("Tab")
-
-    def generate(self, prompt=PROMPT):
-        self.tab.locator("#prompt textarea").fill(prompt)
-        self.tab.locator("#generate").click()
-
-    def wait_until_idle(self):
-        self.tab.wait_for_function("document.querySelector('#generate').innerText.trim() === 'Generate'")
-        self.tab.wait_for_selector("#cancel", state="hidden")
-
-    def value(self, setting):
-        return self.tab.locator(f"#{setting} input, #{setting} textarea").first.input_value()
-
-    def scrolls_sideways(self):
-        return self.tab.evaluate("document.documentElement.scrollWidth > innerWidth")
 
 
 @pytest.fixture
@@ -279,7 +228,8 @@ def test_controls_are_visible_where_they_act(visit, models, model_id):
     page.tab.locator("#advanced button").first.click()
     page.tab.wait_for_selector("#image_format", state="visible")
     shown = [name for name in SETTINGS if page.tab.locator(f"#{name}").is_visible()]
-    assert shown == [name for name in SETTINGS if name in model.settings]
+    assert shown == [name for name in SETTINGS if name in model.settings and SETTINGS[name].group != "loras"]
+    assert page.tab.locator("#loras").is_visible() == ("activated_loras" in model.settings)
     assert page.value("num_inference_steps") == str(model.defaults["num_inference_steps"])
     assert page.tab.locator("#live").is_visible() == (model_id == TWIN)
     assert page.tab.locator("#time-grid svg").is_visible() == (model_id == TWIN)

@@ -83,7 +83,8 @@ def test_a_profile_survives_being_saved(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         ("{", "is not JSON"), ("[1]", "not one object"), ('{"activated_loras": "x"}', "other than texts"),
-        ('{"loras_multipliers": 1}', "no text"), ('{"activated_loras": ["../x.safetensors"]}', "cannot be used"),
+        ('{"loras_multipliers": 1}', "no text"),
+        ('{"activated_loras": ["../x.safetensors"]}', "cannot be used"),
         ("[" * 100_000, "is not JSON"), (" " * (profiles.MAX_BYTES + 1), "larger than"),
     ],
 )  # fmt: skip

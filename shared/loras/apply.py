@@ -186,9 +186,12 @@ class _Adapted:
             out = y if z is x else super(_Adapted, self).forward(z)  # type: ignore[misc]
             return out if bias is None else out - bias
 
-        added = [side(x, plain) for side in sides]  # all of them from the base's own output
+        added = [side(x, plain) for side in sides if isinstance(side, Side)]  # from the base's own output
         for delta in added:
             y += delta
+        for side in sides:
+            if isinstance(side, LowRankSide):
+                side(x, y)
         return y
 
 
@@ -233,7 +236,7 @@ def _simplest(adapter: Adapter) -> Adapter:
 
 
 class LowRankSide(nn.Module):
-    """All plain LoRAs of a layer: (x @ down^T * strengths) @ up^T. down [R, in], up [out, R]."""
+    """All plain LoRAs of a layer: y + (x @ down^T * strengths) @ up^T. down [R, in], up [out, R]."""
 
     down: Tensor
     up: Tensor
@@ -244,8 +247,13 @@ class LowRankSide(nn.Module):
         self.register_buffer("down", torch.cat([one.down.to(dtype) for one in adapters]), persistent=False)
         self.register_buffer("up", torch.cat([one.up.to(dtype) for one in adapters], dim=1), persistent=False)
 
-    def forward(self, x: Tensor, plain: Plain) -> Tensor:
-        return F.linear((F.linear(x, self.down) * self.strength.on(x)).to(x.dtype), self.up)
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        """Into y, within the product: it is read and written once, and rounded once."""
+        inner = (F.linear(x, self.down) * self.strength.on(x)).to(x.dtype)
+        if y.is_contiguous() and y.dtype == inner.dtype:
+            y.view(-1, y.shape[-1]).addmm_(inner.reshape(-1, inner.shape[-1]), self.up.t())
+        else:
+            y += F.linear(inner, self.up)
 
 
 class Side(nn.Module):

@@ -74,6 +74,11 @@ def parse(text: str, count: int, phases: int = 1) -> Multipliers:
     return Multipliers(padded, boundary, max(0, len(tokens) - count))
 
 
+def words(text: str) -> list[str]:
+    """The tokens of a text as they stand there, right or wrong, in the order of their LoRAs."""
+    return [match[0] for match in TOKEN.finditer(_without_comments(text)) if match[0] != "|"]
+
+
 def merge_profile(user: str, accelerator: str) -> str:
     """The text with an accelerator profile's strengths before "|" and the user's own after it."""
     own, profile = split_profile(user)[1], accelerator.strip()

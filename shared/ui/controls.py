@@ -68,6 +68,15 @@ def _checkbox(setting: Setting, **options: Any) -> Any:
     return gr.Checkbox(**options)
 
 
+def _names(setting: Setting, **options: Any) -> Any:
+    """Holds the list; what is seen of it is drawn beside it."""
+    return gr.JSON(**options)
+
+
+def _strengths(setting: Setting, **options: Any) -> Any:
+    return gr.Textbox(lines=1, max_lines=6, placeholder="1 0.8 1,0.5,0", **options)
+
+
 def _model(setting: Setting, **options: Any) -> Any:
     return gr.Dropdown(filterable=False, **options)
 
@@ -82,7 +91,14 @@ _BY_NAME: dict[str, Builder] = {
     "negative_prompt": _negative_prompt,
     "resolution": _resolution,
     "seed": _seed,
+    "loras_multipliers": _strengths,
     "sample_solver": _solver,
     "sampling_style": _style,
 }
-_BY_KIND: dict[type, Builder] = {str: _text, int: _slider, float: _slider, bool: _checkbox}
+_BY_KIND: dict[type, Builder] = {
+    str: _text,
+    int: _slider,
+    float: _slider,
+    bool: _checkbox,
+    list: _names,
+}

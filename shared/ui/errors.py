@@ -1,4 +1,4 @@
-"""The boundary: a UserError leaves a handler as one sentence in a toast; its text is never read as HTML."""
+"""The boundary of the page: a UserError leaves a handler as one sentence in a toast, never as HTML."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from shared.errors import UserError
+
+#: for listeners that answer at once, as many as there are tabs, and are no part of the API
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 

@@ -13,6 +13,8 @@ from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.settings import SETTINGS
 from shared.ui.controls import control
+from shared.ui.loras import Loras
+from shared.ui.presets import Presets
 from shared.ui.text import plural
 from shared.ui.time_grid import problem_html, time_grid_html
 
@@ -24,6 +26,7 @@ LAST_OF_SAMPLER = [name for name, setting in SETTINGS.items() if setting.group =
 
 # What the user typed stays when the model changes; everything else follows the model.
 KEPT = ("prompt", "negative_prompt", "seed", "batch_size", "image_format")
+KEPT_LORAS = ("activated_loras", "loras_multipliers")  # where the user has chosen some
 
 
 class Form:
@@ -49,6 +52,8 @@ class Form:
             self._add(model, "seed")
             self.random_seed = gr.Button("Random", size="sm", elem_id="random-seed", min_width=0, scale=0)
             self.last_seed = gr.Button("Reuse last", size="sm", elem_id="last-seed", min_width=0, scale=0)
+        self.loras = Loras(engine, model, lambda name: self._add(model, name))
+        self.presets = Presets(engine, model)
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             for name in SETTINGS:
                 if name not in self.controls:
@@ -63,6 +68,8 @@ class Form:
                 "Cancel", size="lg", elem_id="cancel", visible=False, scale=1, min_width=96
             )
         self.random_seed.click(None, None, self.controls["seed"], js="() => -1")
+        self.loras.wire(self.controls["model_type"], self.controls["prompt"])
+        self.presets.wire(self.controls["model_type"])
 
     @property
     def inputs(self) -> list[Any]:
@@ -72,7 +79,7 @@ class Form:
     @property
     def outputs(self) -> list[Any]:
         """Everything that `fill` may update."""
-        return [*self.inputs, self.about, self.live, self.time_grid]
+        return [*self.inputs, self.about, self.live, self.time_grid, *self.loras.outputs]
 
     @property
     def shapers(self) -> list[Any]:
@@ -92,7 +99,9 @@ class Form:
 
     def _grid(self, settings: Mapping[str, Any]) -> str:
         try:
-            levels = self._engine.catalog.time_grid(settings)
+            levels = self._engine.catalog.time_grid(
+                {**settings, "activated_loras": []}
+            )  # they do not bend it
         except UserError as error:
             return problem_html(str(error))
         return time_grid_html(levels) if levels else ""
@@ -100,7 +109,8 @@ class Form:
     def change_model(self, values: tuple[Any, ...]) -> Updates:
         """Show the controls and defaults of the model just chosen, keeping what the user typed."""
         given = dict(zip(self.controls, values, strict=True))
-        return self.fill({name: given[name] for name in ("model_type", *KEPT)})
+        kept = KEPT + (KEPT_LORAS if given["activated_loras"] else ())
+        return self.fill({name: given[name] for name in ("model_type", *kept)})
 
     def fill(self, settings: Mapping[str, Any]) -> Updates:
         """Show these settings; what they leave out takes the default of their model."""
@@ -110,6 +120,7 @@ class Form:
             self.about: about_html(model),
             self.live: gr.update(visible=redraws(model)),
             self.time_grid: self._grid({**values, "model_type": model.id}),
+            **self.loras.suit(model),
         }
         for name, component in self.controls.items():
             if name not in model.settings:
@@ -124,12 +135,13 @@ class Form:
         """The models as they are now: after a download or an edited card."""
         return {self.controls["model_type"]: gr.update(choices=self._models())}
 
-    def _add(self, model: ModelInfo, name: str, **options: Any) -> None:
+    def _add(self, model: ModelInfo, name: str, **options: Any) -> Any:
         setting = SETTINGS[name]
         value = model.defaults.get(name, setting.default)
         self.controls[name] = control(
             setting, **{"value": value, "visible": name in model.settings, **options}
         )
+        return self.controls[name]
 
     def _models(self) -> list[tuple[str, str]]:
         return [

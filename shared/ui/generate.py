@@ -14,15 +14,15 @@ from shared.engine.engine import Engine
 from shared.engine.records import CANCELLED, DONE, FAILED, Event
 from shared.errors import UserError
 from shared.ui import recall
-from shared.ui.errors import shows_errors, toast
+from shared.ui.errors import QUIET, shows_errors, toast
 from shared.ui.form import Form, Updates
 from shared.ui.notice import notice_area, notice_html
 from shared.ui.pictures import Pictures, picture_area
+from shared.ui.presets import lines_html
 from shared.ui.stage import stage_area, stage_html
 from shared.ui.watch import Sight, watch
 from shared.ui.welcome import Welcome
 
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 LIVE = "live"  # the source of jobs that follow typing
 LIVE_SEED = 0
 PAUSE_SECONDS = 0.25
@@ -78,6 +78,14 @@ class Generate:
         self.drop.upload(
             self.read_picture, [self.drop, controls["model_type"]], [*filled, self.drop], **QUIET
         )
+        presets = form.presets
+        presets.apply.click(
+            self.apply_preset, [presets.choice, *form.inputs], [*filled, presets.about], **QUIET
+        )
+        presets.save.click(
+            self.save_preset, [presets.name, presets.whole, *form.inputs],
+            [presets.name, presets.choice, self.notice], **QUIET,
+        )  # fmt: skip
         for area in (self.viewer, self.recent):
             area.pick(self.pick, None, self.viewer, **QUIET)
             area.use(self.use_settings, None, filled, **QUIET)
@@ -146,6 +154,19 @@ class Generate:
         """Fill the form from a dropped picture."""
         found = recall.from_file(Path(path), Path(path).name, self._engine.catalog, model_id)
         return {**self._fill(found), self.drop: None}
+
+    @shows_errors
+    def apply_preset(self, choice: str | None, *values: Any) -> Updates:
+        """Fill the form from a profile or preset."""
+        presets = self.form.presets
+        found = presets.applied(choice, self.form.read(values))
+        return {**self._fill(found), self.notice: "", presets.about: lines_html(found.report)}
+
+    @shows_errors
+    def save_preset(self, name: str, whole: bool, *values: Any) -> Updates:
+        """Keep what the form says under a name."""
+        path, updates = self.form.presets.saved(name, whole, self.form.read(values))
+        return {**updates, self.notice: notice_html([f"Saved as {path}."])}
 
     # -- what jobs do -------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.engine.catalog import Catalog
+from shared.engine.loras import problems
 from shared.errors import UserError
 from shared.imaging import metadata
 
@@ -36,7 +37,20 @@ def from_metadata(found: Mapping[str, Any], name: str, catalog: Catalog, model_i
     if wanted not in catalog.models:
         settings["model_type"] = model_id
         report.append(f"Its model '{wanted}' is not here: {catalog.model(model_id).name} stays.")
-    validated = catalog.validate(settings)
-    report += validated.notes
+    return complete(settings, report, catalog)
+
+
+def complete(settings: Mapping[str, Any], report: list[str], catalog: Catalog) -> Recalled:
+    """The settings made whole, and `report` with what could not be taken over. SettingsError as above.
+
+    The prompt may be empty.
+    """
+    prompt = settings.get("prompt") or ""
+    # LoRAs that are not here do not keep the rest of the settings from coming back: the form marks them.
+    validated = catalog.validate({**settings, "prompt": prompt or "-", "loras_optional": True})
+    validated.settings["loras_optional"] = bool(settings.get("loras_optional"))
+    validated.settings["prompt"] = prompt
+    report = [*report, *validated.notes]
+    report += problems(catalog.model(settings["model_type"]), validated.settings)
     report += [f"Ignored {key}: {reason}." for key, reason in validated.ignored.items()]
     return Recalled(validated.settings, report)

@@ -1,7 +1,10 @@
-"""Small copies of finished pictures, so that a page of recent ones does not load the full files."""
+"""Small copies of pictures: of finished ones, so that a page of recent ones does not load the full files, and
+of those beside LoRA files, whose folder the page does not serve.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from PIL import Image
 log = logging.getLogger(__name__)
 
 EDGE = 320
+PREVIEW_EDGE = 112  # twice the size at which a list shows it
 SMALL_ENOUGH = 100_000  # bytes
 
 
@@ -21,12 +25,30 @@ def thumbnail(picture: Path, folder: Path) -> Path:
     if picture.stat().st_size <= SMALL_ENOUGH:
         return picture
     try:
-        with Image.open(picture) as image:
-            image.thumbnail((EDGE, EDGE))
-            folder.mkdir(parents=True, exist_ok=True)
-            image.convert("RGB").save(copy, "WEBP", quality=80)
+        _shrink(picture, EDGE, copy)
     except OSError as error:  # a full disk or a damaged picture: the original still shows what can be shown
         log.warning("No thumbnail of %s: %s", picture, error)
         copy.unlink(missing_ok=True)
         return picture
     return copy
+
+
+def preview_copy(preview: Path, folder: Path) -> Path | None:
+    """The path of a small copy in `folder` of a picture that anyone made; None when it is damaged."""
+    try:
+        status = preview.stat()
+        seen = f"{preview.absolute()} {status.st_size} {status.st_mtime_ns}"
+        copy = folder / f"{hashlib.sha256(seen.encode(errors='surrogateescape')).hexdigest()[:24]}.webp"
+        if not copy.exists():
+            _shrink(preview, PREVIEW_EDGE, copy)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
+        log.warning("No small copy of %s: %s", preview, error)
+        return None
+    return copy
+
+
+def _shrink(picture: Path, edge: int, copy: Path) -> None:
+    with Image.open(picture) as image:
+        image.thumbnail((edge, edge))
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        image.convert("RGB").save(copy, "WEBP", quality=80)

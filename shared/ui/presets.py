@@ -1,0 +1,205 @@
+"""The group "Presets": the profiles that come with ZGP, and the user's own from the LoRA folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from shared import profiles
+from shared.engine.catalog import ModelInfo
+from shared.engine.engine import Engine
+from shared.errors import UserError
+from shared.loras.multipliers import merge_profile, split_profile, words
+from shared.loras.presets import Preset, find_preset, list_presets, read_preset, write_preset
+from shared.settings import SETTINGS
+from shared.ui.errors import QUIET, shows_errors
+from shared.ui.recall import Recalled, complete
+from shared.ui.text import plural
+from shared.weights.files import UNSAFE_NAME
+
+Updates = dict[Any, Any]
+Settings = Mapping[str, Any]
+
+PROFILE, PRESET = "profile/", "preset/"  # what a value of the select begins with
+LEFT_OUT = ("model_type", "seed")  # of the settings, in a preset
+
+
+class Presets:
+    """The components; Generate applies and saves, because only it knows the whole form."""
+
+    def __init__(self, engine: Engine, model: ModelInfo):
+        self._engine = engine
+        with gr.Accordion("Presets", open=False, elem_id="presets") as self.group:
+            with gr.Row(elem_classes="zgp-one-line"):
+                self.choice = gr.Dropdown(
+                    self._choices(model), value=None, label="Preset", filterable=True, min_width=0, scale=1,
+                    elem_id="preset",
+                )  # fmt: skip
+                self.apply = gr.Button("Apply", size="sm", min_width=0, scale=0, elem_id="apply-preset")
+            self.about = gr.HTML("", elem_id="preset-about", apply_default_css=False)
+            with gr.Row(elem_classes="zgp-one-line"):
+                self.name = gr.Textbox(
+                    label="Save as", placeholder="Name", max_lines=1, min_width=0, scale=1,
+                    elem_id="preset-name",
+                )  # fmt: skip
+                self.save = gr.Button("Save", size="sm", min_width=0, scale=0, elem_id="save-preset")
+            self.whole = gr.Checkbox(
+                False, label="With the prompt and all settings", container=False, elem_id="preset-whole"
+            )
+
+    def wire(self, model_type: Any) -> None:
+        """Connect what only this group knows."""
+        self.choice.input(self.describe, [self.choice, model_type], self.about, **QUIET)
+        self.group.expand(self.look, [self.choice, model_type], [self.choice, self.about], **QUIET)
+        model_type.change(self.offer, [self.choice, model_type], [self.choice, self.about], **QUIET)
+
+    @shows_errors
+    def look(self, choice: str | None, model_id: str) -> Updates:
+        """The presets as they are on disk now, and which profiles cannot be read."""
+        broken = self._profiles(self._engine.catalog.model(model_id))[1]
+        about = self.describe(choice, model_id) + "".join(map(_problem, broken))
+        return {**self.offer(choice, model_id), self.about: about}
+
+    @shows_errors
+    def offer(self, choice: str | None, model_id: str) -> Updates:
+        """The presets for a model; what was chosen stays where it is among them."""
+        choices = self._choices(self._engine.catalog.model(model_id))
+        if not choice or choice in dict(choices).values():
+            return {self.choice: gr.update(choices=choices)}
+        return {self.choice: gr.update(choices=choices, value=None), self.about: ""}
+
+    @shows_errors
+    def describe(self, choice: str | None, model_id: str) -> str:
+        """What the chosen one is for, or why it cannot be read."""
+        if not choice:
+            return ""
+        try:
+            said = self._about(choice, self._engine.catalog.model(model_id))
+        except UserError as error:
+            return _problem(str(error))
+        return lines_html([said])
+
+    def applied(self, choice: str | None, settings: Settings) -> Recalled:
+        """The form's settings with the preset's, and what that changes. UserError when it cannot be used."""
+        if not choice:
+            raise UserError("No preset is chosen: choose one, then press Apply.")
+        model = self._engine.catalog.model(settings["model_type"])
+        if choice.startswith(PROFILE):
+            profile = self._profile(choice, model)
+            name, new = profile.name, profiles.apply(profile, settings)
+            said = [f"Ignored {key}: a profile does not set it." for key in profile.ignored]
+        else:
+            preset = self._preset(choice, model)
+            name, new = choice.removeprefix(PRESET), {**settings, **with_preset(preset, settings)}
+            said = [f"Its {plural(len(preset.media), 'picture')} were not used."] if preset.media else []
+            if new["model_type"] not in self._engine.catalog.models:
+                said.append(f"Its model '{new['model_type']}' is not here: {model.name} stays.")
+                new["model_type"] = model.id
+        found = complete(new, said, self._engine.catalog)
+        return Recalled(
+            found.settings, [f"Applied '{name}'.", *changes(settings, found.settings), *found.report]
+        )
+
+    def saved(self, name: str | None, whole: bool, settings: Settings) -> tuple[Path, Updates]:
+        """Write the form's LoRAs, or all of it, as a preset: (its path, what the group then shows)."""
+        model, name = self._engine.catalog.model(settings["model_type"]), (name or "").strip()
+        if not name:
+            raise UserError("The preset has no name: write one beside Save.")
+        if UNSAFE_NAME.search(name):
+            raise UserError(f"'{name}' is no name for a preset: use letters, digits and blanks.")
+        path = self._folder(model) / f"{name}{'.json' if whole else '.lset'}"
+        if path.exists():
+            raise UserError(f"There is already a preset '{path.name}': choose another name.")
+        write_preset(path, preset_of(settings, whole))
+        choice = gr.update(choices=self._choices(model), value=PRESET + path.name)
+        return path, {self.name: "", self.choice: choice}
+
+    # -- what there is ------------------------------------------------------------------------------------
+
+    def _choices(self, model: ModelInfo) -> list[tuple[str, str]]:
+        own = [] if model.lora_folder is None else list_presets(model.lora_folder)
+        return [
+            *((profile.name, PROFILE + profile.name) for profile in self._profiles(model)[0]),
+            *((f"{path.stem} (yours)", PRESET + path.name) for path in own),
+        ]
+
+    def _profiles(self, model: ModelInfo) -> tuple[list[profiles.Profile], list[str]]:
+        folder = self._engine.config.root / "profiles" / model.handler.query_model_family()
+        return profiles.list_profiles(folder, model.architecture)
+
+    def _profile(self, choice: str, model: ModelInfo) -> profiles.Profile:
+        name = choice.removeprefix(PROFILE)
+        found = next((profile for profile in self._profiles(model)[0] if profile.name == name), None)
+        if found is None:
+            raise UserError(f"There is no profile '{name}' for {model.name}: choose another one.")
+        return found
+
+    def _preset(self, choice: str, model: ModelInfo) -> Preset:
+        return read_preset(find_preset(self._folder(model), choice.removeprefix(PRESET)))
+
+    def _folder(self, model: ModelInfo) -> Path:
+        if model.lora_folder is None:
+            raise UserError(f"{model.name} takes no LoRAs, so it has no presets: choose another model.")
+        return model.lora_folder
+
+    def _about(self, choice: str, model: ModelInfo) -> str:
+        if choice.startswith(PROFILE):
+            return self._profile(choice, model).help
+        loras = self._preset(choice, model).loras
+        return "LoRAs: " + (", ".join(loras) or "none")
+
+
+def with_preset(preset: Preset, settings: Settings) -> dict[str, Any]:
+    """What a preset sets. LoRAs of a profile stay in front; a prompt that is only comments changes none."""
+    before = split_profile(str(settings.get("loras_multipliers") or ""))[0]
+    kept = list(settings.get("activated_loras") or [])[: len(words(before))]
+    found = dict(preset.settings)
+    if not preset.full_prompt:
+        found.pop("prompt", None)
+    found["activated_loras"] = kept + [entry for entry in preset.loras if entry not in kept]
+    found["loras_multipliers"] = merge_profile(split_profile(preset.multipliers)[1], before)
+    return found
+
+
+def preset_of(settings: Settings, whole: bool) -> Preset:
+    """The user's own LoRAs of the form, without those of a profile; `whole`: with everything else."""
+    text = str(settings.get("loras_multipliers") or "")
+    before, own = split_profile(text)
+    loras = tuple(settings.get("activated_loras") or ())[len(words(before)) :]
+    others = {
+        name: value
+        for name, value in settings.items()
+        if whole and name not in (*LEFT_OUT, "activated_loras", "loras_multipliers")
+    }
+    return Preset(loras, own, others, full_prompt=whole)
+
+
+def changes(before: Settings, after: Settings) -> list[str]:
+    """One line for each setting that differs: "Steps: 8 → 4"."""
+    lines = [
+        f"{SETTINGS[name].label}: {_show(before.get(name))} → {_show(after[name])}"
+        for name in SETTINGS
+        if name in after and (before.get(name) or "") != (after[name] or "")
+    ]
+    return lines or ["It changes nothing: the form says all of it already."]
+
+
+def lines_html(lines: Sequence[str]) -> str:
+    """In the place between the select and the name: what a preset is for, or what it changed."""
+    return "".join(f'<p class="zgp-lora-line">{escape(line)}</p>' for line in lines)
+
+
+def _problem(sentence: str) -> str:
+    return f'<p class="zgp-problem" role="alert">{escape(sentence)}</p>'
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value if value not in (None, "") else "none")
