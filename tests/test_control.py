@@ -1,21 +1,15 @@
 """Control networks against the official semantics, put together from diffusers' own blocks."""
 
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import ZImageControlNetModel as ReferenceControl
 from diffusers import ZImageTransformer2DModel as Reference
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.z_image import control
-from models.z_image.control import Hints, Layout, Share, ZImageControlModel, context, step_of
-from models.z_image.nag import Nag
+from models.z_image.control import Hints, Layout, ZImageControlModel
 from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel, padded, patchify
-from shared.errors import Cancelled, UserError
-from shared.offloading import Placement, Residency
-from tests.counting import CountingTransport
 
 CONFIG = dict(
     dim=96, n_heads=3, axes_dims=[8, 12, 12], axes_lens=[256, 64, 64], n_layers=12, n_refiner_layers=2,

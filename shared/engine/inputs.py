@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from shared.errors import UserError
-from shared.imaging.sources import load_picture
+from shared.imaging.sources import Picture, load_picture
 from shared.settings import SETTINGS, SettingsError
 
 PICTURES = tuple(name for name, setting in SETTINGS.items() if setting.picture)
@@ -39,13 +39,13 @@ def keep_pictures(settings: Mapping[str, Any], folder: Path) -> tuple[dict[str, 
     return kept, notes
 
 
-def keep_picture(path: Path, folder: Path) -> tuple[Path, list[str]]:
+def keep_picture(picture: Picture, folder: Path) -> tuple[Path, list[str]]:
     """The copy of a picture, folder/<sha256 of the copy>.png, upright and in 8-bit sRGB with its
     transparency; and what was corrected. A file that is such a copy already is its own.
     """
-    if path.parent.absolute() == folder.absolute() and path.is_file():
-        return path, []
-    source = load_picture(path)
+    if isinstance(picture, Path) and picture.parent.absolute() == folder.absolute() and picture.is_file():
+        return picture, []
+    source = load_picture(picture)
     image = source.image
     if source.alpha is not None:
         image = image.convert("RGBA")

@@ -89,6 +89,7 @@ class Generate:
         for area in (self.viewer, self.recent):
             area.pick(self.pick, None, self.viewer, **QUIET)
             area.use(self.use_settings, None, filled, **QUIET)
+            form.images.takes_from(area)
 
     # -- what the user does -------------------------------------------------------------------------------
 
@@ -215,8 +216,9 @@ class Generate:
 
     def _fill(self, found: recall.Recalled) -> Updates:
         model = self._engine.catalog.model(found.settings["model_type"])
-        filled = {**self.form.fill(found.settings), **self.welcome.suit(model)}
-        return {**filled, self.notice: notice_html(found.report)}
+        settings, lost = self.form.images.present(found.settings)
+        filled = {**self.form.fill(settings), **self.welcome.suit(model)}
+        return {**filled, self.notice: notice_html([*found.report, *lost])}
 
     def _is_new(self) -> bool:
         return not self._engine.store.images(limit=1)
