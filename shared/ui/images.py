@@ -86,11 +86,19 @@ class Images:
         self.guide, self.details = add(model, "image_guide"), add(model, "control_parameters")
         self.guide_file = _drop("control-drop")
         self.map = painter_area("map")
-        self.what = add(
-            model, "control_preprocessor", choices=[(one.label, one.name) for one in PREPROCESSORS.values()]
-        )
-        self.about = gr.HTML("", elem_id="preprocessor-about", apply_default_css=False)
-        self.fetch = gr.Button("Fetch", visible=False, size="sm", elem_id="preprocessor-fetch")
+        with gr.Column(elem_classes="zgp-with-picture"):
+            self.what = add(
+                model,
+                "control_preprocessor",
+                choices=[(one.label, one.name) for one in PREPROCESSORS.values()],
+            )
+            self.about = gr.HTML("", elem_id="preprocessor-about", apply_default_css=False)
+            self.fetch = gr.Button("Fetch", visible=False, size="sm", elem_id="preprocessor-fetch")
+            self._lay_out_details(model)
+            for name in STRENGTHS:
+                add(model, name, info=SETTINGS[name].help)
+
+    def _lay_out_details(self, model: ModelInfo) -> None:
         chosen = model.defaults.get("control_preprocessor")
         self.parameters: dict[str, list[Any]] = {}
         self.columns: dict[str, Any] = {}
@@ -100,8 +108,6 @@ class Images:
                     control(replace(one, name=f"{name}-{one.name}"), value=one.default, info=one.help)
                     for one in preprocessor.parameters
                 ]
-        for name in STRENGTHS:
-            add(model, name, info=SETTINGS[name].help)
 
     def wire(self, controls: Mapping[str, Any]) -> None:
         """Connect the groups with each other and with the form's controls."""
@@ -124,8 +130,9 @@ class Images:
             [*started, self.strength, *self.sides], **QUIET,
         )  # fmt: skip
         self.guide_file.upload(
-            self.take_guide, self.guide_file, [self.guide, self.guide_file, self.control_group], **QUIET
-        )
+            self.take_guide, [self.guide_file, model_type, self.start],
+            [self.guide, self.guide_file, self.control_group, resolution], **QUIET,
+        )  # fmt: skip
         self.map.painted(None, self.guide, self.guide, js=_PAINTED_ON)
         self.map.remove(lambda: "", None, self.guide, **QUIET)
         self._wire_map(resolution, last)
@@ -178,8 +185,7 @@ class Images:
         if not given.get("image_start"):
             given.pop("image_mask", None)
         elif is_painted(given.get("image_mask", "")):
-            mask = mask_of(given["image_mask"])
-            given["image_mask"] = "" if mask is None else self._kept(mask)
+            given["image_mask"] = self._kept_mask(given["image_mask"], given["image_start"])
         path, _, strokes = given.get("image_guide", "").partition(STROKES)
         if strokes and strokes != EMPTY:
             painted = painted_over(self._map({**given, "image_guide": path}), strokes)
@@ -198,6 +204,13 @@ class Images:
             given["image_mask"] = ""
         lines = [f"Its {WHAT[name]} is not here: choose it again." for name in lost]
         return {**given, **dict.fromkeys(lost, "")}, lines
+
+    def _kept_mask(self, painted: str, start: str) -> str:
+        mask = mask_of(painted)
+        if mask is None:
+            return ""
+        size = sources.load_picture(Path(start)).image.size
+        return self._kept(masks.resize(mask, size))
 
     def _is_kept(self, path: str) -> bool:
         file = Path(path).absolute()
@@ -257,9 +270,11 @@ class Images:
     # -- the control picture ------------------------------------------------------------------------------
 
     @shows_errors
-    def take_guide(self, path: str) -> Updates:
-        """Follow a picture."""
-        return {**self._follow(Path(path)), self.guide_file: None}
+    def take_guide(self, path: str, model_id: str, start: str) -> Updates:
+        """Follow a picture, in its shape unless there is one to start from."""
+        size = suited_size(sources.load_picture(path).image.size, self._engine.catalog.model(model_id))
+        resolution = gr.skip() if start else "{}x{}".format(*size)
+        return {**self._follow(Path(path)), self.guide_file: None, self.resolution: resolution}
 
     @shows_errors
     def send_guide(self, event: gr.EventData) -> Updates:
@@ -302,7 +317,7 @@ class Images:
                 and f"Fetch {preprocessor.extra.size} ({preprocessor.extra.licence})",
             ),
         }
-        if not path or lacks:
+        if not path:
             return updates
         settings = {
             "image_guide": path,
@@ -311,6 +326,9 @@ class Images:
             "resolution": resolution,
         }
         try:
+            if lacks:
+                picture = sources.load_picture(Path(path)).image
+                return {**updates, self.map: painter_html("shown", picture, None, [])}
             drawn = self._map(settings)
         except UserError as error:
             return {**updates, self.about: _problem(str(error))}

@@ -66,7 +66,7 @@ const place = (event) => {
 
 let drawing = false;
 element.addEventListener("pointerdown", (event) => {
-  if (event.target !== canvas() || event.button) return;
+  if (event.target !== canvas() || event.button || painter().dataset.kind === "shown") return;
   event.preventDefault();
   canvas().setPointerCapture(event.pointerId);
   const { width, height } = canvas();
@@ -86,6 +86,10 @@ for (const end of ["pointerup", "pointercancel"]) {
     drawing = false;
   });
 }
+
+element.addEventListener("input", ({ target }) => {
+  target.parentElement.style.setProperty("--zgp-part", (target.value - target.min) / (target.max - target.min));
+});
 
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button");

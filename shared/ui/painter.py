@@ -32,20 +32,22 @@ _numbers = itertools.count()
 _TOOLS = {
     "mask": (("paint", "Paint"), ("erase", "Erase")),
     "map": (("white", "White"), ("black", "Black"), ("erase", "Erase")),
+    "shown": (),
 }
 _DEEDS = {
     "mask": (("undo", "Undo"), ("invert", "Invert"), ("clear", "Clear")),
     "map": (("undo", "Undo"), ("clear", "Clear")),
+    "shown": (),
 }
 
 
 def painter_area(elem_id: str) -> gr.HTML:
-    """An empty component for `painter_html`, with the events `painted` (in window.zgpPainted) and `remove`."""
+    """An empty component for `painter_html`. Its events: `painted` (window.zgpPainted has it), `remove`."""
     return gr.HTML("", js_on_load=_SCRIPT, elem_id=elem_id, apply_default_css=False)
 
 
 def painter_html(kind: str, picture: Image.Image, mask: Image.Image | None, lines: Sequence[str]) -> str:
-    """kind: "mask" or "map", the tools. mask: (L) what is already painted. lines: what stands below."""
+    """kind: "mask", "map" or "shown": the tools, or none. mask: (L) what is already painted. lines: what stands below."""
     width, height = _canvas_size(picture.size)
     layer = "" if mask is None else _address(_inked(mask.resize((width, height))), "PNG")
     caption = "".join(f'<p class="zgp-lora-line">{escape(line)}</p>' for line in lines)
@@ -53,13 +55,17 @@ def painter_html(kind: str, picture: Image.Image, mask: Image.Image | None, line
     return (
         f'<div class="zgp-painter" data-kind="{kind}" data-layer="{layer}" data-number="{next(_numbers)}" '
         f'data-painted="{int(bool(layer))}">'
-        f'<div class="zgp-easel"><img src="{_address(_copy(picture), "WEBP")}" alt="" draggable="false">'
+        f'<div class="zgp-easel" style="--zgp-shape: {width / height:.4f}"><img src="{_address(_copy(picture), "WEBP")}" alt="" draggable="false">'
         f'<canvas width="{width}" height="{height}" aria-label="{_LABELS[kind]}"></canvas></div>'
         f'<div class="zgp-tools">{_tools(kind)}</div>{caption}</div>'
     )
 
 
-_LABELS = {"mask": "Paint over what is to change", "map": "Paint on the control map"}
+_LABELS = {
+    "mask": "Paint over what is to change",
+    "map": "Paint on the control map",
+    "shown": "The control picture",
+}
 
 
 def _tools(kind: str) -> str:
@@ -69,14 +75,15 @@ def _tools(kind: str) -> str:
         for i, (name, label) in enumerate(_TOOLS[kind])
     )
     size = (
-        '<label class="zgp-brush"><span>Brush</span>'
+        '<label class="zgp-brush" style="--zgp-part: 0.23"><span>Brush</span>'
         '<input type="range" min="1" max="40" value="10" aria-label="Size of the brush"></label>'
     )
     deeds = "".join(
         f'<button type="button" class="zgp-button" data-deed="{name}">{label}</button>'
         for name, label in (*_DEEDS[kind], ("remove", "Remove picture"))
     )
-    return f'<span class="zgp-choice">{tools}</span>{size}<span class="zgp-deeds">{deeds}</span>'
+    deeds = f'<span class="zgp-deeds">{deeds}</span>'
+    return f'<span class="zgp-choice">{tools}</span>{size}{deeds}' if tools else deeds
 
 
 def is_painted(value: str) -> bool:

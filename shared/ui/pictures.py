@@ -22,8 +22,8 @@ from shared.ui.thumbnails import thumbnail
 RECENT = 24
 THUMBNAILS = ".thumbnails"
 
-# 'pick' puts a picture on view, 'use' takes its settings, 'image' and 'control' make it a start; all carry the
-# picture's number as `id`.
+# 'pick' puts a picture on view, 'use' takes its settings, 'image' changes it, 'control' follows it; all carry
+# its number as `id`.
 _CLICKS = """element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-id]');
   if (!button) return;
@@ -33,7 +33,7 @@ _CLICKS = """element.addEventListener('click', (event) => {
 
 
 def picture_area(elem_id: str) -> gr.HTML:
-    """An empty component for `viewer_html` or `recent_html`, with the events `pick`, `use`, `image` and `control`."""
+    """An empty component for `viewer_html` or `recent_html`, with the events of _CLICKS."""
     return gr.HTML("", js_on_load=_CLICKS, elem_id=elem_id, apply_default_css=False)
 
 
