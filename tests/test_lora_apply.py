@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.z_image.lora_names import model_names
-from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel
+from models.z_image.transformer_z_image import (
+    Attention,
+    Fused,
+    ZImageConfig,
+    ZImageTransformer2DModel,
+    ZImageTransformerBlock,
+)
+from shared import kernels
 from shared.errors import UserError
 from shared.loras import apply
 from shared.loras.apply import attach, detach, norm_weight, set_multipliers
@@ -189,6 +196,40 @@ def test_norms_and_biases_are_changed_without_touching_them(model, tmp_path: Pat
     for name in norms:
         assert torch.allclose(norm_weight(model.get_submodule(name)), expected.get_submodule(name).weight)
     assert norm_weight(model.layers[0].ffn_norm2) is model.layers[0].ffn_norm2.weight
+
+
+def test_kernels_that_norm_by_themselves_see_what_loras_add(
+    model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logic: stand-ins for the card's kernels get the changed weights."""
+
+    def rms_rope(q, k, turns, q_weight, k_weight, eps):
+        def turned(x, weight):
+            pairs = F.rms_norm(x, weight.shape, weight, eps).unflatten(-1, (-1, 2))
+            return torch.einsum("...ij,...j->...i", turns, pairs).flatten(-2)
+
+        return turned(q, q_weight), turned(k, k_weight)
+
+    def rms_gated_residual(h, weight, x, gate, eps):
+        return x + gate * F.rms_norm(h, weight.shape, weight, eps)
+
+    ops = {"rms_rope": rms_rope, "rms_gated_residual": rms_gated_residual}
+    norms = {"layers.0.attention.norm_q": 32, "layers.1.attention.norm_k": 32, "layers.0.ffn_norm2": DIM}
+    g = torch.Generator().manual_seed(2)
+    tensors = {f"diffusion_model.{name}.diff": torch.randn(n, generator=g) for name, n in norms.items()}
+    attach(model, [(read(save(tmp_path / "a.safetensors", (tensors, {})), NAMES), 0.7)])
+    plain = run(model)
+    set_multipliers(model, [0.0])
+    without = run(model)
+    monkeypatch.setattr(kernels, "find", lambda op, device: ops.get(op))
+    for block in model.modules():
+        if isinstance(block, (Attention, ZImageTransformerBlock)):
+            block.fused = Fused(**ops)
+    model._fused, model._fused_for = Fused(**ops), None
+    monkeypatch.setattr(model, "_use_kernels", lambda device: None)
+    assert far(run(model), without) < TOLERANCE
+    set_multipliers(model, [0.7])
+    assert far(run(model), plain) < TOLERANCE < far(plain, without)
 
 
 def test_strength_0_and_detach_are_bit_identical(model, base, tmp_path: Path) -> None:

@@ -490,10 +490,16 @@ def test_an_address_is_fetched_when_its_job_runs(bench: Bench, tmp_path: Path) -
         web.files["flux.safetensors"] = save(
             tmp_path / "y.safetensors", WRITERS["diffusers"][0](factors(foreign))
         ).read_bytes()
-        job, pixels = bench.run(**BASE, activated_loras=[web.url("web.safetensors") + "|fetched"])
+        job, pixels = bench.run(
+            **BASE, activated_loras=[web.url("web.safetensors?type=Model&token=mine") + "|fetched"]
+        )
         phases = [e.data["phase"] for e in bench.engine.store.events(0, job.id) if e.kind == "phase"]
         assert "Downloading web.safetensors" in phases and job.status == "done"
         assert apart(pixels, merged_once(given)) <= 2
+        [image] = bench.engine.store.images(job.id)
+        written = web.url("web.safetensors?type=Model|fetched")
+        assert image.metadata["activated_loras"] == [written]
+        assert b"token" not in Path(image.path).read_bytes()
         assert (bench.loras / "fetched/web.safetensors").read_bytes() == content
         job, _ = bench.run(**BASE, activated_loras=[web.url("flux.safetensors") + "|other"])
         assert job.status == "failed" and "not kept" in job.error

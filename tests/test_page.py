@@ -336,7 +336,7 @@ def test_batch_is_shown_and_its_settings_come_back(visit):
 def test_running_job_survives_a_reload_and_is_cancelled(visit, models):
     page = visit()
     page.choose_model(models.models[BASE].name)
-    page.tab.wait_for_selector("#negative_prompt", state="visible")
+    page.tab.locator("#about").get_by_text(models.models[BASE].description).wait_for()  # the form is filled
     page.set_number("num_inference_steps", 100)
     page.set_number("batch_size", 16)
     page.generate()

@@ -35,6 +35,7 @@ from shared.engine.store import JobStore
 from shared.engine.supervisor import RESTART_ME
 from shared.errors import Cancelled, UserError
 from shared.imaging import metadata, saving
+from shared.loras.library import without_secrets
 from shared.weights.files import Folders
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class Worker:
         settings, now = job.settings, datetime.now()
         seed = settings["seed"] + index
         meta = metadata.build(
-            settings,
+            _public(settings),
             seed=seed,
             index=index,
             model_name=model.info.name,
@@ -193,6 +194,13 @@ class Worker:
             height=image.height,
             metadata=meta,
         )
+
+
+def _public(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as they may stand in a picture."""
+    if not settings.get("activated_loras"):
+        return settings
+    return settings | {"activated_loras": [without_secrets(entry) for entry in settings["activated_loras"]]}
 
 
 def _descent(failed: Sequence[str], model: LoadedModel) -> list[str]:

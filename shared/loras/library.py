@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from shared.cards import source_problem
 from shared.errors import UserError
@@ -25,6 +26,7 @@ from shared.weights.files import Folders, Required, file_name, is_url
 PREVIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".preview.png", ".preview.jpg", ".preview.webp")
 INCOMING = ".incoming"  # downloads that have not been judged yet
 MAX_NAME = 150  # characters of a fetched file's name
+SECRET = re.compile(r"(?i)token|key|secret|signature|password|credential|auth")  # in a parameter's name
 WINDOWS_NAMES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)")
 
 
@@ -135,6 +137,17 @@ def address(entry: str) -> Address:
         return Address("", PurePosixPath(source.replace("\\", "/")).as_posix())
     folder = PurePosixPath(subfolder.replace("\\", "/"))
     return Address(source, (folder / _safe_name(file_name(source))).as_posix())
+
+
+def without_secrets(entry: str) -> str:
+    """The entry without the tokens in its address: it goes into pictures, which people pass on."""
+    source, bar, subfolder = entry.partition("|")
+    parts = urlsplit(source)
+    if not is_url(source) or not (parts.query or parts.username):
+        return entry
+    public = urlencode([pair for pair in parse_qsl(parts.query) if not SECRET.search(pair[0])])
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=host, query=public)) + bar + subfolder
 
 
 def _safe_name(name: str) -> str:
