@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from transformers import Qwen3Config
 
-from models.z_image import memory, text_encoding
+from models.z_image import control, memory, text_encoding
+from models.z_image.control import Hints, ZImageControlModel
+from models.z_image.control_layout import OWN, PLAIN, SHARED, Layout
 from models.z_image.nag import Nag
 from models.z_image.transformer_z_image import (
     Attention,
@@ -19,9 +21,10 @@ from models.z_image.transformer_z_image import (
 )
 from models.z_image.z_image_handler import TRANSFORMER_CONFIG, VAE_CONFIG, family_handler
 from shared.errors import UserError
-from shared.weights.files import Folders
+from shared.weights.files import Folders, Required
 from tests.live_bytes import LiveBytes, attend
 from tests.mini import ROOT, model_def
+from tests.test_control import CONFIG, saved
 
 META = torch.device("meta")
 VAE = json.loads((ROOT / VAE_CONFIG).read_text())
@@ -56,14 +59,18 @@ def conditioning(side, caption):
     return Conditioning(states, rope, tokens, side, side)
 
 
-def counted_forward(model, pixels, sequences, caption, negative=0):
+def counted_forward(model, pixels, sequences, caption, negative=0, net=None):
     side = pixels // 8
     with torch.inference_mode(), LiveBytes() as live:
         latents = [torch.empty(16, side, side, device=META) for _ in range(sequences)]
         one = conditioning(side, caption)  # equal prompts share theirs
         others = [conditioning(side, negative)] * sequences if negative else None
-        nag = Nag(2.0) if negative else None
-        model(latents, torch.empty(1, device=META), [one] * sequences, negatives=others, nag=nag)
+        how = {"negatives": others, "nag": Nag(2.0)} if negative else {}
+        if net is not None:
+            context = torch.empty(net.layout.channels, side, side, device=META)
+            how["control"] = Hints(net, [net.embed(context, model.x_pad_token)] * sequences, 0.75)
+            del context
+        model(latents, torch.empty(1, device=META), [one] * sequences, **how)
     return live.peak
 
 
@@ -76,6 +83,81 @@ def test_the_transformers_activations(transformer, pixels, sequences, negative):
     sizes = memory.Sizes(shape.image_tokens(pixels, pixels), 128, sequences, negative)
     counted = counted_forward(transformer, pixels, sequences, 128, negative)
     covers(memory.transformer_bytes(shape, sizes), counted)
+
+
+LAYOUTS = {
+    "v1": Layout(16, tuple(range(0, 30, 5)), PLAIN),
+    "2.0": Layout(33, tuple(range(0, 30, 2)), SHARED),
+    "2.1": Layout(33, tuple(range(0, 30, 2)), OWN),
+    "lite": Layout(33, (0, 10, 20), OWN),
+}
+
+
+def control_net(generation):
+    config = ZImageConfig.from_dict(DIT)
+    net = meta(lambda: ZImageControlModel(config, LAYOUTS[generation]))
+    for module in net.modules():
+        if isinstance(module, Attention):
+            module.attend = lambda q, k, v: torch.empty_like(q).flatten(2)
+    return net
+
+
+@pytest.mark.parametrize("generation", LAYOUTS)
+@pytest.mark.parametrize(("pixels", "sequences"), [(512, 1), (1024, 2)])
+def test_activations_with_control(transformer, generation, pixels, sequences):
+    shape, net = memory.Shape.of(DIT), control_net(generation)
+    sizes = memory.Sizes(shape.image_tokens(pixels, pixels), 128, sequences, control=net.layout)
+    covers(
+        memory.transformer_bytes(shape, sizes), counted_forward(transformer, pixels, sequences, 128, net=net)
+    )
+
+
+@pytest.mark.parametrize("generation", LAYOUTS)
+def test_a_control_networks_published_size_is_the_real_one(generation):
+    net = control_net(generation)
+    names = {"v1": "Union_bf16", "2.0": "Union2_bf16", "2.1": "Union2.1_bf16", "lite": "Union-2.1-lite"}
+    one = Required("module0", [f"https://x.org/Z-Image-Turbo-Fun-Controlnet-{names[generation]}.safetensors"])
+    nowhere = Folders(ROOT / "nowhere", ROOT / "nowhere")
+    size = memory.control_size(one, DIT, nowhere)
+    blocks = [*net.control_noise_refiner, *net.control_layers]
+    assert size.block_bytes == tuple(sum(p.nbytes for p in block.parameters()) for block in blocks)
+    assert size.total == sum(p.nbytes for p in net.parameters())
+    assert memory.control_layout(one, DIT, nowhere) == net.layout
+
+
+@pytest.mark.parametrize("generation", ["v1", "2.0", "lite"])
+def test_a_control_file_on_disk_is_measured(generation, tmp_path):
+    path = saved(tmp_path, generation)
+    base = {"n_layers": 12, "patch_size": 2, "dim": 96}
+    one = Required("module0", [path.name])
+    places = Folders(tmp_path, tmp_path)
+    layout = memory.control_layout(one, base, places)
+    net = control.load(
+        path,
+        ZImageConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in CONFIG.items()}),
+        torch.float32,
+    )
+    assert layout == net.layout
+    size = memory.control_size(one, base, places, 4)
+    assert size.total == sum(p.nbytes for p in net.parameters())
+    assert len(size.block_bytes) == len(net.control_layers) + len(net.control_noise_refiner)
+
+
+def test_a_job_with_control_needs_more_and_its_card_offers_more():
+    card, plain = (model_def(name) for name in ("z_image_control2_1", "z_image"))
+    card["URLs"] = plain["URLs"]
+    nowhere = Folders(ROOT, ROOT / "nowhere")
+    offers = [family_handler.query_offers("z_image", d, nowhere) for d in (plain, card)]
+    sizes = [o.transformer[0].size for o in offers]
+    assert len(sizes[1].block_bytes) == len(sizes[0].block_bytes) + 17
+    assert sizes[1].block_bytes[17:] == sizes[0].block_bytes
+    settings = {"resolution": "1024x1024"}
+    idle, busy = (
+        family_handler.query_memory("z_image_control2_1", card, settings | more, nowhere)
+        for more in ({}, {"image_guide": "a.png"})
+    )
+    assert idle.denoise < busy.denoise and idle.linear_flops < busy.linear_flops
+    assert idle == family_handler.query_memory("z_image", plain, settings, nowhere)
 
 
 def test_a_prompts_preparation_needs_less_than_a_step(transformer):

@@ -8,6 +8,7 @@ import pytest
 
 from shared import settings
 from shared.errors import UserError
+from shared.imaging.preprocess import PREPROCESSORS
 from shared.settings import SETTINGS, SettingsError, parse_resolution, validate
 
 TURBO = {"guidance": False, "flow_shift": False, "negative_prompt": False}
@@ -291,3 +292,58 @@ def test_random_seeds_differ_and_leave_room_for_a_batch():
 def test_importing_is_light():
     code = "import sys, shared.settings, shared.cards; print({'torch', 'PIL', 'gradio'} & sys.modules.keys())"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+CONTROL = {**TURBO, "image": True, "inpaint": True, "control": True}
+
+
+def test_pictures_act_where_the_model_can_use_them():
+    assert "image_guide" not in check(TURBO).settings and "image_start" not in check(TURBO).settings
+    given = check(
+        CONTROL, image_guide="a.png", control_end=50, control_parameters={"low": 50, "invert": True}
+    )
+    assert given.settings["control_parameters"] == "low=50, invert=true"
+    assert given.settings["control_end"] == 50.0 and given.ignored == {}
+    assert check(TURBO, image_guide="a.png").ignored == {"image_guide": "does not act on this model"}
+
+
+def test_the_preprocessors_are_those_there_are():
+    assert settings.PREPROCESSORS == tuple(PREPROCESSORS)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("", {}),
+        ("low=50, high = 150", {"low": 50, "high": 150}),
+        ("length=2.5,invert=True,certainty=-1", {"length": 2.5, "invert": True, "certainty": -1}),
+    ],
+)
+def test_parameters_are_read(text, values):
+    read = settings.parse_parameters(text)
+    assert read == values and [type(x) for x in read.values()] == [type(x) for x in values.values()]
+
+
+@pytest.mark.parametrize("text", ["low", "low=", "=3", "low=a", "low=50 high=3", "low=1e9", "low=__import__"])
+def test_parameters_that_are_none_are_refused(text):
+    with pytest.raises(SettingsError, match="expected pairs such as"):
+        settings.parse_parameters(text)
+
+
+@pytest.mark.parametrize(
+    ("letters", "expected"),
+    [
+        ("PV", {"image_guide": "a.png", "control_preprocessor": "pose"}),
+        ("DV", {"image_guide": "a.png", "control_preprocessor": "depth"}),
+        ("EV", {"image_guide": "a.png", "control_preprocessor": "canny"}),
+        ("V", {"image_guide": "a.png", "control_preprocessor": "as_it_is"}),
+        ("VA", {"image_guide": "", "image_start": "a.png", "image_mask": "m.png", "denoising_strength": 1.0}),
+        ("PVA", {"image_guide": "a.png", "image_start": "a.png", "control_preprocessor": "pose"}),
+        ("", {"image_guide": "", "image_mask": "", "image_start": ""}),
+    ],
+)
+def test_the_letters_of_wan2gp_are_understood(letters, expected):
+    given = check(CONTROL, video_prompt_type=letters, image_guide="a.png", image_mask="m.png")
+    assert given.settings.items() >= expected.items() and given.ignored == {}
+    own = {"control_preprocessor": "gray", "image_guide": "a.png", "video_prompt_type": "PV"}
+    assert check(CONTROL, **own).settings["control_preprocessor"] == "gray"

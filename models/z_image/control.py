@@ -15,7 +15,6 @@ base's noise refiner, with which these weights were trained.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.z_image import names
+from models.z_image import control_layout, names
+from models.z_image.control_layout import INPAINT_CHANNELS, LATENT_CHANNELS, OWN, PLAIN, SHARED, Layout
 from models.z_image.transformer_z_image import (
     HALF_MAX,
     HintsAt,
@@ -43,65 +43,9 @@ from models.z_image.transformer_z_image import (
     wide,
 )
 from shared.errors import UserError
-from shared.weights import formats
-from shared.weights.files import read_header
 from shared.weights.loading import build, load_weights
 
-EMBEDDER = "control_all_x_embedder.{}.weight"
-LATENT_CHANNELS = 16
-INPAINT_CHANNELS = 33  # control latent 16, mask 1, latent of what is kept 16
 GREY = 0.5  # of the area to repaint; 0 where pixels reach from -1 to 1
-
-#: which blocks see the image tokens before the noise refiner
-PLAIN, SHARED, OWN = "plain", "shared", "own"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a control file's keys say of it.
-
-    channels: of its context. places: the base's layers that get a hint. refiner: PLAIN blocks refine the
-    control tokens (v1); the main blocks pass over the image tokens first (SHARED, 2.0); blocks of their OWN
-    do (2.1, lite).
-    """
-
-    channels: int
-    places: tuple[int, ...]
-    refiner: str
-
-    @classmethod
-    def of(cls, found: formats.Checkpoint, config: ZImageConfig) -> Layout:
-        """Of a checkpoint inspected with names.CONTROL. UserError for a layout this program does not know."""
-        label = ", ".join(file.name for file in found.files)
-        values = found.entries[EMBEDDER.format(config.key)].shape[1]
-        channels, rest = divmod(values, config.patch_size**2)
-        if rest or channels not in (config.in_channels, 2 * config.in_channels + 1):
-            raise UserError(
-                f"{label} is a control network for {values / config.patch_size**2:g} channels; expected "
-                f"{config.in_channels} or {2 * config.in_channels + 1}: take one made for this model."
-            )
-        blocks = {int(m[1]) for name in found.entries if (m := re.match(r"control_layers\.(\d+)\.", name))}
-        if not blocks or blocks != set(range(len(blocks))) or len(blocks) > config.n_layers:
-            raise UserError(
-                f"{label} has the control layers {sorted(blocks)} for a model of {config.n_layers} layers: "
-                "it is incomplete, or made for another model."
-            )
-        step = round(config.n_layers / len(blocks))
-        places = tuple(range(0, config.n_layers, step))[: len(blocks)]
-        if channels == config.in_channels:
-            return cls(channels, places, PLAIN)
-        return cls(channels, places, OWN if _is_trained(found) else SHARED)
-
-    @property
-    def inpaints(self) -> bool:
-        """Whether its context has channels for what is to be repainted."""
-        return self.channels != LATENT_CHANNELS
-
-
-def _is_trained(found: formats.Checkpoint) -> bool:
-    """Whether the file's refiner blocks give hints: the first one's projection is there and not all zero."""
-    entry = found.entries.get("control_noise_refiner.0.after_proj.weight")
-    return entry is not None and bool(read_header(entry.file).read(entry.source).strip(b"\0"))
 
 
 class ControlBlock(ZImageTransformerBlock):
@@ -179,18 +123,10 @@ class ZImageControlModel(nn.Module):
 
 def load(file: Path, config: ZImageConfig, dtype: torch.dtype) -> ZImageControlModel:
     """The control network of a file, for a base of that configuration. UserError when it does not fit."""
-    layout = Layout.of(formats.inspect([file], names.CONTROL), config)
+    _, layout = control_layout.read(file, config)
     model = build(lambda: ZImageControlModel(config, layout))
-    dead = "control_noise_refiner." if layout.refiner == SHARED else None
-    unused = (lambda name: name.startswith(dead)) if dead else (lambda name: False)
-    load_weights(model, [file], dtype=dtype, names=names.CONTROL, unused=unused)
+    load_weights(model, [file], dtype=dtype, names=names.CONTROL, unused=layout.unused)
     return model
-
-
-def is_control(file: Path) -> bool:
-    """Whether a file's tensors are a control network's. UserError when it is damaged."""
-    known = names.CONTROL.known
-    return file.is_file() and any(name.endswith(known) for name in read_header(file).entries)
 
 
 # ---- one forward -------------------------------------------------------------------------------------------

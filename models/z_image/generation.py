@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,12 +80,29 @@ class ZImageProcessor:
         """From now on work as `plan` says. What it leaves as it was stays where it is."""
         pipe = self.pipe
         pipe.vae_tile = plan.vae_tile
-        pipe.placements = {part: Placement(**how) for part, how in plan.placements().items()}
+        pipe.placements = self._placements(plan.placements())
         for part, placement in pipe.placements.items():
             if part in pipe and (part != "text_encoder" or pipe.text_encoder_loaded):
                 pipe.residency.place(pipe[part], placement)
         if plan.compile:
             pipe.transformer.compile()
+
+    def _placements(self, planned: Mapping[str, Mapping[str, Any]]) -> dict[str, Placement]:
+        """A control network is placed with the transformer: the plan counts its blocks as the first ones to
+        be streamed."""
+        placements = {part: Placement(**how) for part, how in planned.items()}
+        base = placements.get("transformer")
+        if self.pipe.control is None or base is None:
+            return placements
+        resident, transformer = base.resident_blocks, self.pipe.transformer
+        beyond = None
+        if resident is not None:
+            count = sum(len(getattr(transformer, stack)) for stack in transformer.streamed_blocks)
+            beyond, resident = max(0, resident - count), min(resident, count)
+        return placements | {
+            "transformer": replace(base, resident_blocks=resident),
+            "control": replace(base, resident_blocks=beyond),
+        }
 
     def use_loras(self, paths: Sequence[Path], multipliers: Multipliers, names: ModelNames) -> bool:
         """From now on draw with these LoRA files, and no others. UserError when one of them cannot be used.

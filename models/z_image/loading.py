@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import AutoTokenizer, Qwen3Model
 
-from models.z_image import control, names, text_encoding
+from models.z_image import control, control_layout, names, text_encoding
 from models.z_image.generation import ZImageProcessor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
@@ -87,15 +87,10 @@ def load(
     tokenizer_folder = ROOT / folder if folder and (ROOT / folder).is_dir() else beside
 
     sources = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
-    given = [find(source, folders=folders) for source in sources]
-    nets = [file for file in given if control.is_control(file)]
-    if len(nets) > 1:
-        raise UserError(f"{nets[0].name} and {nets[1].name} are two control networks: choose one of them.")
-    if not nets and base_model_type in CONTROL_TYPES:
-        raise UserError(
-            f"{base_model_type} needs a control network's file, too: name it in the card's modules."
-        )
-    found = formats.inspect([file for file in given if file not in nets], names.TRANSFORMER)
+    files_given = [find(source, folders=folders) for source in sources]
+    nets = [file for file in files_given if control_layout.is_control(file)]
+    _check_control(nets, alone=nets == files_given, wanted=base_model_type in CONTROL_TYPES)
+    found = formats.inspect([file for file in files_given if file not in nets], names.TRANSFORMER)
     dtype = dtype or preferred_dtype(found, place)
     encoder_dtype = torch.bfloat16 if dtype == torch.float16 else dtype  # Qwen3 can overflow float16
     config = model_def.get("transformer_config") or TRANSFORMER_CONFIG
@@ -145,6 +140,19 @@ def load(
     )
     rgb = LatentRgb.read(_latent_rgb_file(vae_config))
     return ZImageProcessor(pipe, rgb, choose_attention, folders.ckpts), pipe
+
+
+def _check_control(nets: Sequence[Path], *, alone: bool, wanted: bool) -> None:
+    """UserError for too many or too few control networks."""
+    if len(nets) > 1:
+        raise UserError(f"{nets[0].name} and {nets[1].name} are two control networks: choose one of them.")
+    if alone:
+        raise UserError(f"{nets[0].name} is a control network alone: name the transformer's file, too.")
+    if wanted and not nets:
+        raise UserError(
+            "This model needs a control network's file: name it in its card's modules, or beside the "
+            "transformer's file."
+        )
 
 
 def read_config(config: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -12,20 +12,32 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from models.z_image import control_layout as layouts
 from models.z_image import names
+from models.z_image.control_layout import OWN, PLAIN, SHARED, Layout
 from shared.errors import UserError
 from shared.footprint import Needs, Offers, PartSize, Variant
 from shared.settings import parse_resolution
 from shared.weights import formats
-from shared.weights.files import Folders, Required, check_safetensors, file_name, is_url, locate
+from shared.weights.files import (
+    Folders,
+    Required,
+    check_safetensors,
+    describe,
+    file_name,
+    is_url,
+    locate,
+)  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_CAPTION = 512  # tokens; how many a prompt has is only known once it is encoded
 STACKS = ("context_refiner", "noise_refiner", "layers")  # blocks that can be streamed, as a pass meets them
+CONTROL_STACKS = ("control_noise_refiner", "control_layers")
+PICTURES = ("image_start", "image_guide")  # settings whose pictures the VAE encodes
 NAMES = {"transformer": names.TRANSFORMER, "text_encoder": names.TEXT_ENCODER}
 VAE_TILES = (1024, 768, 512, 384, 256)  # pixels
 ACTIVATION = 2  # bytes of a value on a card
@@ -40,6 +52,13 @@ KINDS_BY_NAME = (
     (r"fp8|e4m3|e5m2", "fp8"),
     (r"(?<!b)f(p)?16", "fp16"),
     (r"fp?32", "fp32"),
+)
+#: (expression for a file's name, channels, distance of the hinted layers, refiner); as above
+LAYOUTS_BY_NAME: tuple[tuple[str, int, int, str], ...] = (
+    (r"lite", 33, 10, OWN),
+    (r"2\.1", 33, 2, OWN),
+    (r"union-?2", 33, 2, SHARED),
+    (r"", 16, 5, PLAIN),
 )
 PUBLISHED_VAE = 83_819_683  # parameters
 
@@ -79,12 +98,14 @@ class Sizes:
     """One forward: the tokens of its longest sequence and how many sequences there are.
 
     image, caption, negative: tokens (negative: of the caption that NAG adds to the same sequence, else 0).
+    control: the layout of the control network that acts.
     """
 
     image: int
     caption: int
     sequences: int = 1
     negative: int = 0
+    control: Layout | None = None
 
     @property
     def tokens(self) -> int:
@@ -118,13 +139,30 @@ def transformer_bytes(shape: Shape, sizes: Sizes, value: int = ACTIVATION, quant
         rope *= 3  # the caption's, the negative caption's, and both in one
     latents = sizes.sequences * sizes.image * shape.patch_size**2 * shape.in_channels * 4
     captions = 2 * (sizes.caption + sizes.negative) * shape.dim * value
-    return inside + waiting + rope + latents + captions
+    return inside + waiting + rope + latents + captions + control_bytes(shape, sizes, value)
+
+
+def control_bytes(shape: Shape, sizes: Sizes, value: int = ACTIVATION) -> int:
+    """What a control network adds to a forward: while its block computes, all of the base's sequences wait
+    (one more than without it), the others' control tokens, and the hints. The control tokens as embedded stay
+    for the whole run.
+    """
+    if sizes.control is None:
+        return 0
+    together = 2 * sizes.sequences * sizes.tokens
+    first = 3 * sizes.sequences * sizes.image  # before the noise refiner, with the hints of two layers
+    modulation = 32  # rows' worth: of a second block, and times
+    return shape.dim * value * (max(together, first) + sizes.tokens + modulation)
 
 
 def step_flops(shape: Shape, sizes: Sizes) -> tuple[float, float]:
     """(in linear layers, in attention) of one forward over all sequences."""
-    blocks = shape.n_layers * sizes.tokens + shape.n_refiner_layers * sizes.image
-    attention = shape.n_layers * sizes.tokens**2 + shape.n_refiner_layers * sizes.image**2
+    layers, refiners = shape.n_layers, shape.n_refiner_layers
+    if sizes.control is not None:
+        layers += len(sizes.control.places)
+        refiners += len(sizes.control.places) if sizes.control.refiner == SHARED else shape.n_refiner_layers
+    blocks = layers * sizes.tokens + refiners * sizes.image
+    attention = layers * sizes.tokens**2 + refiners * sizes.image**2
     return (
         2.0 * sizes.sequences * blocks * shape.linear_weights,
         4.0 * sizes.sequences * attention * shape.dim,
@@ -152,11 +190,16 @@ def encode_bytes(config: Mapping[str, Any], width: int, height: int, value: int 
 
 
 def needs(
-    configs: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], *, lora_bytes: int = 0
+    configs: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    *,
+    lora_bytes: int = 0,
+    control: Layout | None = None,
 ) -> Needs:
     """Of a job with these settings. configs: of "transformer", "text_encoder", "vae".
 
     lora_bytes: of the adapters' files, which stay on the card beside the layers that they change.
+    control: the layout of the model's control network.
     """
     shape = Shape.of(configs["transformer"])
     width, height = parse_resolution(settings["resolution"])
@@ -168,6 +211,7 @@ def needs(
         MAX_CAPTION,
         images * 2 if guided else images,
         MAX_CAPTION if nag else 0,
+        control if settings.get("image_guide") or settings.get("image_mask") else None,
     )
     state = LATENT_STATE * images * sizes.image * shape.patch_size**2 * shape.in_channels * 4
     state += lora_bytes
@@ -177,7 +221,7 @@ def needs(
         encode=encode,
         denoise=state + transformer_bytes(shape, sizes),
         denoise_quantized=state + transformer_bytes(shape, sizes, quantized=True),
-        decode=_decode_table(configs["vae"], width, height, bool(settings.get("image_guide"))),
+        decode=_decode_table(configs["vae"], width, height, any(map(settings.get, PICTURES))),
         linear_flops=linear,
         attention_flops=attention,
     )
@@ -218,14 +262,64 @@ def offers(
         for role, ones in roles.items()
     }
     modules = [one for one in needed if one.role.startswith("module")]
-    paths = [locate(one.alternatives[0], folders, one.target) for one in modules]
+    nets = (control_size(one, configs["transformer"], folders, float_bytes) for one in modules)
+    net = next(nets, None)
     vae = next((one for one in needed if one.role == "vae"), None)
     return Offers(
-        found["transformer"],
+        tuple(replace(v, size=_beside(v.size, net)) for v in found["transformer"]),
         found["text_encoder"],
         PartSize(_vae_weights(vae, folders) * VAE_VALUE),
-        sum(measure(path, float_bytes)[1].total for path in paths if path),
     )
+
+
+def _beside(size: PartSize, control: PartSize | None) -> PartSize:
+    """A transformer's size with its control network's, whose blocks are the first to be streamed. They pass
+    through two places of their own.
+    """
+    if control is None:
+        return size
+    base = size.base_bytes + control.base_bytes + 2 * max(control.block_bytes)
+    return PartSize(base, control.block_bytes + size.block_bytes, size.ram_bytes)
+
+
+def control_layout(one: Required, base: Mapping[str, Any], folders: Folders) -> Layout:
+    """The layout of a card's control network: from its file, else what its name says is published. UserError
+    when the file is damaged.
+    """
+    path = describe(one, folders).path
+    if path is not None:
+        return layouts.read(path, Shape.of(base))[1]
+    name = file_name(one.alternatives[0]).lower()
+    _, channels, step, refiner = next(known for known in LAYOUTS_BY_NAME if re.search(known[0], name))
+    return Layout(channels, tuple(range(0, Shape.of(base).n_layers, step)), refiner)
+
+
+def control_size(
+    one: Required, base: Mapping[str, Any], folders: Folders, float_bytes: int | None = ACTIVATION
+) -> PartSize:
+    """As loaded, of a card's control network; as `measure` and `published_size`."""
+    path, value = describe(one, folders).path, float_bytes or ACTIVATION
+    if path is None:
+        kind = kind_by_name(file_name(one.alternatives[0]))
+        return _control_size(base, control_layout(one, base, folders), kind, value)
+    held, layout = layouts.read(path, Shape.of(base))
+    stacks = ("control_layers",) if layout.refiner == SHARED else CONTROL_STACKS
+    blocks = tuple(n for stack in stacks for n in held.block_bytes(stack, 8 * value))
+    everything = held.bytes_under("", 8 * value)
+    return PartSize(everything - sum(sum(held.block_bytes(s, 8 * value)) for s in CONTROL_STACKS), blocks)
+
+
+def _control_size(base: Mapping[str, Any], layout: Layout, kind: str, float_bytes: int) -> PartSize:
+    """quanto's published files are taken to have the projections in int8, too."""
+    shape = Shape.of(base)
+    d, weight = shape.dim, WEIGHT_BYTES.get(kind, float_bytes)
+    plain = (min(d, 256) + 1) * 4 * d + 4 * d + 2 * d // shape.n_heads
+    block = int(shape.linear_weights * weight + plain * float_bytes)
+    projection = int(d * d * weight + d * float_bytes)
+    hinting = [block + projection * (2 if i == 0 else 1) for i in range(len(layout.places))]
+    refiner = {PLAIN: [block] * shape.n_refiner_layers, OWN: hinting[: shape.n_refiner_layers]}
+    embedder = (shape.patch_size**2 * layout.channels + 1) * d * float_bytes
+    return PartSize(embedder, (*refiner.get(layout.refiner, []), *hinting))
 
 
 def _variants(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models.z_image import control as control_nets
 from models.z_image import pictures, prompt_cache, text_encoding, unified_sampler, vae
 from models.z_image.control import Guide, Share, ZImageControlModel
+from models.z_image.control_layout import INPAINT_CHANNELS
 from models.z_image.nag import Nag
 from models.z_image.pictures import Given, Known, Pictures
 from models.z_image.prompt_cache import Encoded, PromptCache
@@ -310,7 +311,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         A control network that knows masks is told what is repainted; without it, the rest is held.
         """
         channels = self.control.layout.channels if self.control is not None and acting else 0
-        tells = given.painted is not None and channels == control_nets.INPAINT_CHANNELS
+        tells = given.painted is not None and channels == INPAINT_CHANNELS
         holds = given.painted is not None and not tells
         todo = {
             "image": given.image if strength < 1 or holds else None,

@@ -119,8 +119,7 @@ class family_handler:
     def query_model_files(base_model_type: str, model_def: Mapping[str, Any]) -> list[Required]:
         """The files to have on disk before `load_model`."""
         needed = [Required("transformer", list(model_def["URLs"]))]
-        modules = model_def.get("modules") or []
-        needed += [Required(f"module{i}", list(files)) for i, files in enumerate(modules)]
+        needed += _modules(model_def)
         encoders = model_def.get("text_encoder_URLs")
         folder = model_def.get("text_encoder_folder") or TEXT_ENCODER_FOLDER
         if encoders:
@@ -166,7 +165,10 @@ class family_handler:
         lora_bytes: int = 0,
     ) -> Needs:
         """What a job with these settings needs besides the weights."""
-        return memory.needs(_configs(model_def, folders), settings, lora_bytes=lora_bytes)
+        configs, control = _configs(model_def, folders), None
+        if modules := _modules(model_def):
+            control = memory.control_layout(modules[0], configs["transformer"], folders or DEFAULT_FOLDERS)
+        return memory.needs(configs, settings, lora_bytes=lora_bytes, control=control)
 
     @staticmethod
     def query_offers(
@@ -319,6 +321,12 @@ def _configs(model_def: Mapping[str, Any], folders: Folders | None) -> dict[str,
             "vae": model_def.get("vae_config") or VAE_CONFIG,
         }
     )
+
+
+def _modules(model_def: Mapping[str, Any]) -> list[Required]:
+    """The control network's file, where the card has one."""
+    modules = model_def.get("modules") or []
+    return [Required(f"module{i}", list(files)) for i, files in enumerate(modules)]
 
 
 def _in_project(folder: str) -> bool:
