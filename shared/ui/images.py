@@ -188,8 +188,7 @@ class Images:
             given["image_mask"] = self._kept_mask(given["image_mask"], given["image_start"])
         path, _, strokes = given.get("image_guide", "").partition(STROKES)
         if strokes and strokes != EMPTY:
-            painted = painted_over(self._map({**given, "image_guide": path}), strokes)
-            path = self._kept(painted)
+            path = self._kept_map(given, path, strokes)
             given |= {"control_preprocessor": "as_it_is", "control_parameters": ""}
         return {**given, "image_guide": path} if "image_guide" in given else given
 
@@ -211,6 +210,13 @@ class Images:
             return ""
         size = sources.load_picture(Path(start)).image.size
         return self._kept(masks.resize(mask, size))
+
+    def _kept_map(self, settings: Mapping[str, Any], guide: str, strokes: str) -> str:
+        picture = sources.load_picture(Path(guide)).image
+        values = parse_parameters(settings["control_parameters"])
+        size = parse_resolution(settings["resolution"])
+        drawn = self._map(picture, settings["control_preprocessor"], values, *size)
+        return self._kept(painted_over(drawn, strokes))
 
     def _is_kept(self, path: str) -> bool:
         file = Path(path).absolute()
@@ -319,27 +325,25 @@ class Images:
         }
         if not path:
             return updates
-        settings = {
-            "image_guide": path,
-            "control_preprocessor": name,
-            "control_parameters": details,
-            "resolution": resolution,
-        }
         try:
-            if lacks:
-                picture = sources.load_picture(Path(path)).image
-                return {**updates, self.map: painter_html("shown", picture, None, [])}
-            drawn = self._map(settings)
+            picture = sources.load_picture(Path(path)).image
         except UserError as error:
-            return {**updates, self.about: _problem(str(error))}
+            return {**updates, self.map: _problem(str(error))}
+        shown = {**updates, self.map: painter_html("shown", picture, None, [])}
+        if lacks:
+            return shown
+        try:
+            width, height = parse_resolution(resolution)
+            drawn = self._map(picture, name, parse_parameters(details), width, height)
+        except UserError as error:
+            return {**shown, self.about: _problem(str(error))}
         said = "This is what the picture follows. White lines can be added, and any part made black."
         return {**updates, self.map: painter_html("map", drawn, None, [said])}
 
-    def _map(self, settings: Mapping[str, Any]) -> Image.Image:
-        picture = sources.load_picture(settings["image_guide"]).image
-        width, height = parse_resolution(settings["resolution"])
-        values = parse_parameters(settings["control_parameters"])
-        name, folder = settings["control_preprocessor"], self._engine.config.ckpts
+    def _map(
+        self, picture: Image.Image, name: str, values: Mapping[str, Any], width: int, height: int
+    ) -> Image.Image:
+        folder = self._engine.config.ckpts
         return control_map(name, picture, width, height, values, folder=folder)
 
     @shows_errors

@@ -19,7 +19,7 @@ from PIL import Image
 
 from shared.errors import UserError
 from shared.imaging import masks
-from shared.imaging.sources import LANCZOS, Source, load_picture
+from shared.imaging.sources import load_picture
 
 SHOWN = 1024  # pixels of the longer side of the canvas at most: what is painted is scaled to the picture
 FINE = 512  # and at least, or strokes on a small picture would be of steps
@@ -47,7 +47,10 @@ def painter_area(elem_id: str) -> gr.HTML:
 
 
 def painter_html(kind: str, picture: Image.Image, mask: Image.Image | None, lines: Sequence[str]) -> str:
-    """kind: "mask", "map" or "shown": the tools, or none. mask: (L) what is already painted. lines: what stands below."""
+    """kind: "mask" or "map", the tools, or "shown", without any. mask: (L) what is already painted.
+
+    lines: what stands below.
+    """
     width, height = _canvas_size(picture.size)
     layer = "" if mask is None else _address(_inked(mask.resize((width, height))), "PNG")
     caption = "".join(f'<p class="zgp-lora-line">{escape(line)}</p>' for line in lines)
@@ -55,7 +58,8 @@ def painter_html(kind: str, picture: Image.Image, mask: Image.Image | None, line
     return (
         f'<div class="zgp-painter" data-kind="{kind}" data-layer="{layer}" data-number="{next(_numbers)}" '
         f'data-painted="{int(bool(layer))}">'
-        f'<div class="zgp-easel" style="--zgp-shape: {width / height:.4f}"><img src="{_address(_copy(picture), "WEBP")}" alt="" draggable="false">'
+        f'<div class="zgp-easel" style="--zgp-shape: {width / height:.4f}">'
+        f'<img src="{_address(_copy(picture), "WEBP")}" alt="" draggable="false">'
         f'<canvas width="{width}" height="{height}" aria-label="{_LABELS[kind]}"></canvas></div>'
         f'<div class="zgp-tools">{_tools(kind)}</div>{caption}</div>'
     )
@@ -95,30 +99,27 @@ def mask_of(data: str) -> Image.Image | None:
     """The mask (L, white where something was painted) that `painted` brought; None when nothing is."""
     if data == EMPTY:
         return None
-    source = _decoded(data)
-    if source.alpha is None:
-        return Image.new("L", source.image.size, 255)
-    layer = source.image.convert("RGBA")
-    layer.putalpha(source.alpha)
-    return masks.from_layer(layer)
+    return masks.from_layer(_layer(data))
 
 
 def painted_over(picture: Image.Image, data: str) -> Image.Image:
     """`picture` (RGB) with the strokes that `painted` brought on it."""
     if data == EMPTY:
         return picture
-    source = _decoded(data)
-    if source.alpha is None:
-        return source.image.resize(picture.size, LANCZOS)
-    strokes, alpha = (layer.resize(picture.size, LANCZOS) for layer in (source.image, source.alpha))
-    return Image.composite(strokes, picture, alpha)
+    over = picture.convert("RGBA")
+    over.alpha_composite(_layer(data).resize(picture.size, Image.Resampling.BILINEAR))
+    return over.convert("RGB")
 
 
-def _decoded(data: str) -> Source:
+def _layer(data: str) -> Image.Image:
+    """RGBA."""
     try:
-        return load_picture(base64.b64decode(data.removeprefix(DATA), validate=True))
+        png = base64.b64decode(data.removeprefix(DATA), validate=True)
     except binascii.Error:
         raise UserError("What was painted did not arrive whole; paint it again") from None
+    load_picture(png)  # refuses what is no picture, damaged, or too large
+    with Image.open(io.BytesIO(png)) as image:
+        return image.convert("RGBA")
 
 
 def _canvas_size(size: tuple[int, int]) -> tuple[int, int]:
