@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from shared.engine.engine import Engine, EngineConfig
-from shared.engine.inputs import keep_picture, keep_pictures
+from shared.engine.inputs import keep_picture, keep_pictures, without_folders
 from shared.errors import UserError
 from shared.imaging.sources import load_picture
 from shared.settings import SettingsError
@@ -56,7 +56,9 @@ def test_a_job_outlives_its_source(photo, tmp_path):
     assert validated.settings["image_start"] == kept and load_picture(kept).image.size == (20, 30)
     assert str(config.output_dir / ".zgp" / "inputs") in kept
     assert any("upright" in note for note in engine.store.job(job_id).notes)
-    again, _ = engine.submit({**values, "image_start": kept})  # as from the picture's own metadata
+    carried = without_folders(validated.settings)  # as the picture's own metadata has it
+    assert str(tmp_path) not in str(carried) and carried["image_mask"] == ""
+    again, _ = engine.submit({**values, "image_start": carried["image_start"]})
     assert engine.store.job(again).settings["image_start"] == kept
     with pytest.raises(SettingsError, match="image_start: photo.png does not exist"):
         engine.submit(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from shared.errors import UserError
 from shared.imaging.sources import Picture, load_picture
 from shared.settings import SETTINGS, SettingsError
 
+COPY = re.compile(r"[0-9a-f]{64}\.png")
 PICTURES = tuple(name for name, setting in SETTINGS.items() if setting.picture)
 
 
@@ -39,12 +41,26 @@ def keep_pictures(settings: Mapping[str, Any], folder: Path) -> tuple[dict[str, 
     return kept, notes
 
 
+def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` as images carry them: the copies by their names alone, since folders tell of their owner.
+    `keep_pictures` knows them again.
+    """
+    return {name: Path(x).name if name in PICTURES and x else x for name, x in settings.items()}
+
+
+def known_copy(path: str | Path, folder: Path) -> Path | None:
+    """The copy in `folder` that a path stands for by its name; None when it stands for none."""
+    copy = folder.absolute() / Path(path).name
+    return copy if COPY.fullmatch(copy.name) and copy.is_file() else None
+
+
 def keep_picture(picture: Picture, folder: Path) -> tuple[Path, list[str]]:
     """The copy of a picture, folder/<sha256 of the copy>.png, upright and in 8-bit sRGB with its
-    transparency; and what was corrected. A file that is such a copy already is its own.
+    transparency; and what was corrected. The name of such a copy stands for it.
     """
-    if isinstance(picture, Path) and picture.parent.absolute() == folder.absolute() and picture.is_file():
-        return picture, []
+    known = known_copy(picture, folder) if isinstance(picture, str | Path) else None
+    if known:
+        return known, []
     source = load_picture(picture)
     image = source.image
     if source.alpha is not None:

@@ -27,6 +27,7 @@ from PIL import Image
 from shared.engine import failures
 from shared.engine.catalog import HandlerFor, LoraFolders
 from shared.engine.host import LoadedModel, ModelHost, Silent
+from shared.engine.inputs import without_folders
 from shared.engine.lock import ProcessLock
 from shared.engine.planner import Overrides
 from shared.engine.progress import Progress
@@ -174,7 +175,7 @@ class Worker:
         settings, now = job.settings, datetime.now()
         seed = settings["seed"] + index
         meta = metadata.build(
-            _public(settings),
+            without_folders(_public(settings)),
             seed=seed,
             index=index,
             model_name=model.info.name,

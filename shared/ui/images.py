@@ -18,7 +18,7 @@ from PIL import Image
 
 from shared.engine.catalog import ModelInfo
 from shared.engine.engine import Engine
-from shared.engine.inputs import PICTURES, keep_picture
+from shared.engine.inputs import PICTURES, keep_picture, known_copy
 from shared.errors import UserError
 from shared.imaging import masks, sources
 from shared.imaging.preprocess import PREPROCESSORS, Preprocessor, control_map, find, missing
@@ -197,9 +197,11 @@ class Images:
 
         Settings may come from anyone's file: other files of this computer are not looked at.
         """
-        given = dict(settings)
-        lost = [name for name in PICTURES if given.get(name) and not self._is_kept(given[name])]
-        if "image_start" in lost and given.get("image_mask"):
+        named = [name for name in PICTURES if settings.get(name)]
+        kept = {name: known_copy(settings[name], self._engine.config.inputs) for name in named}
+        given = {**settings, **{name: str(path) for name, path in kept.items()}}
+        lost = [name for name, path in kept.items() if path is None]
+        if "image_start" in lost and "image_mask" in given:
             given["image_mask"] = ""
         lines = [f"Its {WHAT[name]} is not here: choose it again." for name in lost]
         return {**given, **dict.fromkeys(lost, "")}, lines
@@ -217,10 +219,6 @@ class Images:
         size = parse_resolution(settings["resolution"])
         drawn = self._map(picture, settings["control_preprocessor"], values, *size)
         return self._kept(painted_over(drawn, strokes))
-
-    def _is_kept(self, path: str) -> bool:
-        file = Path(path).absolute()
-        return file.is_file() and file.resolve().parent == self._engine.config.inputs.resolve()
 
     def _kept(self, picture: sources.Picture) -> str:
         return str(keep_picture(picture, self._engine.config.inputs)[0])
