@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -236,9 +237,12 @@ def made(page, server, seed=7):
     page.set_number("seed", seed)
     page.set_number("num_inference_steps", 4)
     page.generate()
-    page.tab.wait_for_function("document.querySelector('#generate').innerText.trim() !== 'Generate'")
+    deadline = time.monotonic() + 60
+    while not (new := set(server.pictures()) - before) and time.monotonic() < deadline:
+        page.tab.wait_for_timeout(50)
     page.wait_until_idle()
-    [picture] = set(server.pictures()) - before
+    [picture] = new
+    page.tab.wait_for_selector(f'#viewer img[src$="{picture.name}"]')
     return picture
 
 
@@ -302,11 +306,12 @@ def test_control_is_shown_where_it_acts_and_its_map_before_running(visit, models
     page.choose_model(label(models[CONTROL]))
     page.tab.wait_for_selector("#control-group")
     drop(page, "control", source)
-    shown = page.tab.locator("#map img").get_attribute("src")
-    page.set_number("canny-low", 500)
-    page.set_number("canny-high", 900)
-    page.tab.wait_for_function("(src) => document.querySelector('#map img').src !== src", arg=shown)
-    assert page.value("control_parameters") == "low=500, high=900"
+    number = "document.querySelector('#map .zgp-painter')?.dataset.number"  # of each new drawing
+    for setting, value in (("canny-high", 900), ("canny-low", 800)):
+        shown = page.tab.evaluate(number)
+        page.set_number(setting, value)
+        page.tab.wait_for_function(f"(shown) => {number} !== shown", arg=shown)
+    assert page.value("control_parameters") == "low=800, high=900"
     stroke(page, "map", (0.1, 0.1), (0.9, 0.9))
     assert "|data:image/png;base64," in page.value("image_guide")
     page.tab.locator("#control_preprocessor input").click()
