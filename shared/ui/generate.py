@@ -71,7 +71,9 @@ class Generate:
             trigger_mode="always_last", **QUIET,
         )  # fmt: skip
         suited = [*form.outputs, *self.welcome.examples]
-        controls["model_type"].input(self.change_model, form.inputs, suited, **QUIET)
+        controls["model_type"].input(  # the last of several quick choices counts
+            self.change_model, form.inputs, suited, trigger_mode="always_last", **QUIET
+        )
         form.last_seed.click(self.last_seed, None, controls["seed"], **QUIET)
         self.welcome.fills(controls["prompt"])
         filled = [*suited, self.notice]

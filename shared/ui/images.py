@@ -147,7 +147,7 @@ class Images:
         )  # fmt: skip
         self.what.input(None, None, self.details, js="() => ''")
         details = [one for each in self.parameters.values() for one in each]
-        self.what.input(self.show_details, self.what, [*self.columns.values(), *details], **QUIET)
+        self.what.input(self.show_details, self.what, [*self.columns.values(), *details], **last)
         for name, components in self.parameters.items():
             for component in components:
                 component.input(None, components, self.details, js=_pairs(PREPROCESSORS[name]))
