@@ -275,7 +275,7 @@ def test_what_is_not_painted_stays_exactly_as_it_is(visit, server, source):
     assert 0.02 < painted.mean() < 0.2 and painted[96, 64] and not painted[30, 64]
     changed = (pixels(picture) != pixels(source)).any(axis=2)
     assert not changed[~painted].any() and changed[painted].any()
-    page.tab.get_by_role("button", name="Remove picture").click()
+    page.tab.locator("#easel [data-deed=remove]").click()
     page.tab.wait_for_selector("#easel canvas", state="detached")
     page.tab.get_by_role("button", name="Use these settings").click()
     page.tab.wait_for_selector('#easel [data-painted="1"]')

@@ -84,7 +84,7 @@ def _tools(kind: str) -> str:
     )
     deeds = "".join(
         f'<button type="button" class="zgp-button" data-deed="{name}">{label}</button>'
-        for name, label in (*_DEEDS[kind], ("remove", "Remove picture"))
+        for name, label in (*_DEEDS[kind], ("remove", "Remove"))
     )
     deeds = f'<span class="zgp-deeds">{deeds}</span>'
     return f'<span class="zgp-choice">{tools}</span>{size}{deeds}' if tools else deeds
