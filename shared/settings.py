@@ -198,6 +198,17 @@ SETTINGS: dict[str, Setting] = {
             help="Pixels over which the new part fades in, inside of the mask. Acts with a mask.",
         ),
         Setting(
+            name="mask_only", kind=bool, default=False, label="Paint only around the mask", group="pictures",
+            needs="inpaint",
+            help="That part is painted alone, in full detail, and the picture keeps its own size. Acts with "
+            "a mask.",
+        ),
+        Setting(
+            name="mask_margin", kind=int, default=64, label="Surroundings", minimum=0, maximum=1024, step=8,
+            group="pictures", needs="inpaint",
+            help="Pixels around the mask that are looked at. Acts where only that part is painted.",
+        ),
+        Setting(
             name="image_guide", kind=str, default="", label="Control picture", group="pictures",
             maximum=MAX_PATH, needs="control", picture=True,
             help="A picture whose lines, depth or poses the new one follows.",

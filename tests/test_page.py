@@ -228,7 +228,10 @@ def test_controls_are_visible_where_they_act(visit, models, model_id):
     page.tab.locator("#advanced button").first.click()
     page.tab.wait_for_selector("#image_format", state="visible")
     shown = [name for name in SETTINGS if page.tab.locator(f"#{name}").is_visible()]
-    assert shown == [name for name in SETTINGS if name in model.settings and SETTINGS[name].group != "loras"]
+    acting = [name for name in SETTINGS if name in model.settings]
+    assert shown == [name for name in acting if SETTINGS[name].group not in ("loras", "pictures")]
+    assert page.tab.locator("#image-group").is_visible() == ("image_start" in model.settings)
+    assert page.tab.locator("#control-group").is_visible() == ("image_guide" in model.settings)
     assert page.tab.locator("#loras").is_visible() == ("activated_loras" in model.settings)
     assert page.value("num_inference_steps") == str(model.defaults["num_inference_steps"])
     assert page.tab.locator("#live").is_visible() == (model_id == TWIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,13 +127,15 @@ class ZImageProcessor:
         """One picture for each seed. Raises Cancelled once `interrupt` is true, UserError for bad input."""
         sampler = {name: settings[name] for name in SAMPLER_SETTINGS if name in settings}
         width, height = parse_resolution(settings["resolution"])
+        given, part, notes = _pictures(settings, width, height, self.extras)
+        if part:
+            width, height = part.size
 
         def step(number: int, total: int, denoised: Sequence[Tensor]) -> None:
             on_step(number, total, lambda: [self.latent_rgb.render(x, (width, height)) for x in denoised])
 
         backend, note = self.choose_attention(settings.get("override_attention"))
         self.pipe.transformer.set_attention_backend(backend)
-        given, notes = _pictures(settings, width, height, self.extras)
         output = self.pipe(
             prompt=settings["prompt"],
             height=height,
@@ -147,16 +150,41 @@ class ZImageProcessor:
             **{name: settings[name] for name in SAME_NAME if name in settings},
             **given,
         )
-        return Generation(output.images, [*([note] if note else []), *notes, *output.notes])
+        images = [part.put_back(image) for image in output.images] if part else output.images
+        return Generation(images, [*([note] if note else []), *notes, *output.notes])
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a picture that is painted alone. mask: the whole picture's. feather: in its pixels."""
+
+    box: masks.Box
+    whole: Image.Image
+    mask: Image.Image
+    feather: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.box.width, self.box.height
+
+    def put_back(self, painted: Image.Image) -> Image.Image:
+        """The whole picture with the painted part in its place."""
+        return self.box.put_back(self.whole, painted, self.mask, self.feather)
 
 
 def _pictures(
     settings: Mapping[str, Any], width: int, height: int, extras: Path
-) -> tuple[dict[str, Any], list[str]]:
-    """The pipeline's arguments for a job's pictures, and notes. UserError for what cannot be used."""
+) -> tuple[dict[str, Any], Part | None, list[str]]:
+    """The pipeline's arguments for a job's pictures, and notes. UserError for what cannot be used.
+
+    With a Part, they are for a picture of its size.
+    """
     given: dict[str, Any] = {}
     notes: list[str] = []
-    if settings.get("image_start"):
+    part = None
+    if settings.get("image_start") and settings.get("image_mask") and settings.get("mask_only"):
+        given, part, notes = _part(settings, width, height)
+    elif settings.get("image_start"):
         source = sources.load_picture(settings["image_start"])
         fitted = sources.fit_source(source, width, height)
         notes += fitted.notes
@@ -170,10 +198,26 @@ def _pictures(
     if settings.get("image_guide") and settings["control_net_weight"]:
         picture = sources.load_picture(settings["image_guide"])
         name, values = settings["control_preprocessor"], parse_parameters(settings["control_parameters"])
-        given["control_image"] = preprocess.control_map(
-            name, picture.image, width, height, values, folder=extras
-        )
+        size = part.whole.size if part else (width, height)
+        control = preprocess.control_map(name, picture.image, *size, values, folder=extras)
+        given["control_image"] = part.box.cut(control) if part else control
     if "control_net_weight" in settings:
         given["control_context_scale"] = settings["control_net_weight"]
         given |= {name: settings[name] / 100 for name in ("control_start", "control_end")}
-    return given, notes
+    return given, part, notes
+
+
+def _part(settings: Mapping[str, Any], width: int, height: int) -> tuple[dict[str, Any], Part, list[str]]:
+    """The pipeline's arguments for the part around the mask, of at most as many pixels as width x height."""
+    source = sources.load_picture(settings["image_start"])
+    mask, said = masks.from_upload(settings["image_mask"], source.image.size)
+    mask = masks.grow(mask, settings["mask_expand"])
+    side = math.isqrt(width * height)
+    box = masks.crop_around(mask, settings["mask_margin"], min_size=min(512, side), max_size=side)
+    given = {
+        "image": box.cut(source.image),
+        "inpaint_mask": box.cut(mask, sources.NEAREST),
+        "denoising_strength": settings["denoising_strength"],
+    }
+    part = Part(box, source.image, mask, settings["mask_feather"])
+    return given, part, [*source.notes, *said]

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from shared.errors import UserError
-from shared.imaging.sources import load_picture
+from shared.imaging.sources import Picture, load_picture
 from shared.settings import SETTINGS, SettingsError
 
 COPY = re.compile(r"[0-9a-f]{64}\.png")
@@ -48,14 +48,20 @@ def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: Path(x).name if name in PICTURES and x else x for name, x in settings.items()}
 
 
-def keep_picture(path: Path, folder: Path) -> tuple[Path, list[str]]:
+def known_copy(path: str | Path, folder: Path) -> Path | None:
+    """The copy in `folder` that a path stands for by its name; None when it stands for none."""
+    copy = folder.absolute() / Path(path).name
+    return copy if COPY.fullmatch(copy.name) and copy.is_file() else None
+
+
+def keep_picture(picture: Picture, folder: Path) -> tuple[Path, list[str]]:
     """The copy of a picture, folder/<sha256 of the copy>.png, upright and in 8-bit sRGB with its
     transparency; and what was corrected. The name of such a copy stands for it.
     """
-    known = folder.absolute() / path.name
-    if COPY.fullmatch(path.name) and known.is_file():
+    known = known_copy(picture, folder) if isinstance(picture, str | Path) else None
+    if known:
         return known, []
-    source = load_picture(path)
+    source = load_picture(picture)
     image = source.image
     if source.alpha is not None:
         image = image.convert("RGBA")

@@ -21,6 +21,8 @@ def control(setting: Setting, **options: Any) -> Any:
 def _usual(setting: Setting) -> Builder:
     if setting.choices:
         return _choice
+    if setting.picture or setting.pairs:
+        return _data
     return _numbers if setting.numbers else _BY_KIND[setting.kind]
 
 
@@ -64,6 +66,11 @@ def _numbers(setting: Setting, **options: Any) -> Any:
     return gr.Textbox(max_lines=1, placeholder="preset" if not setting.default else None, **options)
 
 
+def _data(setting: Setting, **options: Any) -> Any:
+    """Holds a text that nobody types; what it stands for is drawn beside it."""
+    return gr.Textbox(**options, elem_classes="zgp-data")
+
+
 def _checkbox(setting: Setting, **options: Any) -> Any:
     return gr.Checkbox(**options)
 
@@ -81,6 +88,10 @@ def _model(setting: Setting, **options: Any) -> Any:
     return gr.Dropdown(filterable=False, **options)
 
 
+def _preprocessor(setting: Setting, **options: Any) -> Any:
+    return gr.Dropdown(filterable=False, **options)
+
+
 def _resolution(setting: Setting, **options: Any) -> Any:
     return gr.Dropdown(allow_custom_value=True, **options)
 
@@ -92,6 +103,7 @@ _BY_NAME: dict[str, Builder] = {
     "resolution": _resolution,
     "seed": _seed,
     "loras_multipliers": _strengths,
+    "control_preprocessor": _preprocessor,
     "sample_solver": _solver,
     "sampling_style": _style,
 }

@@ -13,6 +13,7 @@ from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.settings import SETTINGS
 from shared.ui.controls import control
+from shared.ui.images import NO_PICTURES, PICTURE_SETTINGS, Images
 from shared.ui.loras import Loras
 from shared.ui.presets import Presets
 from shared.ui.text import plural
@@ -54,6 +55,7 @@ class Form:
             self.last_seed = gr.Button("Reuse last", size="sm", elem_id="last-seed", min_width=0, scale=0)
         self.loras = Loras(engine, model, lambda name: self._add(model, name))
         self.presets = Presets(engine, model)
+        self.images = Images(engine, model, self._add)
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             for name in SETTINGS:
                 if name not in self.controls:
@@ -70,6 +72,7 @@ class Form:
         self.random_seed.click(None, None, self.controls["seed"], js="() => -1")
         self.loras.wire(self.controls["model_type"], self.controls["prompt"])
         self.presets.wire(self.controls["model_type"])
+        self.images.wire(self.controls)
 
     @property
     def inputs(self) -> list[Any]:
@@ -79,7 +82,14 @@ class Form:
     @property
     def outputs(self) -> list[Any]:
         """Everything that `fill` may update."""
-        return [*self.inputs, self.about, self.live, self.time_grid, *self.loras.outputs]
+        return [
+            *self.inputs,
+            self.about,
+            self.live,
+            self.time_grid,
+            *self.loras.outputs,
+            *self.images.outputs,
+        ]
 
     @property
     def shapers(self) -> list[Any]:
@@ -89,19 +99,22 @@ class Form:
 
     def read(self, values: tuple[Any, ...]) -> dict[str, Any]:
         """The settings to submit: those that act on the chosen model; an emptied field means the default."""
+        return self.images.read(self._acting(values))
+
+    def _acting(self, values: tuple[Any, ...]) -> dict[str, Any]:
         given = dict(zip(self.controls, values, strict=True))
         acting = self._engine.catalog.model(given["model_type"]).settings
         return {name: given[name] for name in acting if given[name] is not None}
 
     def draw_grid(self, *values: Any) -> str:
         """The plot of the time grid, or what is wrong with the settings that shape it."""
-        return self._grid(self.read(values))
+        return self._grid(self._acting(values))
 
     def _grid(self, settings: Mapping[str, Any]) -> str:
         try:
             levels = self._engine.catalog.time_grid(
-                {**settings, "activated_loras": []}
-            )  # they do not bend it
+                {**settings, "activated_loras": [], **NO_PICTURES}  # they do not bend it
+            )
         except UserError as error:
             return problem_html(str(error))
         return time_grid_html(levels) if levels else ""
@@ -110,6 +123,7 @@ class Form:
         """Show the controls and defaults of the model just chosen, keeping what the user typed."""
         given = dict(zip(self.controls, values, strict=True))
         kept = KEPT + (KEPT_LORAS if given["activated_loras"] else ())
+        kept += PICTURE_SETTINGS if any(given[name] for name in NO_PICTURES) else ()
         return self.fill({name: given[name] for name in ("model_type", *kept)})
 
     def fill(self, settings: Mapping[str, Any]) -> Updates:
@@ -121,6 +135,7 @@ class Form:
             self.live: gr.update(visible=redraws(model)),
             self.time_grid: self._grid({**values, "model_type": model.id}),
             **self.loras.suit(model),
+            **self.images.suit(model, values),
         }
         for name, component in self.controls.items():
             if name not in model.settings:

@@ -71,7 +71,9 @@ class Generate:
             trigger_mode="always_last", **QUIET,
         )  # fmt: skip
         suited = [*form.outputs, *self.welcome.examples]
-        controls["model_type"].input(self.change_model, form.inputs, suited, **QUIET)
+        controls["model_type"].input(  # the last of several quick choices counts
+            self.change_model, form.inputs, suited, trigger_mode="always_last", **QUIET
+        )
         form.last_seed.click(self.last_seed, None, controls["seed"], **QUIET)
         self.welcome.fills(controls["prompt"])
         filled = [*suited, self.notice]
@@ -89,6 +91,7 @@ class Generate:
         for area in (self.viewer, self.recent):
             area.pick(self.pick, None, self.viewer, **QUIET)
             area.use(self.use_settings, None, filled, **QUIET)
+            form.images.takes_from(area)
 
     # -- what the user does -------------------------------------------------------------------------------
 
@@ -215,8 +218,9 @@ class Generate:
 
     def _fill(self, found: recall.Recalled) -> Updates:
         model = self._engine.catalog.model(found.settings["model_type"])
-        filled = {**self.form.fill(found.settings), **self.welcome.suit(model)}
-        return {**filled, self.notice: notice_html(found.report)}
+        settings, lost = self.form.images.present(found.settings)
+        filled = {**self.form.fill(settings), **self.welcome.suit(model)}
+        return {**filled, self.notice: notice_html([*found.report, *lost])}
 
     def _is_new(self) -> bool:
         return not self._engine.store.images(limit=1)

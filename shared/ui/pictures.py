@@ -22,15 +22,18 @@ from shared.ui.thumbnails import thumbnail
 RECENT = 24
 THUMBNAILS = ".thumbnails"
 
-# 'pick' puts a picture on view, 'use' takes its settings; both carry the picture's number as `id`.
+# 'pick' puts a picture on view, 'use' takes its settings, 'image' changes it, 'control' follows it; all carry
+# its number as `id`.
 _CLICKS = """element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-id]');
-  if (button) trigger(button.dataset.use ? 'use' : 'pick', {id: Number(button.dataset.id)});
+  if (!button) return;
+  const act = ['use', 'image', 'control'].find((name) => name === button.dataset.act) || 'pick';
+  trigger(act, {id: Number(button.dataset.id)});
 });"""
 
 
 def picture_area(elem_id: str) -> gr.HTML:
-    """An empty component for `viewer_html` or `recent_html`, with the events `pick` and `use`."""
+    """An empty component for `viewer_html` or `recent_html`, with the events of _CLICKS."""
     return gr.HTML("", js_on_load=_CLICKS, elem_id=elem_id, apply_default_css=False)
 
 
@@ -75,7 +78,7 @@ class Pictures:
 
 
 def viewer_html(batch: Sequence[ImageRecord], shown: ImageRecord, catalog: Catalog) -> str:
-    """The shown picture large, its batch as a strip, its prompt, settings and notes, and two buttons."""
+    """The shown picture large, its batch as a strip, its prompt, settings, notes and buttons."""
     settings = metadata.settings_from(shown.metadata)
     model_id = str(settings.get("model_type", ""))
     name = catalog.models[model_id].name if model_id in catalog.models else model_id
@@ -91,9 +94,15 @@ def viewer_html(batch: Sequence[ImageRecord], shown: ImageRecord, catalog: Catal
         + f'<figcaption><p class="zgp-prompt">{prompt}</p><p class="zgp-line">{escape(line)}</p>'
         + "".join(f'<p class="zgp-note">{escape(str(note))}</p>' for note in notes)
         + f'<p class="zgp-actions"><a class="zgp-button" href="{url}" download="{file_name}">Download</a>'
-        f'<button type="button" class="zgp-button" data-use="1" data-id="{shown.id}">'
-        "Use these settings</button></p></figcaption></figure>"
+        + "".join(
+            f'<button type="button" class="zgp-button" data-act="{act}" data-id="{shown.id}">{said}</button>'
+            for act, said in _ACTS
+        )
+        + "</p></figcaption></figure>"
     )
+
+
+_ACTS = (("use", "Use these settings"), ("image", "Change this picture"), ("control", "Use as control"))
 
 
 def file_url(path: Path) -> str:
