@@ -76,3 +76,16 @@ def test_every_picture_that_cannot_be_used_is_said(tmp_path):
 def test_a_folder_is_no_picture(tmp_path):
     with pytest.raises(UserError):
         keep_picture(tmp_path, tmp_path / "inputs")
+
+
+def test_a_request_over_the_network_reads_no_other_picture_of_this_computer(photo, tmp_path):
+    uploads, folder = tmp_path / "uploads", tmp_path / "inputs"
+    uploads.mkdir()
+    sent = photo.rename(uploads / photo.name)
+    kept, _ = keep_pictures({"image_start": str(sent)}, folder, [uploads])
+    assert keep_pictures({"image_start": kept["image_start"]}, folder, [uploads])[0] == kept
+    (private := tmp_path / "private.png").write_bytes(sent.read_bytes())
+    (uploads / "link.png").symlink_to(private)
+    for path in (private, uploads / ".." / "private.png", uploads / "link.png", tmp_path / "absent.png"):
+        with pytest.raises(SettingsError, match="upload it first"):
+            keep_pictures({"image_start": str(path)}, folder, [uploads])

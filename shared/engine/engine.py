@@ -134,13 +134,16 @@ class Engine:
         source: str = "ui",
         output_dir: Path | None = None,
         newest_wins: bool = False,
+        uploads: Path | None = None,
     ) -> tuple[int, Validated]:
         """Validate and queue a job: (its id, what was understood). SettingsError lists what is wrong.
 
-        newest_wins: see JobStore.submit.
+        newest_wins: see JobStore.submit. uploads: given for settings that come over the network; pictures
+        are then read from there and from the outputs alone.
         """
         validated = self.catalog.validate(values)
-        settings, notes = keep_pictures(validated.settings, self.config.inputs)
+        within = None if uploads is None else (uploads, self.config.output_dir)
+        settings, notes = keep_pictures(validated.settings, self.config.inputs, within)
         validated = replace(validated, settings=settings, notes=[*validated.notes, *notes])
         # Drawn here and not by the worker: a job that is tried twice makes the same picture.
         if validated.settings["seed"] == -1:

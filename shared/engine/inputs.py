@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,23 @@ COPY = re.compile(r"[0-9a-f]{64}\.png")
 PICTURES = tuple(name for name, setting in SETTINGS.items() if setting.picture)
 
 
-def keep_pictures(settings: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
+def keep_pictures(
+    settings: Mapping[str, Any], folder: Path, within: Sequence[Path] | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """`settings` with copies in `folder` in the place of the pictures that they name; notes about them.
 
-    SettingsError when one cannot be used.
+    within: the only folders that pictures are read from (None: anywhere), for settings that come over the
+    network. SettingsError when a picture cannot be used.
     """
     kept, notes, problems = dict(settings), list[str](), list[str]()
     for name in PICTURES:
         if not settings.get(name):
             continue
         try:
-            path, said = keep_picture(Path(settings[name]), folder)
+            picture = Path(settings[name])
+            if within is not None and not known_copy(picture, folder):
+                _check_place(picture, within)
+            path, said = keep_picture(picture, folder)
         except UserError as error:
             problems.append(f"{name}: {error}")
             continue
@@ -39,6 +45,15 @@ def keep_pictures(settings: Mapping[str, Any], folder: Path) -> tuple[dict[str, 
     if problems:
         raise SettingsError(problems)
     return kept, notes
+
+
+def _check_place(picture: Path, within: Sequence[Path]) -> None:
+    """UserError for a file outside of these folders, whether it exists or not."""
+    if not any(picture.resolve().is_relative_to(folder.resolve()) for folder in within):
+        raise UserError(
+            f"'{picture}' is not among the pictures made or uploaded here, and no others are read for a page "
+            "or a program: upload it first."
+        )
 
 
 def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:

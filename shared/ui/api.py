@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from shared.engine.engine import Engine
 from shared.engine.records import DONE, ENDED
 from shared.errors import UserError
 
 POLL_SECONDS = 0.1
+
+
+def uploads() -> Path:
+    """The folder where Gradio puts what browsers and programs send."""
+    return Path(get_upload_folder())
 
 
 def add_generate(engine: Engine) -> None:
@@ -32,7 +39,7 @@ def generate_with(engine: Engine) -> Callable[[dict], Awaitable[dict]]:
             {"images": [path, …], "metadata": [object, …]}, one of each per picture
         """
         try:
-            job_id, _ = engine.submit(settings, source="api")
+            job_id, _ = engine.submit(settings, source="api", uploads=uploads())
             return await _pictures(engine, job_id)
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None

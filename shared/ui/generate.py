@@ -14,6 +14,7 @@ from shared.engine.engine import Engine
 from shared.engine.records import CANCELLED, DONE, FAILED, Event
 from shared.errors import UserError
 from shared.ui import recall
+from shared.ui.api import uploads
 from shared.ui.errors import QUIET, shows_errors, toast
 from shared.ui.form import Form, Updates
 from shared.ui.notice import notice_area, notice_html
@@ -98,7 +99,7 @@ class Generate:
     @shows_errors
     def submit(self, *values: Any) -> tuple[int, str]:
         """Queue what the form says; the new job clears the notice of the last one."""
-        job_id, _ = self._engine.submit(self.form.read(values), source="ui")
+        job_id, _ = self._engine.submit(self.form.read(values), source="ui", uploads=uploads())
         return job_id, ""
 
     async def redraw(self, request: gr.Request, live: bool, *values: Any) -> Any:
@@ -120,7 +121,7 @@ class Generate:
     def _submit_live(self, settings: dict[str, Any]) -> int:
         if settings["seed"] == -1:
             settings["seed"] = LIVE_SEED  # or every letter would give another picture
-        job_id, _ = self._engine.submit(settings, source=LIVE, newest_wins=True)
+        job_id, _ = self._engine.submit(settings, source=LIVE, newest_wins=True, uploads=uploads())
         return job_id
 
     @shows_errors
