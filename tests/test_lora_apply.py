@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from models.z_image.lora_names import model_names
 from models.z_image.transformer_z_image import (
-    Attention,
     Fused,
     ZImageConfig,
     ZImageTransformer2DModel,
-    ZImageTransformerBlock,
+    use_fused,
 )
 from shared import kernels
 from shared.errors import UserError
@@ -222,10 +221,8 @@ def test_kernels_that_norm_by_themselves_see_what_loras_add(
     set_multipliers(model, [0.0])
     without = run(model)
     monkeypatch.setattr(kernels, "find", lambda op, device: ops.get(op))
-    for block in model.modules():
-        if isinstance(block, (Attention, ZImageTransformerBlock)):
-            block.fused = Fused(**ops)
-    model._fused, model._fused_for = Fused(**ops), None
+    model.fused = Fused(**ops)
+    use_fused(model, model.fused)
     monkeypatch.setattr(model, "_use_kernels", lambda device: None)
     assert far(run(model), without) < TOLERANCE
     set_multipliers(model, [0.7])

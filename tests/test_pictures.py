@@ -434,7 +434,10 @@ def test_the_cards_have_the_published_values() -> None:
         bases = [one.alternatives for one in models["z_image_base" if guidance else "z_image"].required]
         assert all(one in [x.alternatives for x in card.required] for one in bases)
     assert not models["z_image"].capabilities["control"]
-    assert {name for name, model in models.items() if model.capabilities["control"]} == PUBLISHED.keys()
+    assert {name for name, model in models.items() if model.capabilities["control"]} == {
+        *PUBLISHED,
+        "z_image_mini_control2_1",
+    }
 
 
 @pytest.mark.parametrize(
