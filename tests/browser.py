@@ -11,10 +11,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pytest
@@ -163,3 +164,21 @@ class Visit:
 
     def scrolls_sideways(self):
         return self.tab.evaluate("document.documentElement.scrollWidth > innerWidth")
+
+
+V = TypeVar("V", bound=Visit)
+
+
+@contextmanager
+def visits(visit: Callable[..., V]) -> Iterator[Callable[..., V]]:
+    """A function that opens pages as `visit` does. At the end they are closed; none may complain."""
+    opened: list[V] = []
+
+    def open_page(**options: Any) -> V:
+        opened.append(visit(**options))
+        return opened[-1]
+
+    yield open_page
+    for one in opened:
+        one.context.close()
+    assert [complaint for one in opened for complaint in one.complaints] == []

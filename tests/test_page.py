@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from shared.ui.stage import queue_text, stage_html, status_text
 from shared.ui.text import duration_text, settings_line, size_text
 from shared.ui.time_grid import problem_html, time_grid_html
 from shared.ui.watch import Sight
-from tests.browser import ROOT, Visit, chromium, free_port, serve
+from tests.browser import ROOT, Visit, chromium, free_port, serve, visits
 
 MINI, BASE, TWIN = "z_image_mini", "z_image_mini_base", "z_image_mini_twinflow"
 PROMPT = "a red circle above a blue square on a yellow background"
@@ -172,16 +173,8 @@ def browser():
 
 @pytest.fixture
 def visit(browser, server):
-    opened = []
-
-    def open_page(**options) -> Visit:
-        opened.append(Visit(browser, server.url, **options))
-        return opened[-1]
-
-    yield open_page
-    for one in opened:
-        one.context.close()
-    assert [complaint for one in opened for complaint in one.complaints] == []
+    with visits(functools.partial(Visit, browser, server.url)) as open_page:
+        yield open_page
 
 
 @pytest.mark.browser

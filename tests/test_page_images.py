@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from shared.ui.form import Form, label
 from shared.ui.images import suited_size
 from shared.ui.painter import EMPTY, mask_of, painted_over, painter_html
 from tests import mini
-from tests.browser import ROOT, Visit, chromium, serve
+from tests.browser import ROOT, Visit, chromium, serve, visits
 
 MINI, CONTROL = "z_image_mini", "z_image_control2_1"
 RED = (225, 29, 72, 255)
@@ -198,16 +199,8 @@ def browser():
 
 @pytest.fixture
 def visit(browser, server):
-    opened = []
-
-    def open_page(**options) -> Visit:
-        opened.append(Visit(browser, server.url, **options))
-        return opened[-1]
-
-    yield open_page
-    for one in opened:
-        one.context.close()
-    assert [complaint for one in opened for complaint in one.complaints] == []
+    with visits(functools.partial(Visit, browser, server.url)) as open_page:
+        yield open_page
 
 
 def drop(page, group, path):

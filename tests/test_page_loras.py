@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from shared.ui.loras import problem_html
 from shared.ui.presets import preset_of, with_preset
 from shared.ui.thumbnails import PREVIEW_EDGE, preview_copy
 from tests import lora_writers as writers
-from tests.browser import ROOT, Visit, chromium, serve
+from tests.browser import ROOT, Visit, chromium, serve, visits
 from tests.lora_writers import Style, factors, save, underscored
 
 MINI = "z_image_mini"
@@ -258,16 +259,8 @@ class LoraVisit(Visit):
 
 @pytest.fixture
 def visit(browser, server):
-    opened = []
-
-    def open_page(**options) -> LoraVisit:
-        opened.append(LoraVisit(browser, server.url, **options))
-        return opened[-1]
-
-    yield open_page
-    for one in opened:
-        one.context.close()
-    assert [complaint for one in opened for complaint in one.complaints] == []
+    with visits(functools.partial(LoraVisit, browser, server.url)) as open_page:
+        yield open_page
 
 
 @pytest.mark.browser
