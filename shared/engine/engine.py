@@ -160,6 +160,13 @@ class Engine:
         )
         return job_id, validated
 
+    def submit_all(self, values: Mapping[str, Any], **options: Any) -> list[tuple[int, Validated]]:
+        """Queue every job that `values` stand for, in order; `options` as for `submit`.
+
+        SettingsError when one of them is wrong; then none is queued.
+        """
+        return [self.submit(values, **options)]
+
     def cancel(self, job_id: int) -> None:
         """Ask for a job to stop; its last event then is "cancelled" unless it was done before."""
         self.store.request_cancel(job_id)

@@ -22,7 +22,8 @@ def build(engine: Engine) -> gr.Blocks:
         raise UserError(f"There is no usable model card in {folder}: restore that folder.")
     with gr.Blocks(title="ZGP", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(HEADER, elem_id="header")
-        Generate(engine, page)
+        with gr.Tabs(selected="create", elem_id="tabs"), gr.Tab("Create", id="create"):
+            Generate(engine, page)
         add_generate(engine)
     return page
 

@@ -76,7 +76,7 @@ def look(theme: str = "") -> dict[str, Any]:
     """
     return {
         "theme": gr.themes.Default() if theme == "gradio" else zgp_theme(),
-        "css_paths": HERE / "style.css",
+        "css_paths": [HERE / "style.css", *sorted(HERE.glob("*_style.css"))],
         "js": (HERE / "script.js").read_text(encoding="utf-8"),
         "favicon_path": HERE / "icon.svg",
         "footer_links": [],
