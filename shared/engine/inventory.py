@@ -176,7 +176,7 @@ def forecast(engine: Engine, info: ModelInfo, machine: Machine, done: Iterable[J
 def measured_seconds(done: Iterable[Job], defaults: Mapping[str, Any]) -> list[float]:
     """Seconds per picture of the newest finished jobs that had these settings' model, size and steps."""
     kind = [defaults.get(name) for name in ("model_type", "resolution", "num_inference_steps")]
-    found = []
+    found: list[float] = []
     for job in done:
         settings = job.settings
         same = kind == [settings.get(n) for n in ("model_type", "resolution", "num_inference_steps")]
@@ -241,8 +241,8 @@ def remove(engine: Engine, model_id: str, mark: str) -> int:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(
-                f"{path} cannot be deleted ({error.strerror or error}): it may be in use. Make a picture with "
-                "another model, or restart ZGP, then try again."
+                f"{path} cannot be deleted ({error.strerror or error}): it may be in use. Make a picture "
+                "with another model, or restart ZGP, then try again."
             ) from error
         freed += size
         log.info("Deleted %s", path)
