@@ -117,6 +117,10 @@ class Engine:
         self.catalog = read_catalog(self.config, self._handler_for)
         return self.catalog
 
+    def draft(self, cards: Mapping[str, dict[str, Any]]) -> Catalog:
+        """The catalog as it would be with these cards of the user: id -> content."""
+        return read_catalog(self.config, self._handler_for, cards)
+
     def loras(self, model_id: str) -> Library:
         """The LoRA files for a model, and what each of them is. SettingsError for models without LoRAs."""
         return self.catalog.model(model_id).loras()

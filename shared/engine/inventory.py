@@ -103,7 +103,9 @@ def take_stock(engine: Engine) -> list[Stock]:
 
 def _stock(engine: Engine, info: ModelInfo, machine: Machine, done: Sequence[Job]) -> Stock:
     folders = engine.config.folders
-    items = [item for one in engine.downloads.wanted(info, machine) for item in _items(info, one, folders)]
+    wanted = engine.downloads.wanted(info, machine)
+    pairs = zip(info.required, wanted, strict=True)
+    items = [item for one, chosen in pairs for item in _items(info, one, chosen, folders)]
     mine = (engine.config.root / "models").resolve()
     return Stock(
         info,
@@ -120,13 +122,12 @@ def is_own(info: ModelInfo) -> bool:
     return info.card.path.parent.name == "finetunes"
 
 
-def _items(info: ModelInfo, one: Required, folders: Folders) -> list[Item]:
-    """The files of one requirement that are here, else the one to come."""
-    found = [(source, locate(source, folders, one.target)) for source in one.alternatives]
-    paths = dict.fromkeys(path for _, path in found if path is not None)
-    if paths:
-        return [_here(one.role, path) for path in paths]
-    source = next(filter(is_url, one.alternatives), one.alternatives[0])
+def _items(info: ModelInfo, one: Required, chosen: Required, folders: Folders) -> list[Item]:
+    """The files of one requirement that are here, else the chosen one, which is to come."""
+    found = [locate(source, folders, one.target) for source in one.alternatives]
+    if any(found):
+        return [_here(one.role, path) for path in dict.fromkeys(filter(None, found))]
+    source = next(filter(is_url, chosen.alternatives), chosen.alternatives[0])
     size = 0
     if is_url(source) and hasattr(info.handler, "query_download_bytes"):
         size = info.handler.query_download_bytes(info.architecture, info.card.model, one, source, folders)
