@@ -216,6 +216,19 @@ def test_a_pause_keeps_what_has_come(page, hub, ckpts):
     assert hub.bytes_asked()[1] == f"bytes={kept}-"
 
 
+def test_a_pause_does_not_change_which_file_is_fetched(page, hub, ckpts, tmp_path):
+    card = tmp_path / "defaults" / "one.json"
+    content = json.loads(card.read_text())
+    content["model"]["URLs"] = [hub.url("two.safetensors"), hub.url("one.safetensors")]
+    card.write_text(json.dumps(content))
+    ckpts.mkdir()
+    (ckpts / "one.safetensors.part").write_bytes(MODEL[:1000])
+    (ckpts / "one.safetensors.part.etag").write_text(hub.files["one.safetensors"].etag)
+    assert fetched(page) is None
+    assert (ckpts / "one.safetensors").exists() and not (ckpts / "two.safetensors").exists()
+    assert hub.bytes_asked()[0] == "bytes=1000-"
+
+
 def test_a_file_that_changed_meanwhile_begins_anew(page, hub, ckpts):
     begin_slowly(page, hub, ckpts)
     page.pause("one")

@@ -230,6 +230,16 @@ def test_the_published_sizes_are_met(engine):
     assert size("merges.txt", "merges.txt") == 0
 
 
+def test_a_card_whose_file_is_gone_is_in_the_list_with_a_reason(engine):
+    weights = put(engine, "ckpts/a.safetensors")
+    own_cards.add(engine, "ckpts/a.safetensors", "z_image_mini", "Mine", "", {})
+    weights.unlink()
+    engine.reload_catalog()
+    mine = next(one for one in inventory.take_stock(engine) if one.info.id == "mine")
+    assert "a.safetensors is in none of the folders of models" in mine.forecast.problem
+    assert [item.name for item in mine.missing] == ["a.safetensors"]
+
+
 def test_a_damaged_file_says_so(engine):
     put(engine, "ckpts/ZImageTurbo_bf16.safetensors", WEIGHTS[:-1])
     turbo = next(one for one in inventory.take_stock(engine) if one.info.id == "z_image")

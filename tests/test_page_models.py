@@ -48,7 +48,7 @@ def shown(*stocks, running=None, **downloads) -> str:
 def test_a_row_says_what_is_here_and_what_is_to_come():
     html = shown(a_stock(here=("a.safetensors",), missing=("te.safetensors",)))
     assert "On disk: bf16 · 1.0 GB" in html and "about 8.0 GB (text encoder)" in html
-    assert 'data-act="start"' in html and "To download <span>1 model</span>" in html
+    assert 'data-act="start"' in html and "Not here yet <span>1 model</span>" in html
     html = shown(a_stock(here=("a.safetensors",), missing=()))
     assert 'data-act="use"' in html and 'data-act="remove"' in html and 'data-act="start"' not in html
 
@@ -192,7 +192,7 @@ def test_a_model_is_downloaded_used_and_removed(visit, hub, project, server):
     page, other = visit(), visit()
     page.show_models()
     headings = page.tab.locator("#models-list .zgp-heading").all_inner_texts()
-    assert [text.split()[0] for text in headings] == ["Built", "To"]
+    assert [text.split()[0] for text in headings] == ["Built", "Not"]
     page.says("Z-Image Turbo", "to download")
     hub.get_faults = [Fault(pause=0.004)]
     page.press("Remote Mini", "Download")
@@ -211,8 +211,7 @@ def test_a_model_is_downloaded_used_and_removed(visit, hub, project, server):
     page.tab.wait_for_selector("#prompt", state="visible")
     page.tab.wait_for_function("document.querySelector('#model_type input').value === 'Remote Mini'")
     page.generate()
-    page.tab.wait_for_selector("#viewer .zgp-line")
-    assert "Remote Mini" in page.tab.locator("#viewer .zgp-line").inner_text()
+    page.tab.locator("#viewer .zgp-line", has_text="Remote Mini").wait_for()
 
     page.show_models()
     page.press("Remote Mini", "Remove files")
@@ -245,8 +244,7 @@ def test_a_file_becomes_a_model_that_makes_a_picture(visit, project):
     page.tab.wait_for_function("document.querySelector('#model_type input').value === 'Painted'")
     assert page.value("num_inference_steps") == "6"
     page.generate()
-    page.tab.wait_for_selector("#viewer .zgp-line")
-    assert "Painted" in page.tab.locator("#viewer .zgp-line").inner_text()
+    page.tab.locator("#viewer .zgp-line", has_text="Painted").wait_for()
 
     page.show_models()
     page.press("Painted", "Edit")

@@ -17,8 +17,8 @@ from shared.engine.catalog import Catalog, ModelInfo
 from shared.engine.host import chosen
 from shared.engine.planner import Machine, Plan
 from shared.errors import Cancelled, UserError
-from shared.weights.downloads import DownloadProgress, discard, ensure
-from shared.weights.files import Folders, Required
+from shared.weights.downloads import DownloadProgress, discard, ensure, parts
+from shared.weights.files import Folders, Required, describe
 
 log = logging.getLogger(__name__)
 
@@ -76,16 +76,26 @@ class Downloads:
             return dict(self._table)
 
     def wanted(self, info: ModelInfo, machine: Machine | None = None) -> list[Required]:
-        """The model's files, each with the alternative that suits this computer where there is a choice.
+        """The model's files, each with the alternative that has been begun, else with the one that suits this
+        computer.
 
         machine: this computer, where the caller has looked at it already.
         """
         try:
             plan = self._plan(info, machine)
-        except UserError as error:  # nothing fits here; whoever wants the model anyway gets its first files
+        except (UserError, OSError) as error:  # whoever wants the model anyway gets its first files
             log.info("No plan for %s: %s", info.id, error)
             plan = None
-        return info.required if plan is None else chosen(info.required, plan)
+        suited = info.required if plan is None else chosen(info.required, plan)
+        return [self._begun(one) or best for one, best in zip(info.required, suited, strict=True)]
+
+    def _begun(self, one: Required) -> Required | None:
+        """With the alternative of which the most has come; the plan may have changed since it was begun."""
+        if describe(one, self._folders).on_disk:
+            return None
+        each = [replace(one, alternatives=[source]) for source in one.alternatives]
+        come = {sum(parts([single], self._folders).values()): single for single in each}
+        return come[max(come)] if come and max(come) else None
 
     def free_bytes(self) -> int:
         """Free on the disk that downloads go to."""

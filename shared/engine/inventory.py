@@ -143,6 +143,8 @@ def _here(role: str, path: Path) -> Item:
         return Item(role, path.name, path, size, format_of(path))
     except UserError as error:
         return Item(role, path.name, path, size, problem=str(error))
+    except OSError as error:
+        return Item(role, path.name, path, size, problem=f"{path} cannot be read ({error.strerror}).")
 
 
 def format_of(path: Path) -> str:
@@ -165,7 +167,7 @@ def forecast(engine: Engine, info: ModelInfo, machine: Machine, done: Iterable[J
     seconds = statistics.median(times) if times else None
     try:
         plan = engine.plan(info, machine)
-    except UserError as error:
+    except (UserError, OSError) as error:
         return Forecast(problem=str(error), seconds=seconds, measured=len(times))
     if plan is None:
         return Forecast(seconds=seconds, measured=len(times))

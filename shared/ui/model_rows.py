@@ -41,18 +41,22 @@ class Shelf:
     free: int
     folder: str
     running: Job | None = None
+    broken: Sequence[str] = ()  # why some cards are left out
 
 
 def shelf_html(shelf: Shelf) -> str:
     """The whole list, with what is free on the disk above it."""
     groups = groupby(shelf.stocks, key=_heading)
-    return _summary(shelf) + "".join(_section(heading, list(found), shelf) for heading, found in groups)
+    broken = "".join(f'<p class="zgp-problem">{escape(line)}</p>' for line in shelf.broken)
+    return (
+        _summary(shelf) + broken + "".join(_section(heading, list(found), shelf) for heading, found in groups)
+    )
 
 
 def _heading(stock: Stock) -> str:
     if stock.built_in:
         return "Built in"
-    return "On this computer" if stock.info.available else "To download"
+    return "On this computer" if stock.info.available else "Not here yet"
 
 
 def _section(heading: str, stocks: list[Stock], shelf: Shelf) -> str:
@@ -167,7 +171,7 @@ def _terms(stock: Stock) -> str:
 
 def _problems(stock: Stock, download: Download | None, state: str) -> Iterable[str]:
     yield from (item.problem for item in stock.here if item.problem)
-    if stock.forecast.problem:
+    if stock.forecast.problem and state != "lost":
         yield stock.forecast.problem
     if download is not None and state == FAILED:
         yield download.note

@@ -25,13 +25,15 @@ POLL_SECONDS = 0.5
 
 # 'act' carries what was pressed and for which model; 'use' needs the form of Create, too. A question is
 # closed by its own button, by Escape and by a press beside it. A page that comes back into view looks again.
+# Lists of files that were opened stay open when the list is drawn anew.
 _CLICKS = """element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-act]');
   if (!button && event.target.classList.contains('zgp-question')) props.value = '';
   if (!button) return;
   const {act, id, mark} = button.dataset;
   if (act === 'close') props.value = '';
-  else trigger(act === 'use' ? 'use' : 'act', {act, id, mark: mark || ''});
+  else if (act === 'edit') document.querySelector('#own-model').scrollIntoView({block: 'center'});
+  if (act !== 'close') trigger(act === 'use' ? 'use' : 'act', {act, id, mark: mark || ''});
 });
 element.addEventListener('keydown', (event) => {
   if (event.key === 'Escape' && element.querySelector('.zgp-question')) props.value = '';
@@ -39,19 +41,28 @@ element.addEventListener('keydown', (event) => {
 document.addEventListener('visibilitychange', () => {
   if (!document.hidden && element.querySelector('.zgp-models')) trigger('focus');
 });
+const opened = new Set();
+const nameOf = (details) => details.closest('[data-model]')?.dataset.model;
+element.addEventListener('click', (event) => {
+  const details = event.target.closest('summary')?.parentElement;
+  if (details) details.open ? opened.delete(nameOf(details)) : opened.add(nameOf(details));
+});
 new MutationObserver(() => {
+  for (const details of element.querySelectorAll('details')) {
+    if (opened.has(nameOf(details))) details.open = true;
+  }
   const question = element.querySelector('.zgp-question');
   if (question && !question.contains(document.activeElement)) {
     question.querySelector('[data-act="close"]').focus();
   }
-}).observe(element, {childList: true, subtree: true});"""
+}).observe(element, {childList: true, subtree: true, attributeFilter: ['open']});"""
 
 DOWNLOADS = """<details class="zgp-models-help"><summary>About downloads</summary>
 <p>Files come from Hugging Face and are checked before they are used. What has come stays: a download that
 was paused, cut, or ended with the program goes on with Resume.</p>
 <p>For files behind a login set <code>HF_TOKEN</code>, or log in once with <code>hf auth login</code>.
-<code>HF_ENDPOINT</code> names a mirror, <code>HF_HUB_OFFLINE=1</code> forbids downloads. These are variables of
-the environment in which ZGP is started.</p></details>"""
+<code>HF_ENDPOINT</code> names a mirror, <code>HF_HUB_OFFLINE=1</code> forbids downloads. These are variables
+of the environment in which ZGP is started.</p></details>"""
 
 
 class Models:
@@ -64,8 +75,8 @@ class Models:
             self.pulse = gr.State(0)  # a new number makes `follow` look again
             self.notice = notice_area("models-notice")
             self.question = _html("models-question")
-            self.list = _html("models-list")
             self.own = OwnModels(engine)
+            self.list = _html("models-list")
             gr.HTML(DOWNLOADS, apply_default_css=False)
         self._wire()
 
@@ -136,7 +147,9 @@ class Models:
                 ids, stocks = list(downloads), await asyncio.to_thread(self._take_stock)
             config = self._engine.config
             free = self._engine.downloads.free_bytes()
-            html = shelf_html(Shelf(stocks, downloads, free, str(config.ckpts), running))
+            html = shelf_html(
+                Shelf(stocks, downloads, free, str(config.ckpts), running, self._engine.catalog.errors)
+            )
             if html != shown:
                 shown = html
                 yield {self.list: html, **self._create.form.refresh()}
