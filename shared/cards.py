@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,10 @@ MODEL_KEYS: dict[str, _Kind] = {
     "name": _TEXT,
     "architecture": _TEXT,
     "description": _TEXT,
+    "license": _TEXT,
+    "license_page": _Kind(
+        "the https:// address of the page that states the licence", _is_text, holds_sources=True
+    ),
     "URLs": _FILES,
     "modules": _MODULES,
     "text_encoder_URLs": _FILES,
@@ -160,23 +164,30 @@ class _Raw:
     path: Path
 
 
-def load_cards(root: Path, known_settings: Collection[str]) -> tuple[dict[str, Card], list[CardError]]:
-    """Every usable card of the project at `root` by id, and what is wrong with the others."""
+def load_cards(
+    root: Path, known_settings: Collection[str], drafts: Mapping[str, dict[str, Any]] | None = None
+) -> tuple[dict[str, Card], list[CardError]]:
+    """Every usable card of the project at `root` by id, and what is wrong with the others.
+
+    drafts: id -> content of cards for finetunes/ that are not written yet, to know what would become of them.
+    """
     raws: dict[str, _Raw] = {}
     errors: list[CardError] = []
-    for folder in FOLDERS:
-        for path in sorted((root / folder).glob("*.json")):
-            file = f"{folder}/{path.name}"
-            try:
-                content = _read_json(path, file)
-            except CardError as error:
-                errors.append(error)
-                continue
-            raw = _merged(raws.get(path.stem), content, path, file)
-            problems = list(_problems(content, raw, known_settings))
-            errors += [CardError(f"{file}: {problem}") for problem in problems]
-            if not problems:
-                raws[path.stem] = raw
+    drafts = drafts or {}
+    paths = [path for folder in FOLDERS for path in sorted((root / folder).glob("*.json"))]
+    own = {root / FOLDERS[-1] / f"{card_id}.json": content for card_id, content in drafts.items()}
+    for path in [*(path for path in paths if path not in own), *own]:
+        file = f"{path.parent.name}/{path.name}"
+        try:
+            content = own[path] if path in own else read_json(path, file)
+        except CardError as error:
+            errors.append(error)
+            continue
+        raw = _merged(raws.get(path.stem), content, path, file)
+        problems = list(_problems(content, raw, known_settings))
+        errors += [CardError(f"{file}: {problem}") for problem in problems]
+        if not problems:
+            raws[path.stem] = raw
     cards = {}
     for card_id in raws:
         try:
@@ -186,7 +197,8 @@ def load_cards(root: Path, known_settings: Collection[str]) -> tuple[dict[str, C
     return cards, errors
 
 
-def _read_json(path: Path, file: str) -> dict[str, Any]:
+def read_json(path: Path, file: str) -> dict[str, Any]:
+    """The object in a card's file. file: what sentences call it. CardError when there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors write a byte-order mark
     except json.JSONDecodeError as error:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from shared.engine.database import MIGRATIONS
-from shared.engine.lock import ProcessLock
 from shared.engine.records import CANCELLED, QUEUED
 from shared.engine.store import JobStore
 from shared.errors import UserError
+from shared.lock import ProcessLock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -341,7 +341,7 @@ def test_threads_come_and_go_without_leaving_connections_open(store):
 
 def test_the_lock_is_exclusive_between_processes_and_dies_with_its_holder(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from shared.engine.lock import ProcessLock\n"
+        "import sys; from pathlib import Path; from shared.lock import ProcessLock\n"
         "lock = ProcessLock(Path(sys.argv[1])); print(lock.acquire(), flush=True); sys.stdin.read()"
     )
     lock = ProcessLock(tmp_path / "lock")

@@ -384,6 +384,23 @@ def published_size(
     return build(config, kind, float_bytes)
 
 
+def download_bytes(
+    one: Required, source: str, configs: Mapping[str, Mapping[str, Any]], folders: Folders
+) -> int:
+    """Of a file that is not here, as far as its name and the published models tell; 0 for small files."""
+    kind = kind_by_name(file_name(source))
+    if one.role == "vae":
+        return PUBLISHED_VAE * ACTIVATION
+    if one.role.startswith("module"):
+        layout = control_layout(one, configs["transformer"], folders)
+        return _control_size(configs["transformer"], layout, kind, ACTIVATION).total
+    if one.role not in NAMES:
+        return 0
+    size = published_size(one.role, kind, configs[one.role])
+    unused = size.block_bytes[-1] if one.role == "text_encoder" else 0  # its last layer, which is not loaded
+    return size.total + size.ram_bytes + unused
+
+
 def _transformer_size(config: Mapping[str, Any], kind: str, float_bytes: int) -> PartSize:
     """Nunchaku quantizes the refiners too; quanto's published files are taken not to."""
     shape = Shape.of(config)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.z_image import lora_names, memory
+from models.z_image import lora_names, memory, recognition
 from models.z_image.unified_sampler import resolve, time_grid
 from shared.errors import UserError
 from shared.footprint import Needs, Offers
@@ -183,6 +183,28 @@ class family_handler:
         folders = folders or DEFAULT_FOLDERS
         needed = family_handler.query_model_files(base_model_type, model_def)
         return memory.offers(needed, _configs(model_def, folders), folders, float_bytes)
+
+    @staticmethod
+    def query_download_bytes(
+        base_model_type: str,
+        model_def: Mapping[str, Any],
+        one: Required,
+        source: str,
+        folders: Folders | None = None,
+    ) -> int:
+        """About how large the file `source` of a requirement is that is not on disk."""
+        return memory.download_bytes(one, source, _configs(model_def, folders), folders or DEFAULT_FOLDERS)
+
+    @staticmethod
+    def query_fit(
+        base_model_type: str, model_def: Mapping[str, Any], file: Path, folders: Folders | None = None
+    ) -> recognition.Fit:
+        """What a checkpoint file would be to such a model. UserError, one sentence, when it does not fit."""
+        folders = folders or DEFAULT_FOLDERS
+        config, layout = _configs(model_def, folders)["transformer"], None
+        if modules := _modules(model_def):
+            layout = memory.control_layout(modules[0], config, folders)
+        return recognition.fit(file, config, bool(model_def.get("unified_solver")), layout)
 
     @staticmethod
     def update_default_settings(

@@ -122,17 +122,18 @@ def catalog(
     *,
     others: tuple[Path, ...] = (),
     lora_folders: LoraFolders | None = None,
+    drafts: Mapping[str, dict[str, Any]] | None = None,
 ) -> Catalog:
     """Read all cards under `root`.
 
     overrides: default settings that win over the cards' own. others: further folders with model files.
-    lora_folders: by default `root`/loras.
+    lora_folders: by default `root`/loras. drafts: as for load_cards.
     """
     if handler_for is None:
         import models as families
 
         handler_for = families.handler_for
-    cards, card_errors = load_cards(root, SETTINGS)
+    cards, card_errors = load_cards(root, SETTINGS, drafts)
     errors = [str(error) for error in card_errors]
     models = {}
     folders = Folders(root, ckpts, others)

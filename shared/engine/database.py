@@ -12,8 +12,8 @@ from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from shared.engine.lock import ProcessLock
 from shared.errors import UserError
+from shared.lock import ProcessLock
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, catalog
+from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, ModelInfo, catalog
+from shared.engine.downloading import Downloads
+from shared.engine.host import plan_job
 from shared.engine.inputs import keep_pictures
-from shared.engine.planner import Overrides
+from shared.engine.machine import survey
+from shared.engine.planner import Machine, Overrides, Plan
 from shared.engine.records import ENDED, Event
 from shared.engine.store import JobStore
 from shared.engine.supervisor import Supervisor
@@ -90,6 +93,7 @@ class Engine:
         self._handler_for = handler_for
         self.catalog: Catalog
         self.reload_catalog()
+        self.downloads = Downloads(lambda: self.catalog, config.folders, self.plan, self.reload_catalog)
         self._supervisor = Supervisor(
             self.store,
             [*config.worker_command, *worker_arguments(config)],
@@ -113,9 +117,26 @@ class Engine:
         self.catalog = read_catalog(self.config, self._handler_for)
         return self.catalog
 
+    def draft(self, cards: Mapping[str, dict[str, Any]]) -> Catalog:
+        """The catalog as it would be with these cards of the user: id -> content."""
+        return read_catalog(self.config, self._handler_for, cards)
+
     def loras(self, model_id: str) -> Library:
         """The LoRA files for a model, and what each of them is. SettingsError for models without LoRAs."""
         return self.catalog.model(model_id).loras()
+
+    def plan(self, model: ModelInfo, machine: Machine | None = None) -> Plan | None:
+        """How a job with the model's default settings is made; None for models that say nothing of their
+        memory. UserError when it cannot be. machine: by default what the system says of this one.
+        """
+        config = self.config
+        return plan_job(
+            model,
+            config.folders,
+            model.defaults,
+            lambda: machine or survey(config.gpu),
+            config.overrides,
+        )
 
     def start(self) -> None:
         """Spawn the worker at once, or become a client of the process that already has one."""
@@ -126,6 +147,7 @@ class Engine:
 
     def stop(self) -> None:
         """End the worker; a running job goes back to the queue, where the next start finds it."""
+        self.downloads.stop()
         self._supervisor.stop()
 
     def submit(
@@ -193,8 +215,12 @@ class Engine:
         return ["--warm", model.id] if self.config.warm and model is not None and model.available else []
 
 
-def read_catalog(config: EngineConfig, handler_for: HandlerFor | None = None) -> Catalog:
-    """The models as they are on disk now."""
+def read_catalog(
+    config: EngineConfig,
+    handler_for: HandlerFor | None = None,
+    drafts: Mapping[str, dict[str, Any]] | None = None,
+) -> Catalog:
+    """The models as they are on disk now. drafts: as for load_cards."""
     return catalog(
         config.root,
         config.ckpts,
@@ -202,6 +228,7 @@ def read_catalog(config: EngineConfig, handler_for: HandlerFor | None = None) ->
         config.default_settings,
         others=config.others,
         lora_folders=config.lora_folders,
+        drafts=drafts,
     )
 
 

@@ -233,9 +233,15 @@ def plan_job(
         return None
     here, model = read_machine(), (info.architecture, info.card.model)
     more = {"lora_bytes": lora_bytes} if lora_bytes else {}
+    offers = info.handler.query_offers(*model, folders, here.float_bytes)
+    if not offers.transformer:
+        raise UserError(
+            f"{' or '.join(info.missing)} is in none of the folders of models and the card of {info.name} "
+            f"gives no address to download it from: put it into {folders.ckpts}, or correct the card."
+        )
     return planner.plan(
         here,
-        info.handler.query_offers(*model, folders, here.float_bytes),
+        offers,
         info.handler.query_memory(*model, settings, folders, **more),
         overrides,
         rung=rung,

@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shared.engine.lock import ProcessLock
 from shared.engine.store import WORKER_DIED, JobStore
+from shared.lock import ProcessLock
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,6 @@ from shared.engine import failures
 from shared.engine.catalog import HandlerFor, LoraFolders
 from shared.engine.host import LoadedModel, ModelHost, Silent
 from shared.engine.inputs import without_folders
-from shared.engine.lock import ProcessLock
 from shared.engine.planner import Overrides
 from shared.engine.progress import Progress
 from shared.engine.records import CANCELLED, DONE, FAILED, Job
@@ -36,6 +35,7 @@ from shared.engine.store import JobStore
 from shared.engine.supervisor import RESTART_ME
 from shared.errors import Cancelled, UserError
 from shared.imaging import metadata, saving
+from shared.lock import ProcessLock
 from shared.loras.library import without_secrets
 from shared.weights.files import Folders
 

@@ -10,6 +10,7 @@ from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.ui.api import add_generate
 from shared.ui.generate import Generate
+from shared.ui.models import Models
 from shared.ui.theme import look
 
 HEADER = '<header class="zgp-header"><h1>ZGP</h1><p>Z-Image for the GPU poor</p></header>'
@@ -22,8 +23,10 @@ def build(engine: Engine) -> gr.Blocks:
         raise UserError(f"There is no usable model card in {folder}: restore that folder.")
     with gr.Blocks(title="ZGP", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(HEADER, elem_id="header")
-        with gr.Tabs(selected="create", elem_id="tabs"), gr.Tab("Create", id="create"):
-            Generate(engine, page)
+        with gr.Tabs(selected="create", elem_id="tabs") as tabs:
+            with gr.Tab("Create", id="create"):
+                create = Generate(engine, page)
+            Models(engine, page, tabs, create)
         add_generate(engine)
     return page
 

@@ -12,9 +12,9 @@ _CLOSE = """element.addEventListener('click', (event) => {
 });"""
 
 
-def notice_area() -> gr.HTML:
+def notice_area(elem_id: str = "notice") -> gr.HTML:
     """The component; its value comes from `notice_html`, "" hides it."""
-    return gr.HTML("", js_on_load=_CLOSE, elem_id="notice", apply_default_css=False)
+    return gr.HTML("", js_on_load=_CLOSE, elem_id=elem_id, apply_default_css=False)
 
 
 def notice_html(lines: Sequence[str], kind: str = "info") -> str:

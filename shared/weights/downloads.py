@@ -1,9 +1,10 @@
 """Fetch missing model files into ckpts/: resumed, verified, cancellable; and the hashes of files on disk.
 
 A file grows as NAME.part and gets its name only after its length, its hash (where the hub tells one) and its
-safetensors header have been checked, so a file under its own name is whole. hf_hub_download is not used: it
-cannot be cancelled, verifies the length only and keeps the repository's folders. Its login and environment
-(HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE) are honoured.
+safetensors header have been checked, so a file under its own name is whole. One process at a time writes a
+part; another one that wants the file waits and takes over where the first one stops. hf_hub_download is not
+used: it cannot be cancelled, verifies the length only and keeps the repository's folders. Its login and
+environment (HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE) are honoured.
 """
 
 import contextlib
@@ -14,11 +15,13 @@ import logging
 import os
 import re
 import shutil
+import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +31,7 @@ import httpx
 from huggingface_hub.utils import build_hf_headers
 
 from shared.errors import Cancelled, UserError
+from shared.lock import ProcessLock
 from shared.version import VERSION
 from shared.weights.files import (
     DamagedFile,
@@ -50,6 +54,7 @@ FRESH_COURAGE = 1 << 20  # bytes: a try that got this far makes the count of tri
 READ_SIZE = 1 << 20
 REPORT_EVERY = 0.1  # seconds
 SPEED_WINDOW = 5.0  # seconds
+LOOK_EVERY = 0.2  # seconds between looks at what another process downloads
 SAFETENSORS = (".safetensors", ".sft")
 HUB_URL = re.compile(r"https://(?:huggingface\.co|hf\.co)/(?P<repo>.+?)/(?:resolve|blob)/(?P<file>[^?#]+)")
 HASHES = Path(__file__).parents[2] / "ckpts" / ".hashes.json"
@@ -74,12 +79,19 @@ SENTENCES = {
 
 @dataclass(frozen=True)
 class DownloadProgress:
-    """How far one file is. total_bytes is 0 while unknown; speed is in bytes per second."""
+    """How far one file is. total_bytes is 0 while unknown; speed is in bytes per second.
+
+    before_bytes, after_bytes: of the files of the same call that were done before it and that come after it.
+    note: why nothing comes at the moment.
+    """
 
     file: str
     done_bytes: int
     total_bytes: int
     speed: float
+    before_bytes: int = 0
+    after_bytes: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,8 @@ class _Remote:
     headers: dict[str, str] = field(default_factory=dict, repr=False)  # may hold the user's token
     size: int | None = None
     etag: str = ""
+    before: int = 0  # bytes of the files that come first, and of those that follow
+    after: int = 0
 
     def sentence(self, template: str, status: int) -> str:
         host = urlsplit(self.url).netloc
@@ -146,11 +160,39 @@ def _fetch_all(
 ) -> None:
     wanted = {remote.path: remote for remote in (_wanted(item, folders) for item in missing)}
     with httpx.Client(timeout=TIMEOUT, follow_redirects=True) as client:
-        remotes = [_persist(partial(_ask, client, remote), remote, cancelled) for remote in wanted.values()]
+        remotes = []
+        for remote in wanted.values():
+            meter = _Meter(remote, progress)
+            remotes.append(_persist(partial(_ask, client, remote), meter, cancelled))
         _check_space(remotes, folders.ckpts)
-        for remote in remotes:
+        sizes = [remote.size or 0 for remote in remotes]
+        for i, remote in enumerate(remotes):
+            remote = replace(remote, before=sum(sizes[:i]), after=sum(sizes[i + 1 :]))
             _fetch(client, remote, progress, cancelled)
-            log.info("Downloaded %s", remote.path)
+
+
+def discard(required: Iterable[Required], folders: Folders) -> None:
+    """Delete what has come of these files, but for what another process is downloading now."""
+    for remote in _places(required, folders):
+        with _locked(remote) as mine:
+            if mine:
+                _Part(remote).clear()
+
+
+def parts(required: Iterable[Required], folders: Folders) -> dict[Path, int]:
+    """The unfinished files of `required` and how many bytes of each have come."""
+    found = {part.path: part.path for part in map(_Part, _places(required, folders))}
+    return {path: path.stat().st_size for path in found if path.is_file()}
+
+
+def _places(required: Iterable[Required], folders: Folders) -> list[_Remote]:
+    """Every address among the alternatives and where its file would go."""
+    return [
+        _Remote(source, destination(source, folders, item.target))
+        for item in required
+        for source in item.alternatives
+        if is_url(source)
+    ]
 
 
 def _wanted(item: Required, folders: Folders) -> _Remote:
@@ -218,19 +260,28 @@ def _check_status(answer: httpx.Response, remote: _Remote) -> None:
     if status < 400:
         return
     if status >= 500 or status in (408, 416, 425, 429):
-        wait = answer.headers.get("retry-after", "")
-        raise _Passing(f"the server answered {status}", float(wait) if wait.isdecimal() else None)
+        raise _Passing(f"the server answered {status}", _pause_in(answer.headers.get("retry-after", "")))
     raise UserError(remote.sentence(SENTENCES.get((bool(remote.page), status), OTHER_ANSWER), status))
+
+
+def _pause_in(retry_after: str) -> float | None:
+    """The seconds of a Retry-After header, which has seconds or a date."""
+    if retry_after.isascii() and retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return None
 
 
 def _persist(
     action: Callable[[], T],
-    remote: _Remote,
+    meter: "_Meter",
     cancelled: Callable[[], bool],
     got: Callable[[], int] = lambda: 0,
 ) -> T:
     """action(), again after a passing failure; UserError after TRIES in a row that got next to nothing."""
-    failures = 0
+    failures, remote = 0, meter.remote
     while True:
         _stop_if(cancelled)
         before = got()
@@ -244,6 +295,7 @@ def _persist(
             asked = error.pause if isinstance(error, _Passing) else None
             pause = min(FIRST_PAUSE * 2 ** (failures - 1) if asked is None else asked, LONGEST_PAUSE)
             log.warning("%s: %s; trying again in %.0f s", remote.path.name, reason, pause)
+            meter.report(got(), f"{reason}; trying again in {pause:.0f} s")
             _wait(pause, cancelled)
         except httpx.InvalidURL as error:
             raise UserError(f"'{remote.url}' is no web address ({error}): correct it in the card.") from error
@@ -267,6 +319,36 @@ def _wait(seconds: float, cancelled: Callable[[], bool]) -> None:
 def _stop_if(cancelled: Callable[[], bool]) -> None:
     if cancelled():
         raise Cancelled("The download was stopped; it continues from here next time.")
+
+
+@contextlib.contextmanager
+def _locked(remote: _Remote) -> Iterator[bool]:
+    """Whether this process alone may write the file's part. The lock goes once the file has its name."""
+    remote.path.parent.mkdir(parents=True, exist_ok=True)
+    lock = ProcessLock(remote.path.with_name(f".{remote.path.name}.lock"))
+    try:
+        mine = lock.acquire()
+    except sqlite3.Error as error:  # a file system without locks is no reason not to download
+        log.warning("%s cannot be locked (%s); do not download it twice at once", remote.path, error)
+        mine = True
+    try:
+        yield mine
+    finally:
+        if mine:
+            lock.release()
+        if remote.path.exists():
+            with contextlib.suppress(OSError):  # Windows: another process still looks at it
+                lock.path.unlink(missing_ok=True)
+
+
+def _check_room(remote: _Remote, done: int) -> None:
+    """UserError when others have filled the disk meanwhile, before it is full to the last byte."""
+    left, free = (remote.size or 0) - done, shutil.disk_usage(remote.path.parent).free
+    if left > free:
+        raise UserError(
+            f"{remote.path.name} still takes {_bytes(left)}, {remote.path.parent} has {_bytes(free)} free: "
+            "make room there and start again to continue the download."
+        )
 
 
 def _check_space(remotes: list[_Remote], folder: Path) -> None:
@@ -351,17 +433,19 @@ class _Meter:
         self.samples: deque[tuple[float, int]] = deque()
         self.reported = -REPORT_EVERY
 
-    def report(self, done: int, always: bool = False) -> None:
-        now = time.monotonic()
-        if not always and now - self.reported < REPORT_EVERY:
-            return
-        self.reported = now
+    def due(self) -> bool:
+        """Whether it is time to report again."""
+        return time.monotonic() - self.reported >= REPORT_EVERY
+
+    def report(self, done: int, note: str = "") -> None:
+        now = self.reported = time.monotonic()
         self.samples.append((now, done))
         while now - self.samples[0][0] > SPEED_WINDOW:
             self.samples.popleft()
-        (then, before), total = self.samples[0], self.remote.size or 0
+        (then, before), remote = self.samples[0], self.remote
         speed = max(0, done - before) / (now - then) if now > then else 0.0
-        self.progress(DownloadProgress(self.remote.path.name, done, total, speed))
+        name, total = remote.path.name, remote.size or 0
+        self.progress(DownloadProgress(name, done, total, speed, remote.before, remote.after, note))
 
 
 def _fetch(
@@ -370,12 +454,22 @@ def _fetch(
     progress: Callable[[DownloadProgress], None],
     cancelled: Callable[[], bool],
 ) -> None:
-    """Download one file to its place, whatever it takes."""
+    """Download one file to its place, whatever it takes; or see another process do it."""
     part, meter = _Part(remote), _Meter(remote, progress)
-    _persist(partial(_try_once, client, part, meter, cancelled), remote, cancelled, lambda: part.size)
-    part.accept()
-    if len(remote.etag) == 64 and remote.page:
-        _remember(remote.path, remote.etag, HASHES)
+    while True:
+        with _locked(remote) as mine:
+            if remote.path.exists():
+                return
+            if mine:
+                action = partial(_try_once, client, part, meter, cancelled)
+                _persist(action, meter, cancelled, lambda: part.size)
+                part.accept()
+                log.info("Downloaded %s", remote.path)
+                if len(remote.etag) == 64 and remote.page:
+                    _remember(remote.path, remote.etag, HASHES)
+                return
+        meter.report(part.size, "another ZGP process is downloading it")
+        _wait(LOOK_EVERY, cancelled)
 
 
 def _try_once(client: httpx.Client, part: _Part, meter: _Meter, cancelled: Callable[[], bool]) -> None:
@@ -383,11 +477,11 @@ def _try_once(client: httpx.Client, part: _Part, meter: _Meter, cancelled: Calla
     start = part.size
     digest = _Digest(part.remote)
     digest.add_file(part.path, start, cancelled)
-    meter.report(start, always=True)
+    meter.report(start)
     if start == 0 or start != part.remote.size:
         _receive(client, part, start, digest, meter, cancelled)
     _check_whole(part, digest)
-    meter.report(part.path.stat().st_size, always=True)
+    meter.report(part.path.stat().st_size)
 
 
 def _receive(
@@ -411,12 +505,21 @@ def _receive(
         with part.open(start) as file:
             for chunk in answer.iter_raw():
                 _stop_if(cancelled)
-                file.write(chunk)
+                _write_all(file, chunk)
                 digest.add(chunk)
                 start += len(chunk)
-                meter.report(start)
+                if meter.due():
+                    meter.report(start)
+                    _check_room(remote, start)
                 if remote.size is not None and start > remote.size:
                     break  # never fill the disk with what is not the file
+
+
+def _write_all(file: Any, chunk: bytes) -> None:
+    """An unbuffered file takes what the disk has room for; only the next write then is an error."""
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _continues(answer: httpx.Response, start: int) -> bool:
