@@ -33,7 +33,7 @@ CODECS = {
     "webp_85": ("webp", 85),
 }
 #: Wan2GP's names of attention methods that are ours under another name
-ATTENTION_NAMES = {"sage2": "sage"}
+OTHER_NAMES = {"sage2": "sage"}
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,16 @@ def _is_one_of(*choices: Any) -> Callable[[Any], bool]:
     return lambda value: not isinstance(value, bool | list | dict) and value in choices
 
 
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 200
+
+
+def _is_template(value: Any) -> bool:
+    return isinstance(value, str) and not template_problem(value)
+
+
 def _attention(value: str) -> str:
-    return ATTENTION_NAMES.get(value, value)
+    return OTHER_NAMES.get(value, value)
 
 
 PROFILES = (-1, 1, 2, 3, 3.5, 4, 4.5, 5)
@@ -95,18 +103,14 @@ KEYS: dict[str, tuple[str, Callable[[Any], bool], Callable[[Any], Any]]] = {
     "checkpoints_paths": ("a list of folders", _is_paths, tuple),
     "loras_root": ("a folder", _is_path, str),
     "save_path": ("a folder", _is_path, str),
-    "default_model": (
-        f"a model's id, '{LAST_USED}' or nothing", lambda value: isinstance(value, str) and len(value) <= 200, str,
-    ),
+    "default_model": (f"a model's id, '{LAST_USED}' or nothing", _is_id, str),
     "image_output_codec": (f"one of {', '.join(CODECS)}", _is_one_of(*CODECS), str),
-    "output_filename": (
-        f"a pattern such as {TEMPLATE}", lambda value: isinstance(value, str) and not template_problem(value), str,
-    ),
+    "output_filename": (f"a pattern such as {TEMPLATE}", _is_template, str),
     "metadata_type": ("metadata or none", _is_one_of("metadata", "none"), str),
     "profile": (f"one of {', '.join(map(str, PROFILES))}", _is_one_of(*PROFILES), float),
     "preload_in_VRAM": ("a number of MB from 0 to 1000000", _is_number(0, 1_000_000), int),
     "vram_safety_coefficient": ("a number from 0.1 to 1", _is_number(0.1, 1), float),
-    "attention_mode": (f"one of {', '.join(ATTENTION)}", _is_one_of(*ATTENTION, *ATTENTION_NAMES), _attention),
+    "attention_mode": (f"one of {', '.join(ATTENTION)}", _is_one_of(*ATTENTION, *OTHER_NAMES), _attention),
     "compile": ("'transformer' or nothing", _is_one_of("", "transformer"), str),
     "save_quantized": ("true or false", lambda value: isinstance(value, bool), bool),
 }  # fmt: skip
@@ -157,7 +161,7 @@ def create(folder: Path) -> None:
 
 
 def reset(folder: Path) -> Path | None:
-    """Set the file aside, so that the defaults apply, and keep Wan2GP's other keys: the old one's new name."""
+    """Set the file aside, so that the defaults apply; Wan2GP's other keys stay. The old one's new name."""
     path = folder / FILE
     if not path.exists():
         return None

@@ -98,11 +98,8 @@ class Catalog:
         if isinstance(model_id, str) and model_id in self.models:
             return self.models[model_id]
         if self.locked:
-            raise SettingsError(
-                [
-                    f"The model '{model_id}' cannot be used: this ZGP is locked to '{self.locked}' (--lock-model)"
-                ]
-            )
+            only = f"this ZGP is locked to '{self.locked}' (--lock-model)"
+            raise SettingsError([f"The model '{model_id}' cannot be used: {only}"])
         near = get_close_matches(str(model_id), self.models, n=1, cutoff=0.0)
         hint = f"did you mean '{near[0]}'?" if near else "there is no usable card in defaults/ or finetunes/."
         raise SettingsError([f"There is no model '{model_id}': {hint}"])

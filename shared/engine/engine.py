@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from shared import config as config_file
-from shared.config import LAST_USED
 from shared.engine import saved_defaults
 from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, catalog, locked
 from shared.engine.inputs import keep_pictures
@@ -182,8 +181,13 @@ class Engine:
         if self.config.reread is None:
             return
         new = self.config.reread()
-        kept = {"overrides": new.overrides, "saving": new.saving, "save_quantized": new.save_quantized}
-        self.config = replace(self.config, house_settings=new.house_settings, **kept)
+        self.config = replace(
+            self.config,
+            house_settings=new.house_settings,
+            overrides=new.overrides,
+            saving=new.saving,
+            save_quantized=new.save_quantized,
+        )
         self.reload_catalog()
 
     def _check_unlocked(self) -> None:
@@ -199,7 +203,7 @@ class Engine:
         return self.config.file_folder or self.config.root
 
     def _with_last_model(self, config: EngineConfig) -> EngineConfig:
-        if config.default_model != LAST_USED:
+        if config.default_model != config_file.LAST_USED:
             return config
         newest = self.store.jobs(limit=1)
         return replace(config, default_model=newest[0].settings["model_type"] if newest else "")
