@@ -56,7 +56,7 @@ class Form:
         self.loras = Loras(engine, model, lambda name: self._add(model, name))
         self.presets = Presets(engine, model)
         self.images = Images(engine, model, self._add)
-        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+        with gr.Accordion("Advanced", open=engine.config.advanced, elem_id="advanced"):
             for name in SETTINGS:
                 if name not in self.controls:
                     self._add(model, name, info=SETTINGS[name].help)
