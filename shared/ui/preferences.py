@@ -19,7 +19,7 @@ from shared.engine.engine import Engine
 from shared.report import report, tail
 from shared.ui.errors import QUIET, shows_errors
 from shared.ui.notice import notice_html
-from shared.ui.preferences_form import FIELDS, form_html, read_form
+from shared.ui.preferences_form import FIELDS, GROUPS, form_html, read_form
 from shared.ui.presets import button_html
 from shared.version import VERSION
 
@@ -91,7 +91,7 @@ class Preferences:
         self._engine.change_config(changed)
         if not changed:
             return self._page(["Nothing is different from what is saved."])
-        waits = {FIELDS[name].acts for name in changed}
+        waits = {GROUPS[FIELDS[name].group][0] for name in changed}
         lines = ["Saved."]
         if "worker" in waits:
             lines.append("Restart the worker for it to take the new values.")

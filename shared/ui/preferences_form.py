@@ -17,18 +17,27 @@ Choices = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Field:
-    """One key. kind: "text", "lines", "number", "check" or "choice". acts: "now", "worker" (when that is
-    restarted) or "start" (of ZGP). parse: from what the browser sends.
-    """
+    """One key. kind: "text", "lines", "number", "check" or "choice". parse: from what the browser sends."""
 
     group: str
     label: str
     help: str
     kind: str = "text"
-    acts: str = "now"
     choices: Choices = ()
     parse: Callable[[str], Any] = str
     step: str = "1"
+
+
+#: group -> (what a change waits for, words under its title)
+GROUPS = {
+    "Start": ("start", "This counts when ZGP is started again."),
+    "Pictures": ("worker", "This counts when the worker is restarted."),
+    "Memory": (
+        "worker",
+        "ZGP plans every job for this card by itself; this is for those who know better, and counts when the "
+        "worker is restarted. Flags of the start win over it.",
+    ),
+}
 
 
 def _lines(text: str) -> list[str]:
@@ -54,62 +63,51 @@ _CODEC_WORDS = {"png": "PNG, every pixel exact", "jpeg_95": "JPEG, high quality"
 }  # fmt: skip
 
 FIELDS: dict[str, Field] = {
-    "default_model": Field("Start", "Model at the start", "", "choice", "start"),
+    "default_model": Field("Start", "Model at the start", "", "choice"),
     "checkpoints_paths": Field(
-        "Folders", "Models", "One folder per line, searched in this order; downloads go into the first.",
-        "lines", "start", parse=_lines,
+        "Start", "Folders of models", "One per line, searched in this order; downloads go into the first.",
+        "lines", parse=_lines,
     ),
-    "loras_root": Field("Folders", "LoRAs", "It has a folder for each family of models.", acts="start"),
-    "save_path": Field("Folders", "Pictures", "", acts="start"),
+    "loras_root": Field("Start", "Folder of LoRAs", "It has a folder for each family of models."),
+    "save_path": Field("Start", "Folder of pictures", ""),
     "image_output_codec": Field(
-        "Pictures", "File format", "The usual one; the form can choose another.", "choice", "worker",
+        "Pictures", "File format", "The usual one; the form can choose another.", "choice",
         [(name, _CODEC_WORDS[name]) for name in CODECS],
     ),
     "output_filename": Field(
         "Pictures", "File names",
         f"/ makes subfolders. {' '.join(f'{{{name}}}' for name in NAME_FIELDS)}; {{prompt(40)}} is shorter.",
-        acts="worker",
     ),
     "metadata_type": Field(
         "Pictures", "Settings in the files",
         "Without them a file tells nobody how it was made, and cannot be dropped on the page.", "choice",
-        "worker", [("metadata", "written into every picture"), ("none", "left out")],
+        [("metadata", "written into every picture"), ("none", "left out")],
     ),
     "profile": Field(
-        "Memory", "What lies where", "", "choice", "worker",
+        "Memory", "What lies where", "", "choice",
         [(f"{number:g}", _PROFILE_WORDS[number]) for number in PROFILES], _number,
     ),
     "preload_in_VRAM": Field(
-        "Memory", "MB of the transformer kept on the card", "0 leaves it to the plan.", "number", "worker",
+        "Memory", "MB of the transformer kept on the card", "0 leaves it to the plan.", "number",
         parse=_number,
     ),
     "vram_safety_coefficient": Field(
         "Memory", "Share of the card's memory that may be used", "Lower it when other programs use the card.",
-        "number", "worker", parse=_number, step="0.05",
+        "number", parse=_number, step="0.05",
     ),
     "attention_mode": Field(
-        "Memory", "Attention method", "One that is not installed is replaced by sdpa.", "choice", "worker",
+        "Memory", "Attention method", "One that is not installed is replaced by sdpa.", "choice",
         [(name, name) for name in ATTENTION],
     ),
     "compile": Field(
-        "Memory", "Compile the transformer", "A slow start, faster steps.", "check", "worker",
+        "Memory", "Compile the transformer", "A slow start, faster steps.", "check",
         parse=lambda text: "transformer" if text else "",
     ),
     "save_quantized": Field(
-        "Memory", "Keep an int8 copy of 16-bit models", "Half the size, for later starts.", "check", "worker",
+        "Memory", "Keep an int8 copy of 16-bit models", "Half the size, for later starts.", "check",
         parse=bool,
     ),
 }  # fmt: skip
-
-_ACTS = {
-    "now": "",
-    "worker": "Acts when the worker is restarted.",
-    "start": "Acts when ZGP is started again.",
-}
-_GROUP_WORDS = {
-    "Memory": "ZGP plans every job for this card by itself; these are for those who know better. Flags of "
-    "the start win over what stands here."
-}
 
 #: of this browser, kept in it and not in the file: (name, label, choices)
 _BROWSER: tuple[tuple[str, str, Choices], ...] = (
@@ -137,7 +135,7 @@ def form_html(values: Mapping[str, Any], models: Iterable[tuple[str, str]], lock
     state = " disabled" if locked else ""
     return (
         f'{_browser_html()}<form><fieldset class="zgp-cards"{state}>{cards}</fieldset>'
-        f'<fieldset class="zgp-actions"{state}>{acts}</fieldset></form>'
+        f'<fieldset{state}><div class="zgp-actions">{acts}</div></fieldset></form>'
     )
 
 
@@ -153,7 +151,7 @@ def read_form(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _card(title: str, inner: str) -> str:
-    words = f"<p>{_GROUP_WORDS[title]}</p>" if title in _GROUP_WORDS else ""
+    words = f"<p>{GROUPS[title][1]}</p>" if title in GROUPS else ""
     return f'<section class="zgp-card"><h2>{title}</h2>{words}{inner}</section>'
 
 
@@ -166,10 +164,7 @@ def _browser_html() -> str:
 
 
 def _field_html(name: str, field: Field, value: Any, choices: Choices) -> str:
-    words = ". ".join(
-        filter(None, (field.help.rstrip("."), f"Acts {_ACTS[field.acts]}" if _ACTS[field.acts] else ""))
-    )
-    said = f"<small>{escape(words)}.</small>" if words else ""
+    said = f"<small>{escape(field.help)}</small>" if field.help else ""
     label = f"<span>{escape(field.label)}</span>"
     control = _CONTROLS[field.kind](name, field, value, choices)
     order = control + label if field.kind == "check" else label + control

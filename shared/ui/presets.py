@@ -259,7 +259,7 @@ def lines_html(lines: Sequence[str]) -> str:
 def _acts_html(locked: bool) -> str:
     """The buttons for presets and defaults."""
     shown = [one for one in _ACTS if not (locked and one[0] in ("keep", "factory"))]
-    return "".join(button_html(*one) for one in shown)
+    return f'<div class="zgp-actions">{"".join(button_html(*one) for one in shown)}</div>'
 
 
 def button_html(act: str, words: str, ask: str = "") -> str:
