@@ -2,7 +2,20 @@
 
 import sys
 
-from shared.cli import main
+from start import main
+
+
+def page():
+    try:
+        from shared.cli import main as run
+    except ModuleNotFoundError as error:
+        if error.name.partition(".")[0] in ("shared", "models"):
+            raise
+        text = "wgp.py: the package {} is not installed: start with start.py, which installs it.\n"
+        sys.stderr.write(text.format(error.name))
+        return 2
+    return run()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("wgp.py", page))

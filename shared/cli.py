@@ -11,8 +11,9 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +29,7 @@ from shared.engine.machine import survey
 from shared.engine.planner import PROFILES, RESERVED, Overrides
 from shared.engine.tasks import read_tasks
 from shared.errors import UserError
+from shared.imaging.saving import Rules
 from shared.loras.presets import find_preset, read_preset
 from shared.settings import ATTENTION_PACKAGES, SETTINGS
 from shared.version import VERSION
@@ -53,8 +55,9 @@ def main(
     signal.signal(signal.SIGTERM, _interrupt)
     logging.basicConfig(level=LOG_LEVELS[options.verbose], format="%(levelname)s: %(message)s")
     try:
-        places = _places(options, root)
-        config = EngineConfig.at(root, **{**places, **_engine_flags(options), **engine_options})
+        if options.config:
+            _make_config(options.config)
+        config = configuration(options, root, engine_options)
         for notice in config.notices:
             print(f"wgp.py: {notice}", file=sys.stderr)
         if options.check_loras:
@@ -124,6 +127,17 @@ def _add_page_flags(group: argparse._ArgumentGroup) -> None:
         default="default",
         help="the page's looks: default is ZGP's own, gradio is Gradio's",
     )
+    group.add_argument("--advanced", action="store_true", help="open the page with Advanced unfolded")
+    group.add_argument(
+        "--lock-config",
+        action="store_true",
+        help="nobody changes the settings of the program or the saved defaults over the page",
+    )
+    group.add_argument(
+        "--lock-model",
+        action="store_true",
+        help="only the model of the start is used; others are refused, on the page and over the network",
+    )
 
 
 def _add_task_flags(group: argparse._ArgumentGroup) -> None:
@@ -167,7 +181,14 @@ def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
         "--config",
         type=Path,
         metavar="DIR",
-        help="folder of wgp_config.json, which names the folders of models and LoRAs (default: this folder)",
+        help="folder of wgp_config.json, the program's settings (default: this folder); a new one gets a "
+        "file with the defaults",
+    )
+    group.add_argument(
+        "--settings",
+        type=Path,
+        metavar="DIR",
+        help="folder of the defaults that were saved for each model (default: settings)",
     )
     group.add_argument("--gpu", type=_device, metavar="DEVICE", help="where to compute: cuda:N or cpu")
     dtypes = group.add_mutually_exclusive_group()
@@ -180,7 +201,7 @@ def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--attention",
         choices=("auto", "sdpa", *ATTENTION_PACKAGES),
-        default="auto",
+        default="",
         help="attention method: sdpa (PyTorch's own, the default), flash (package flash-attn), _flash_3 "
         "(flash_attn_interface) or sage (sageattention); one that is not installed is replaced by sdpa",
     )
@@ -250,7 +271,6 @@ def _add_memory_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--vram-safety-coefficient",
         type=_number(0.1, 1),
-        default=Overrides.safety,
         metavar="SHARE",
         help=f"share of the card's memory that a plan may use, 0.1 to 1 (default: {Overrides.safety})",
     )
@@ -315,12 +335,34 @@ def _check_combinations(parser: argparse.ArgumentParser, options: argparse.Names
         parser.error("--listen and --server-name exclude each other: give one of them")
 
 
-def _places(options: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """The folders of models and LoRAs, from wgp_config.json and the flags."""
-    folder = options.config or root
-    if not folder.is_dir():
-        raise UserError(f"--config came as {folder}; expected a folder, with {config_file.FILE} in it.")
+def configuration(options: argparse.Namespace, root: Path, engine_options: Mapping[str, Any]) -> EngineConfig:
+    """What wgp_config.json and the flags, which win, say now. UserError when a folder cannot be used."""
+    folder = (options.config or root).absolute()
     found, notices = config_file.read(folder)
+    given = {
+        "notices": tuple(notices),
+        "file_folder": folder,
+        "saved": (options.settings or root / "settings").absolute(),
+        "lock_config": options.lock_config,
+        "lock_model": options.lock_model,
+        "advanced": options.advanced,
+        "reread": partial(configuration, options, root, engine_options),
+        **_places(found, options, root),
+        **_engine_flags(found, options),
+        **engine_options,
+    }
+    return EngineConfig.at(root, **given)
+
+
+def _make_config(folder: Path) -> None:
+    """A new folder gets a file with the defaults. UserError when it is none or cannot be made."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--config came as {folder}, which is a file; expected a folder.")
+    config_file.create(folder)
+
+
+def _places(found: config_file.Config, options: argparse.Namespace, root: Path) -> dict[str, Any]:
+    """The folders of models, LoRAs and pictures."""
     ckpts, *others = found.folders(root)
     given = {
         name: str(Path(value).absolute())
@@ -332,7 +374,7 @@ def _places(options: argparse.Namespace, root: Path) -> dict[str, Any]:
         "ckpts": ckpts,
         "others": tuple(others),
         "lora_folders": LoraFolders(loras.absolute(), given),
-        "notices": tuple(notices),
+        "output_dir": (root / found.save_path).absolute(),
     }
 
 
@@ -347,26 +389,38 @@ def _with_preset(
     return replace(config, default_settings={**config.default_settings, **wanted})
 
 
-def _engine_flags(options: argparse.Namespace) -> dict[str, Any]:
+def _engine_flags(found: config_file.Config, options: argparse.Namespace) -> dict[str, Any]:
     wanted = {"seed": options.seed, "num_inference_steps": options.steps}
+    fmt, quality = config_file.CODECS[found.image_output_codec]
     flags = {
         "gpu": options.gpu or "",
-        "overrides": Overrides(
-            profile=options.profile,
-            preload=None if options.preload is None else options.preload << 20,
-            dtype="bf16" if options.bf16 else "fp16" if options.fp16 else "",
-            attention=options.attention,
-            reserved=options.perc_reserved_mem_max or RESERVED,
-            safety=options.vram_safety_coefficient,
-            compile=options.compile,
-        ),
-        "save_quantized": options.save_quantized,
+        "overrides": _overrides(found, options),
+        "save_quantized": options.save_quantized or found.save_quantized,
         "verbose": options.verbose,
         "default_settings": {name: value for name, value in wanted.items() if value is not None},
+        "house_settings": {"image_format": fmt},
+        "saving": Rules(found.output_filename, found.metadata_type == "metadata", fmt, quality),
+        "default_model": found.default_model,
     }
     if options.output_dir is not None:
         flags |= {"output_dir": options.output_dir.absolute(), "dated_folders": False}
     return flags
+
+
+def _overrides(found: config_file.Config, options: argparse.Namespace) -> Overrides:
+    """What the planner is to obey; a flag that is given wins over the file."""
+    profile = f"{found.profile:g}" if found.profile > 0 else ""
+    preload = found.preload_in_VRAM or None if options.preload is None else options.preload
+    safety = options.vram_safety_coefficient
+    return Overrides(
+        profile=options.profile or profile,
+        preload=None if preload is None else preload << 20,
+        dtype="bf16" if options.bf16 else "fp16" if options.fp16 else "",
+        attention=options.attention or found.attention_mode,
+        reserved=options.perc_reserved_mem_max or RESERVED,
+        safety=found.vram_safety_coefficient if safety is None else safety,
+        compile=options.compile or bool(found.compile),
+    )
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -61,7 +61,9 @@ def test_an_unknown_key_is_refused(tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     config.write(tmp_path, {"loras_root": "first"})
-    monkeypatch.setattr(config.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        config.json_file.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
     with pytest.raises(UserError, match="No space left"):
         config.write(tmp_path, {"loras_root": "second"})
     assert config.read(tmp_path)[0].loras_root == "first"

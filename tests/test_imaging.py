@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from shared.errors import UserError
 from shared.imaging import metadata, saving
+from shared.imaging.naming import TEMPLATE, Facts, output_path
 from shared.settings import validate
 
 SETTINGS = {
@@ -409,6 +410,8 @@ def test_a_folder_that_is_a_file_is_one_sentence(tmp_path):
     ],
 )
 def test_names_are_safe_everywhere(tmp_path, prompt, words):
-    stem = saving.output_stem(datetime(2026, 11, 21, 14, 3, 22), 42, prompt)
+    path = output_path(TEMPLATE, Facts(datetime(2026, 11, 21, 14, 3, 22), 42, prompt))
+    assert path.parent.name == "2026-11-21"
+    stem = path.name
     assert stem == "2026-11-21-14h03m22s_seed42" + words
     assert save(tmp_path, stem=stem, prompt="x").exists()

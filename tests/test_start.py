@@ -1,5 +1,6 @@
 """start.py: what it plans for each machine, its stamps, and real set-ups in a copy and in a clone."""
 
+import ast
 import io
 import os
 import re
@@ -11,25 +12,58 @@ from pathlib import Path
 
 import pytest
 
-import start
-from start import Check, Machine, Outcome, StartError
+import start as front
+from shared import installing as start
+from shared.installing import Check, Machine, Outcome, StartError
 
 PYTHON = Path("python")
 FILES = [Path("requirements.txt")]
-ROOT = Path(start.__file__).parent
+ROOT = Path(front.__file__).parent
 # One that has no environment around it, so that the copies below make their own from the bottom up.
 BASE_PYTHON = getattr(sys, "_base_executable", sys.executable)
 
 
 @pytest.mark.parametrize("version", [(3, 10), (3, 11, 7), (3, 13)])
 def test_supported_pythons_pass(version: tuple[int, ...]):
-    start.check_python(version)
+    assert front.refusal("start.py", version) == ""
 
 
-@pytest.mark.parametrize("version", [(2, 7), (3, 9), (3, 14), (4, 0)])
-def test_other_pythons_are_refused_in_one_sentence(version: tuple[int, ...]):
-    with pytest.raises(StartError, match=rf"Python 3\.10 to 3\.13 and this is {version[0]}\.{version[1]}: "):
-        start.check_python(version)
+@pytest.mark.parametrize("script", ["start.py", "wgp.py"])
+@pytest.mark.parametrize("version", [(3, 0), (3, 6), (3, 9), (3, 14), (4, 0)])
+def test_other_pythons_are_refused_in_one_sentence(script: str, version: tuple[int, ...]):
+    code = f"import runpy, sys; sys.version_info = {version}; runpy.run_path({script!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    this = f"{version[0]}.{version[1]}"
+    assert done.stderr == (
+        f"{script}: ZGP needs Python 3.10 to 3.13 and this is {this}: start it with one of those.\n"
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("script", ["start.py", "wgp.py"])
+def test_any_python_3_understands_the_front_doors(script: str):
+    """They have no syntax and, up to the check, no import that an older Python 3 does not know."""
+    tree = ast.parse((ROOT / script).read_text("utf-8"))
+    newer = (ast.JoinedStr, ast.NamedExpr, ast.AnnAssign, ast.Match, ast.AsyncFunctionDef)
+    assert not [node for node in ast.walk(tree) if isinstance(node, newer)]
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert all(node.returns is None and not node.decorator_list for node in functions)
+    assert not [one for node in functions for one in node.args.args if one.annotation]
+    at_once = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert {ast.unparse(node) for node in at_once} <= {"import sys", "from start import main"}
+
+
+def test_wgp_without_its_packages_names_start():
+    code = (
+        "import runpy, sys; sys.modules['psutil'] = None; sys.argv = ['wgp.py', '--version']; "
+        "runpy.run_path('wgp.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "wgp.py: the package psutil is not installed: start with start.py, which installs it.\n"
+    )
 
 
 SERVED_BY_PIP = [
@@ -144,6 +178,28 @@ def installer(place: Path, monkeypatch: pytest.MonkeyPatch) -> Installer:
     return Installer(monkeypatch)
 
 
+def test_a_disk_without_room_is_told_before_anything_is_installed(
+    installer: Installer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(start.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 8, int(1.2e9)))
+    assert start.main(["--setup-only"], "") == 2
+    said = capsys.readouterr().err
+    assert "has 1.2 GB free, and the installation needs about 3 GB: make room" in said
+    assert said.count("\n") == 1 and installer.ran == []
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (place / "file").touch()
+    monkeypatch.setattr(start, "VENV", place / "file" / ".venv")
+    monkeypatch.setattr(start, "UNFINISHED", place / "file" / ".venv" / "unfinished")
+    assert start.main(["--setup-only"], "") == 2
+    said = capsys.readouterr().err
+    assert "cannot be used (Not a directory): move ZGP to a folder that you may write to" in said
+    assert said.count("\n") == 1
+
+
 def test_the_second_start_installs_nothing(installer: Installer):
     assert start.set_up([start.REQUIREMENTS]) is True
     assert start.set_up([start.REQUIREMENTS]) is False
@@ -222,6 +278,16 @@ def test_a_failed_command_shows_its_last_lines(place: Path, capsys: pytest.Captu
     assert "the reason" in capsys.readouterr().err
 
 
+def test_without_a_network_the_connection_is_named(place: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("PIP_INDEX_URL", "HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9/")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    start.VENV.mkdir()
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-input", "a-package-of-the-index"]
+    with pytest.raises(StartError, match="check the internet connection, then start again"):
+        start.install(command)
+
+
 def test_a_terminal_gets_one_line_that_is_written_over(place: Path, monkeypatch: pytest.MonkeyPatch):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -294,6 +360,13 @@ def test_ci_runs_the_same_command():
     assert "python start.py --test\n" in text
 
 
+def copy_start(folder: Path) -> None:
+    """start.py and what it runs, without the rest of ZGP."""
+    (folder / "shared").mkdir()
+    shutil.copy(ROOT / "start.py", folder)
+    shutil.copy(ROOT / "shared" / "installing.py", folder / "shared")
+
+
 def run_start(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment = dict(os.environ)
     environment.pop("PYTHONPATH", None)
@@ -305,7 +378,7 @@ def run_start(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str
 
 @pytest.mark.slow
 def test_a_copy_sets_itself_up_once_and_passes_flags_and_exit_code_on(tmp_path: Path):
-    shutil.copy(ROOT / "start.py", tmp_path)
+    copy_start(tmp_path)
     (tmp_path / "requirements.txt").write_text("# nothing\n")
     (tmp_path / "wgp.py").write_text("import sys; print(sys.prefix, sys.argv[1:]); sys.exit(7)\n")
     first = run_start(tmp_path, "--process", "a file.json")
@@ -318,7 +391,7 @@ def test_a_copy_sets_itself_up_once_and_passes_flags_and_exit_code_on(tmp_path: 
 
 @pytest.mark.slow
 def test_a_requirement_that_cannot_be_had_is_told_and_tried_again(tmp_path: Path):
-    shutil.copy(ROOT / "start.py", tmp_path)
+    copy_start(tmp_path)
     (tmp_path / "requirements.txt").write_text("./absent-package\n")
     for _ in range(2):
         result = run_start(tmp_path, "--setup-only")

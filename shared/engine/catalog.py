@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from shared.cards import Card, load_cards
-from shared.engine import loras
+from shared.engine import loras, saved_defaults
 from shared.errors import UserError
 from shared.loras.library import Library
 from shared.loras.names import ModelNames
@@ -35,6 +35,7 @@ class LoraFolders:
 class ModelInfo:
     """One model. `settings` names what acts on it, in page order; `defaults` has a value for each of them.
 
+    factory: the defaults without what the user saved and without the flags' own.
     lora_folder: where its LoRAs are, None where the family has none.
     """
 
@@ -52,6 +53,7 @@ class ModelInfo:
     card: Card
     handler: Any
     lora_folder: Path | None = None
+    factory: dict[str, Any] = field(default_factory=dict)
 
     def loras(self) -> Library:
         """The LoRAs for this model; one object for models of one shape. SettingsError when it has none."""
@@ -68,14 +70,25 @@ def _library(folder: Path, names: ModelNames) -> Library:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All models by id, and one sentence for each card that could not be used."""
+    """All models by id, and one sentence for each card that could not be used.
+
+    notices: what of the saved defaults does nothing. preferred: the model that the user wants first.
+    locked: the only model that may be used; "" = all.
+    """
 
     models: dict[str, ModelInfo]
     errors: list[str]
+    notices: list[str] = field(default_factory=list)
+    preferred: str = ""
+    locked: str = ""
 
     @property
     def default_model(self) -> str:
-        """The built-in model, else the first whose files are here, else the first; "" without any model."""
+        """The preferred model, else the built-in one, else the first whose files are here, else the first; ""
+        without any model.
+        """
+        if self.preferred in self.models:
+            return self.preferred
         here = [model.id for model in self.models.values() if model.available]
         candidates = [DEFAULT_MODEL] if DEFAULT_MODEL in self.models else [*here, *self.models, ""]
         return candidates[0]
@@ -84,6 +97,9 @@ class Catalog:
         """The model of that id; SettingsError that names the nearest one when there is none."""
         if isinstance(model_id, str) and model_id in self.models:
             return self.models[model_id]
+        if self.locked:
+            only = f"this ZGP is locked to '{self.locked}' (--lock-model)"
+            raise SettingsError([f"The model '{model_id}' cannot be used: {only}"])
         near = get_close_matches(str(model_id), self.models, n=1, cutoff=0.0)
         hint = f"did you mean '{near[0]}'?" if near else "there is no usable card in defaults/ or finetunes/."
         raise SettingsError([f"There is no model '{model_id}': {hint}"])
@@ -123,11 +139,15 @@ def catalog(
     others: tuple[Path, ...] = (),
     lora_folders: LoraFolders | None = None,
     drafts: Mapping[str, dict[str, Any]] | None = None,
+    house: Mapping[str, Any] | None = None,
+    saved: Path | None = None,
+    preferred: str = "",
 ) -> Catalog:
-    """Read all cards under `root`.
+    """Read all cards under `root`. Defaults, each layer over the one before it: the handler's, the card's,
+    `house`, those of the folder `saved`, `overrides`.
 
-    overrides: default settings that win over the cards' own. others: further folders with model files.
-    lora_folders: by default `root`/loras. drafts: as for load_cards.
+    others: further folders with model files. lora_folders: by default `root`/loras.
+    drafts: as for load_cards.
     """
     if handler_for is None:
         import models as families
@@ -135,34 +155,48 @@ def catalog(
         handler_for = families.handler_for
     cards, card_errors = load_cards(root, SETTINGS, drafts)
     errors = [str(error) for error in card_errors]
-    models = {}
+    models: dict[str, ModelInfo] = {}
+    notices: list[str] = []
     folders = Folders(root, ckpts, others)
     lora_folders = lora_folders or LoraFolders(root / "loras")
     for card in cards.values():
         try:
-            models[card.id] = _describe(
-                card, handler_for(card.architecture), folders, lora_folders, overrides or {}
-            )
+            model = _describe(card, handler_for(card.architecture), folders, lora_folders, house or {})
         except UserError as error:
             errors.append(f"{card.path.name}: {error}")
-    return Catalog(models, errors)
+            continue
+        if saved is not None:
+            found, told = saved_defaults.read(saved, card.id, model.factory, model.capabilities)
+            model.defaults.update(found)
+            notices += told
+        model.defaults.update({n: value for n, value in (overrides or {}).items() if n in model.settings})
+        models[card.id] = model
+    return Catalog(models, errors, notices, preferred)
+
+
+def locked(found: Catalog) -> Catalog:
+    """The catalog with its default model alone."""
+    only = found.default_model
+    models = {only: found.models[only]} if only else {}
+    return replace(found, models=models, preferred=only, locked=only)
 
 
 def _describe(
-    card: Card, handler: Any, folders: Folders, lora_folders: LoraFolders, overrides: Mapping[str, Any]
+    card: Card, handler: Any, folders: Folders, lora_folders: LoraFolders, house: Mapping[str, Any]
 ) -> ModelInfo:
     capabilities = handler.query_model_def(card.architecture, card.model)
     names = [setting.name for setting in SETTINGS.values() if applies(setting, capabilities)]
     required = handler.query_model_files(card.architecture, card.model)
     files = [describe(one, folders) for one in required]
     missing = [one.alternatives[0] for one, file in zip(required, files, strict=True) if not file.on_disk]
+    factory = _factory(card, handler, names, house)
     return ModelInfo(
         id=card.id,
         name=card.name,
         description=card.description,
         architecture=card.architecture,
         capabilities=capabilities,
-        defaults=_defaults(card, handler, names, overrides),
+        defaults=dict(factory),
         settings=names,
         available=not missing,
         missing=missing,
@@ -171,6 +205,7 @@ def _describe(
         card=card,
         handler=handler,
         lora_folder=_lora_folder(card, handler, lora_folders) if capabilities.get("loras") else None,
+        factory=factory,
     )
 
 
@@ -179,9 +214,9 @@ def _lora_folder(card: Card, handler: Any, folders: LoraFolders) -> Path:
     return folder.absolute()
 
 
-def _defaults(card: Card, handler: Any, names: list[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _factory(card: Card, handler: Any, names: list[str], house: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {name: SETTINGS[name].default for name in names}
     handler.update_default_settings(card.architecture, card.model, defaults)
     defaults.update(card.defaults)
-    defaults.update(overrides)
+    defaults.update(house)
     return {**{name: defaults[name] for name in names}, "model_type": card.id}

@@ -8,12 +8,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, ModelInfo, catalog
+from shared import config as config_file
+from shared.engine import saved_defaults
+from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, ModelInfo, catalog, locked
 from shared.engine.downloading import Downloads
 from shared.engine.host import plan_job
 from shared.engine.inputs import keep_pictures
@@ -23,6 +25,7 @@ from shared.engine.records import ENDED, Event
 from shared.engine.store import JobStore
 from shared.engine.supervisor import Supervisor
 from shared.errors import UserError
+from shared.imaging.saving import Rules
 from shared.loras.library import Library
 from shared.settings import Validated, random_seed
 from shared.weights.files import Folders
@@ -38,8 +41,14 @@ class EngineConfig:
 
     gpu: "", "cpu" or "cuda:N". overrides: what the planner is to obey. save_quantized: write an int8 file
     beside a model that is loaded.
-    dated_folders: images go to output_dir/YYYY-MM-DD/, else straight into output_dir.
-    default_settings: defaults that win over the models' own. warm: load the default model at the start.
+    dated_folders: images go into subfolders of output_dir, as `saving` names them, else straight into it.
+    saving: what files are called and what is in them.
+    default_settings: defaults that win over the models' own. house_settings: defaults that win over the
+    cards' alone. saved: folder of the defaults that the user saved. warm: load the default model at the
+    start. default_model: as in shared.config.
+    lock_config: nobody changes the program's settings over the page. lock_model: only the default model is
+    used. advanced: the page opens with its group of that name unfolded.
+    file_folder: of wgp_config.json. reread: this configuration as the file and the flags say it now.
     others: further folders with model files. lora_folders: by default `root`/loras.
     notices: what the log is to say at the start.
     """
@@ -53,7 +62,16 @@ class EngineConfig:
     save_quantized: bool = False
     verbose: int = 0
     dated_folders: bool = True
+    saving: Rules = Rules()
     default_settings: Mapping[str, Any] = field(default_factory=dict)
+    house_settings: Mapping[str, Any] = field(default_factory=dict)
+    saved: Path | None = None
+    default_model: str = ""
+    lock_config: bool = False
+    lock_model: bool = False
+    advanced: bool = False
+    file_folder: Path | None = None
+    reread: Callable[[], EngineConfig] | None = None
     warm: bool = True
     others: tuple[Path, ...] = ()
     lora_folders: LoraFolders | None = None
@@ -88,15 +106,17 @@ class Engine:
     """`handler_for` replaces the registry of families in tests."""
 
     def __init__(self, config: EngineConfig, handler_for: HandlerFor | None = None):
-        self.config = config
         self.store = JobStore(config.database)
+        self.config = self._with_last_model(config)
+        self.notices = list(config.notices)  # what the page tells a new tab
+        self._mendable: list[str] = []
         self._handler_for = handler_for
         self.catalog: Catalog
         self.reload_catalog()
         self.downloads = Downloads(lambda: self.catalog, config.folders, self.plan, self.reload_catalog)
         self._supervisor = Supervisor(
             self.store,
-            [*config.worker_command, *worker_arguments(config)],
+            self._worker_command(),
             first_arguments=self._warm_arguments(),
             environment=worker_environment(config.gpu, os.environ),
             log_file=config.log_file,
@@ -115,11 +135,89 @@ class Engine:
     def reload_catalog(self) -> Catalog:
         """Read the cards and look at the disk again: after a download or an edited card."""
         self.catalog = read_catalog(self.config, self._handler_for)
+        # What is wrong with saved defaults is told until it is mended; a file set aside was told only once.
+        kept = [notice for notice in self.notices if notice not in self._mendable]
+        asides = [notice for notice in self.catalog.notices if " it is now " in notice]
+        self._mendable = [notice for notice in self.catalog.notices if notice not in asides]
+        self.notices = [*kept, *asides, *self._mendable]
         return self.catalog
 
     def draft(self, cards: Mapping[str, dict[str, Any]]) -> Catalog:
         """The catalog as it would be with these cards of the user: id -> content."""
         return read_catalog(self.config, self._handler_for, cards)
+
+    def save_defaults(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep these settings as their model's defaults: what of them differs from the factory's.
+
+        SettingsError for settings that cannot be used, UserError when they cannot be written.
+        """
+        self._check_unlocked()
+        valid = self.catalog.validate({**settings, "prompt": "-"}).settings
+        model = self.catalog.model(valid["model_type"])
+        kept = saved_defaults.write(self._saved, model.id, valid, model.factory)
+        self.reload_catalog()
+        return kept
+
+    def reset_defaults(self, model_ids: Iterable[str] | None = None) -> list[Path]:
+        """Set what was saved for these models (None: for all) aside; the new names of the files."""
+        self._check_unlocked()
+        asides = saved_defaults.reset(self._saved, model_ids or self.catalog.models)
+        self.reload_catalog()
+        return asides
+
+    def change_config(self, changes: Mapping[str, Any]) -> None:
+        """Write keys of wgp_config.json. UserError for a wrong value or a folder that cannot be written."""
+        self._check_unlocked()
+        config_file.write(self._config_folder, changes)
+        self._use_file()
+
+    def reset_config(self) -> Path | None:
+        """Set wgp_config.json aside; its new name."""
+        self._check_unlocked()
+        aside = config_file.reset(self._config_folder)
+        self._use_file()
+        return aside
+
+    def restart_worker(self) -> None:
+        """Give the worker a new process after the job in its hands. UserError when another ZGP has it."""
+        if not self.supervises:
+            raise UserError("Another ZGP on this computer runs the worker: restart it there.")
+        self._supervisor.restart(self._worker_command())
+
+    def _use_file(self) -> None:
+        """What the file and the flags now say of defaults and of the worker; folders wait for a new start."""
+        if self.config.reread is None:
+            return
+        new = self.config.reread()
+        self.config = replace(
+            self.config,
+            house_settings=new.house_settings,
+            overrides=new.overrides,
+            saving=new.saving,
+            save_quantized=new.save_quantized,
+        )
+        self.reload_catalog()
+
+    def _check_unlocked(self) -> None:
+        if self.config.lock_config:
+            raise UserError("The settings of this ZGP are locked (--lock-config).")
+
+    @property
+    def _saved(self) -> Path:
+        return self.config.saved or self.config.root / "settings"
+
+    @property
+    def _config_folder(self) -> Path:
+        return self.config.file_folder or self.config.root
+
+    def _with_last_model(self, config: EngineConfig) -> EngineConfig:
+        if config.default_model != config_file.LAST_USED:
+            return config
+        newest = self.store.jobs(limit=1)
+        return replace(config, default_model=newest[0].settings["model_type"] if newest else "")
+
+    def _worker_command(self) -> list[str]:
+        return [*self.config.worker_command, *worker_arguments(self.config)]
 
     def loras(self, model_id: str) -> Library:
         """The LoRA files for a model, and what each of them is. SettingsError for models without LoRAs."""
@@ -221,7 +319,7 @@ def read_catalog(
     drafts: Mapping[str, dict[str, Any]] | None = None,
 ) -> Catalog:
     """The models as they are on disk now. drafts: as for load_cards."""
-    return catalog(
+    found = catalog(
         config.root,
         config.ckpts,
         handler_for,
@@ -229,7 +327,11 @@ def read_catalog(
         others=config.others,
         lora_folders=config.lora_folders,
         drafts=drafts,
+        house=config.house_settings,
+        saved=config.saved,
+        preferred=config.default_model,
     )
+    return locked(found) if config.lock_model else found
 
 
 def worker_arguments(config: EngineConfig) -> list[str]:
@@ -244,6 +346,7 @@ def worker_arguments(config: EngineConfig) -> list[str]:
     if config.gpu:
         arguments += ["--gpu", config.gpu]
     arguments += ["--overrides", json.dumps(dataclasses.asdict(config.overrides))]
+    arguments += ["--saving", json.dumps(dataclasses.asdict(config.saving))]
     arguments += ["--save-quantized"] if config.save_quantized else []
     return [str(argument) for argument in arguments]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import platform
 import subprocess
@@ -20,6 +21,7 @@ QUERY = (
 )
 BF16_FLAGS = ({"avx512bw", "avx512vl", "avx512dq"}, {"avx_ne_convert"}, {"bf16"})  # any one of these sets
 CGROUP = Path("/sys/fs/cgroup")
+AMD = Path("/dev/kfd")
 
 
 def read() -> Machine:
@@ -65,6 +67,12 @@ def survey(gpu: str = "") -> Machine:
     return Machine(
         name, ram_total, ram_free, int(total) << 20, int(free) << 20, (int(major), int(minor))
     )  # fmt: skip
+
+
+@functools.cache
+def has_card(gpu: str = "") -> bool:
+    """Whether there is a graphics card that torch could use; looked for once. gpu: as for `survey`."""
+    return survey(gpu).capability is not None or (gpu != "cpu" and AMD.exists())
 
 
 def nvidia_smi() -> list[str]:

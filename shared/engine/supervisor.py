@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import subprocess
@@ -67,6 +68,16 @@ class Supervisor:
             self._spawn(self._first_arguments)
         self._thread = threading.Thread(target=self._run, name="worker supervisor", daemon=True)
         self._thread.start()
+
+    def restart(self, command: Sequence[str]) -> None:
+        """Let the worker end once it has no job in hand, and run `command` in its place."""
+        with self._spawning:
+            self._command = list(command)
+            worker = self._worker
+            if worker is not None and worker.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):  # it has just ended
+                    worker.stdin.write(b"leave\n")
+                    worker.stdin.flush()
 
     def stop(self) -> None:
         """End the worker and wait for it. The job in its hands goes back to its place in the queue."""

@@ -35,6 +35,7 @@ from shared.engine.store import JobStore
 from shared.engine.supervisor import RESTART_ME
 from shared.errors import Cancelled, UserError
 from shared.imaging import metadata, saving
+from shared.imaging.naming import Facts, output_path
 from shared.lock import ProcessLock
 from shared.loras.library import without_secrets
 from shared.weights.files import Folders
@@ -62,8 +63,16 @@ class Outcome:
 class Worker:
     """Runs the jobs of one store. A job's failure is its own: the worker goes on with the next one."""
 
-    def __init__(self, store: JobStore, host: ModelHost, output_dir: Path, log_file: Path):
+    def __init__(
+        self,
+        store: JobStore,
+        host: ModelHost,
+        output_dir: Path,
+        log_file: Path,
+        rules: saving.Rules = saving.DEFAULT_RULES,
+    ):
         self._store, self._host, self._output_dir, self._log_file = store, host, output_dir, log_file
+        self._rules = rules
         self._rungs: dict[tuple[Any, ...], int] = {}  # of the ladder, for jobs of a kind that did not fit
 
     def warm_up(self, model_id: str) -> None:
@@ -77,9 +86,9 @@ class Worker:
         else:
             log.info("%s is loaded.", model_id)
 
-    def run(self) -> None:
-        """Run jobs for ever."""
-        while True:
+    def run(self, leave: threading.Event | None = None) -> None:
+        """Run jobs until `leave` is set, which is looked at between two of them."""
+        while leave is None or not leave.is_set():
             if not self.run_one():
                 time.sleep(IDLE_SECONDS)
 
@@ -172,7 +181,7 @@ class Worker:
         notes: list[str],
         extra: dict[str, Any],
     ) -> None:
-        settings, now = job.settings, datetime.now()
+        settings, now, rules = job.settings, datetime.now(), self._rules
         seed = settings["seed"] + index
         meta = metadata.build(
             without_folders(_public(settings)),
@@ -183,9 +192,15 @@ class Worker:
             notes=notes,
             extra=extra,
         )
-        folder = Path(job.output_dir) if job.output_dir else self._output_dir / now.strftime("%Y-%m-%d")
-        stem = saving.output_stem(now, seed, settings["prompt"])
-        path = saving.save_image(image, folder, stem, settings["image_format"], meta)
+        steps, size = settings.get("num_inference_steps", 0), f"{image.width}x{image.height}"
+        facts = Facts(now, seed, settings["prompt"], model.info.id, index, steps, size)
+        name = output_path(rules.template, facts)
+        # A folder that the job names has no subfolders.
+        folder = Path(job.output_dir) if job.output_dir else self._output_dir / name.parent
+        written = meta if rules.metadata else None
+        fmt = settings["image_format"]
+        quality = rules.quality if fmt == rules.format else saving.QUALITY
+        path = saving.save_image(image, folder, name.name, fmt, written, quality)
         self._store.add_image(
             job.id,
             index=index,
@@ -221,8 +236,10 @@ def persist(action: Callable[[], T]) -> T:
             time.sleep(RETRY_SECONDS)
 
 
-def end_with_standard_input() -> None:
-    """End this process at once when the other end of its standard input is closed."""
+def end_with_standard_input(leave: threading.Event) -> None:
+    """End this process at once when the other end of its standard input is closed; anything written there
+    sets `leave`.
+    """
     # On Windows, loading a DLL hangs while another thread reads descriptor 0, so a copy of it is read.
     watched = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -231,7 +248,7 @@ def end_with_standard_input() -> None:
 
     def watch() -> None:
         while os.read(watched, 1024):
-            pass
+            leave.set()
         os._exit(0)
 
     threading.Thread(target=watch, name="standard input", daemon=True).start()
@@ -240,7 +257,8 @@ def end_with_standard_input() -> None:
 def main(arguments: Sequence[str] | None = None, handler_for: HandlerFor | None = None) -> None:
     """Run until the standard input ends. `handler_for` replaces the registry of families in tests."""
     options = _parse(arguments)
-    end_with_standard_input()
+    leave = threading.Event()
+    end_with_standard_input(leave)
     if hasattr(os, "nice"):  # on Windows the supervisor asks for the same when it starts this process
         os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
@@ -260,10 +278,12 @@ def main(arguments: Sequence[str] | None = None, handler_for: HandlerFor | None 
         save_quantized=options.save_quantized,
         handler_for=handler_for,
     )
-    worker = Worker(store, host, options.output_dir, options.database.with_name("zgp.log"))
+    rules = saving.Rules(**json.loads(options.saving))
+    worker = Worker(store, host, options.output_dir, options.database.with_name("zgp.log"), rules)
     if options.warm:
         worker.warm_up(options.warm)
-    worker.run()
+    worker.run(leave)
+    sys.exit(RESTART_ME)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -276,6 +296,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--gpu", default="")
     parser.add_argument("--overrides", default="{}", help="fields of planner.Overrides, as JSON")
     parser.add_argument("--save-quantized", action="store_true")
+    parser.add_argument("--saving", default="{}", help="fields of saving.Rules, as JSON")
     parser.add_argument("--verbose", type=int, choices=range(3), default=0)
     parser.add_argument("--warm", default="")
     return parser.parse_args(arguments)

@@ -6,9 +6,8 @@ import errno
 import logging
 import os
 import secrets
-import unicodedata
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,50 @@ from PIL import Image
 
 from shared.errors import UserError
 from shared.imaging import metadata
+from shared.imaging.naming import TEMPLATE
 
 log = logging.getLogger(__name__)
 
-_MAX_PROMPT_BYTES = 80  # of the file name; with date, seed and number it stays far below every system's 255
 _MAX_JPEG_EXIF = 65_533  # one JPEG segment
+QUALITY = 95
 
 
-def save_image(image: Image.Image, folder: Path, stem: str, fmt: str, meta: Mapping[str, Any]) -> Path:
+@dataclass(frozen=True)
+class Rules:
+    """What a file is called, what is in it, and how small it is made.
+
+    template: see naming. metadata: whether the settings are written into the file. format, quality: pictures
+    of this format get this quality, others QUALITY.
+    """
+
+    template: str = TEMPLATE
+    metadata: bool = True
+    format: str = "png"
+    quality: int = QUALITY
+
+
+DEFAULT_RULES = Rules()
+
+
+def save_image(
+    image: Image.Image,
+    folder: Path,
+    stem: str,
+    fmt: str,
+    meta: Mapping[str, Any] | None,
+    quality: int = QUALITY,
+) -> Path:
     """Write `image` with its metadata as `stem` plus extension, or stem_1, stem_2 … where that name is taken.
 
-    `fmt` is one of settings' image formats. The file is written under a temporary name, flushed to the disk
+    `fmt` is one of settings' image formats; meta: None for a file with nothing but the picture; quality: of
+    JPEG and WebP. The file is written under a temporary name, flushed to the disk
     and only then named, so nobody ever sees half a picture. Raises UserError when it cannot be written.
     """
     extension, encode = _ENCODERS[fmt]
-    if fmt == "jpeg" and len(metadata.exif(meta)) > _MAX_JPEG_EXIF:
+    if fmt == "jpeg" and meta is not None and len(metadata.exif(meta)) > _MAX_JPEG_EXIF:
         log.warning("The settings of this picture do not fit into a JPEG file; it is saved as PNG instead")
         extension, encode = _ENCODERS["png"]
-    data = encode(image, meta)
+    data = encode(image, meta, quality)
     temporary = folder / f".zgp-{secrets.token_hex(8)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,32 +72,25 @@ def save_image(image: Image.Image, folder: Path, stem: str, fmt: str, meta: Mapp
             temporary.unlink()
 
 
-def output_stem(when: datetime, seed: int, prompt: str) -> str:
-    """A file name without extension: "2026-11-21-14h03m22s_seed42_a_red_circle".
-
-    Letters and digits of every script stay, anything else (emoji, signs, separators) becomes one underscore.
-    """
-    letters = unicodedata.normalize("NFC", prompt)
-    kept = "".join(letter if unicodedata.category(letter)[0] in "LNM" else " " for letter in letters)
-    words = "_".join(kept.split()).encode()[:_MAX_PROMPT_BYTES].decode(errors="ignore").strip("_")
-    return f"{when:%Y-%m-%d-%Hh%Mm%Ss}_seed{seed}" + (f"_{words}" if words else "")
-
-
 # ---------------------------------------------------------------- encoding
 # Into memory first: Pillow hides the reason (disk full) when it writes to a file itself.
 
 
-def _png(image: Image.Image, meta: Mapping[str, Any]) -> bytes:
-    return _encoded(image, format="PNG", pnginfo=metadata.png_chunks(meta))
+def _png(image: Image.Image, meta: Mapping[str, Any] | None, quality: int) -> bytes:
+    return _encoded(image, format="PNG", **({} if meta is None else {"pnginfo": metadata.png_chunks(meta)}))
 
 
-def _jpeg(image: Image.Image, meta: Mapping[str, Any]) -> bytes:
+def _jpeg(image: Image.Image, meta: Mapping[str, Any] | None, quality: int) -> bytes:
     # subsampling=0 is 4:4:4: full colour resolution, or red edges smear
-    return _encoded(image.convert("RGB"), format="JPEG", quality=95, subsampling=0, exif=metadata.exif(meta))
+    return _encoded(image.convert("RGB"), format="JPEG", quality=quality, subsampling=0, **_exif(meta))
 
 
-def _webp(image: Image.Image, meta: Mapping[str, Any]) -> bytes:
-    return _encoded(image, format="WEBP", quality=95, exif=metadata.exif(meta))
+def _webp(image: Image.Image, meta: Mapping[str, Any] | None, quality: int) -> bytes:
+    return _encoded(image, format="WEBP", quality=quality, **_exif(meta))
+
+
+def _exif(meta: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {} if meta is None else {"exif": metadata.exif(meta)}
 
 
 def _encoded(image: Image.Image, **options: Any) -> bytes:
@@ -81,7 +99,7 @@ def _encoded(image: Image.Image, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-_ENCODERS: dict[str, tuple[str, Callable[[Image.Image, Mapping[str, Any]], bytes]]] = {
+_ENCODERS: dict[str, tuple[str, Callable[[Image.Image, Mapping[str, Any] | None, int], bytes]]] = {
     "png": (".png", _png),
     "jpeg": (".jpg", _jpeg),
     "webp": (".webp", _webp),

@@ -101,6 +101,27 @@ def write_preset(path: Path, preset: Preset) -> None:
         raise UserError(f"The preset {path} cannot be written ({error.strerror or error}).") from error
 
 
+def remove_preset(path: Path) -> None:
+    """Delete a preset. UserError when that cannot be."""
+    try:
+        path.unlink()
+    except OSError as error:
+        raise UserError(f"{path.name} cannot be deleted ({error.strerror or error}).") from error
+
+
+def rename_preset(path: Path, name: str) -> Path:
+    """Give a preset another name, and return its new path. UserError where that is taken or is no name."""
+    new = path.with_name(name + path.suffix)
+    if UNSAFE_NAME.search(name) or not name.strip():
+        raise UserError(f"'{name}' is no name for a preset: use letters, digits and blanks.")
+    if new.exists():
+        raise UserError(f"There is already a preset '{new.name}': choose another name.")
+    try:
+        return path.rename(new)
+    except OSError as error:
+        raise UserError(f"{path.name} cannot be renamed ({error.strerror or error}).") from error
+
+
 def _lset(settings: Mapping[str, Any], full_prompt: bool) -> dict[str, Any]:
     content = {theirs: settings.get(ours, "") for theirs, ours in LSET_KEYS.items()}
     if not full_prompt:

@@ -11,6 +11,7 @@ from shared.errors import UserError
 from shared.ui.api import add_generate
 from shared.ui.generate import Generate
 from shared.ui.models import Models
+from shared.ui.preferences import Preferences, header_area
 from shared.ui.theme import look
 
 HEADER = '<header class="zgp-header"><h1>ZGP</h1><p>Z-Image for the GPU poor</p></header>'
@@ -22,11 +23,12 @@ def build(engine: Engine) -> gr.Blocks:
         folder = engine.config.root / "defaults"
         raise UserError(f"There is no usable model card in {folder}: restore that folder.")
     with gr.Blocks(title="ZGP", analytics_enabled=False, fill_width=True) as page:
-        gr.HTML(HEADER, elem_id="header")
+        header = header_area(HEADER)
         with gr.Tabs(selected="create", elem_id="tabs") as tabs:
             with gr.Tab("Create", id="create"):
                 create = Generate(engine, page)
             Models(engine, page, tabs, create)
+            Preferences(engine, page, tabs, create, header)
         add_generate(engine)
     return page
 
@@ -50,7 +52,8 @@ def launch(
             server_port=port,
             share=share,
             inbrowser=open_browser,
-            allowed_paths=[str(outputs)],
+            # pictures that were made before the folder was changed lie beside the queue
+            allowed_paths=[str(outputs), str(engine.config.database.resolve().parents[1])],
             # the queue and the log are nobody's download
             blocked_paths=[str(engine.config.database.resolve().parent)],
             prevent_thread_lock=True,

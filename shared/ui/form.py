@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from shared.engine import machine
 from shared.engine.catalog import ModelInfo
 from shared.engine.engine import Engine
 from shared.errors import UserError
@@ -39,7 +40,7 @@ class Form:
         self.controls: dict[str, Any] = {}
         model = catalog.model(catalog.default_model)
         self._add(model, "model_type", choices=self._models(), value=model.id)
-        self.about = gr.HTML(about_html(model), elem_id="about")
+        self.about = gr.HTML(self._about(model), elem_id="about")
         self._add(model, "prompt")
         self.live = gr.Checkbox(
             False, label="Redraw while typing", visible=redraws(model), elem_id="live", container=False
@@ -56,7 +57,7 @@ class Form:
         self.loras = Loras(engine, model, lambda name: self._add(model, name))
         self.presets = Presets(engine, model)
         self.images = Images(engine, model, self._add)
-        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+        with gr.Accordion("Advanced", open=engine.config.advanced, elem_id="advanced"):
             for name in SETTINGS:
                 if name not in self.controls:
                     self._add(model, name, info=SETTINGS[name].help)
@@ -131,7 +132,7 @@ class Form:
         model = self._engine.catalog.model(settings["model_type"])
         values = {**model.defaults, **settings}
         updates: Updates = {
-            self.about: about_html(model),
+            self.about: self._about(model),
             self.live: gr.update(visible=redraws(model)),
             self.time_grid: self._grid({**values, "model_type": model.id}),
             **self.loras.suit(model),
@@ -149,6 +150,9 @@ class Form:
     def refresh(self) -> Updates:
         """The models as they are now: after a download or an edited card."""
         return {self.controls["model_type"]: gr.update(choices=self._models())}
+
+    def _about(self, model: ModelInfo) -> str:
+        return about_html(model, is_slow(model, self._engine.config.gpu))
 
     def _add(self, model: ModelInfo, name: str, **options: Any) -> Any:
         setting = SETTINGS[name]
@@ -180,9 +184,16 @@ def label(model: ModelInfo) -> str:
     return model.name if model.available else f"{model.name} (to download)"
 
 
-def about_html(model: ModelInfo) -> str:
+def is_slow(model: ModelInfo, gpu: str) -> bool:
+    """Whether the model is too large for this computer, which has no graphics card."""
+    return "transformer_config" not in model.card.model and not machine.has_card(gpu)
+
+
+def about_html(model: ModelInfo, slow: bool = False) -> str:
     """The description; for a model that is not on disk, also the files that come with its first picture."""
     text = escape(model.description)
+    if slow:
+        text += "<br>No graphics card was found: one picture of this model takes many minutes."
     if model.available:
         return text
     names = [source.rsplit("/", 1)[-1] for source in model.missing]

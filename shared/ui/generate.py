@@ -19,7 +19,7 @@ from shared.ui.errors import QUIET, shows_errors, toast
 from shared.ui.form import Form, Updates
 from shared.ui.notice import notice_area, notice_html
 from shared.ui.pictures import Pictures, picture_area
-from shared.ui.presets import lines_html
+from shared.ui.presets import changes, lines_html
 from shared.ui.stage import stage_area, stage_html
 from shared.ui.watch import Sight, watch
 from shared.ui.welcome import Welcome
@@ -85,10 +85,16 @@ class Generate:
         presets.apply.click(
             self.apply_preset, [presets.choice, *form.inputs], [*filled, presets.about], **QUIET
         )
+        saved = [presets.name, presets.choice, presets.about, self.notice]
         presets.save.click(
             self.save_preset, [presets.name, presets.whole, *form.inputs],
-            [presets.name, presets.choice, self.notice], **QUIET,
+            saved, **QUIET,
         )  # fmt: skip
+        presets.about.replace(
+            self.replace_preset, [presets.name, presets.whole, *form.inputs], saved, **QUIET
+        )
+        presets.acts.keep(self.keep_defaults, form.inputs, self.notice, **QUIET)
+        presets.acts.factory(self.factory_defaults, form.inputs, filled, **QUIET)
         for area in (self.viewer, self.recent):
             area.pick(self.pick, None, self.viewer, **QUIET)
             area.use(self.use_settings, None, filled, **QUIET)
@@ -169,8 +175,37 @@ class Generate:
     @shows_errors
     def save_preset(self, name: str, whole: bool, *values: Any) -> Updates:
         """Keep what the form says under a name."""
-        path, updates = self.form.presets.saved(name, whole, self.form.read(values))
-        return {**updates, self.notice: notice_html([f"Saved as {path}."])}
+        return self._save_preset(name, whole, values)
+
+    @shows_errors
+    def replace_preset(self, name: str, whole: bool, *values: Any) -> Updates:
+        """The same in the place of the preset that has the name."""
+        return self._save_preset(name, whole, values, replace=True)
+
+    def _save_preset(self, name: str, whole: bool, values: tuple[Any, ...], replace: bool = False) -> Updates:
+        path, updates = self.form.presets.saved(name, whole, self.form.read(values), replace)
+        return updates if path is None else {**updates, self.notice: notice_html([f"Saved as {path}."])}
+
+    @shows_errors
+    def keep_defaults(self, *values: Any) -> str:
+        """Make what the form says the defaults of its model, for the page and for programs."""
+        settings = self.form.read(values)
+        kept = self._engine.save_defaults(settings)
+        name = self._engine.catalog.model(settings["model_type"]).name
+        if not kept:
+            return notice_html([f"{name} keeps its factory defaults: the form says nothing else."])
+        lines = changes(self._engine.catalog.model(settings["model_type"]).factory, kept)
+        return notice_html([f"These are the defaults of {name} from now on.", *lines])
+
+    @shows_errors
+    def factory_defaults(self, *values: Any) -> Updates:
+        """Forget what was saved for the model, and show its factory defaults; what was typed stays."""
+        model = self._engine.catalog.model(values[0])
+        asides = self._engine.reset_defaults([model.id])
+        said = [f"The saved defaults are now in {path.name}." for path in asides]
+        shown = notice_html([f"{model.name} has its factory defaults.", *said])
+        fresh = self.form.fill({"model_type": model.id, "prompt": self.form.read(values)["prompt"]})
+        return {**fresh, self.notice: shown}
 
     # -- what jobs do -------------------------------------------------------------------------------------
 
@@ -191,7 +226,8 @@ class Generate:
     def _arrival(self) -> Updates:
         self._engine.reload_catalog()
         pictures = {self.viewer: self._pictures.newest(), self.recent: self._pictures.recent()}
-        return {**self.form.refresh(), **pictures}
+        told = {self.notice: notice_html(self._engine.notices)} if self._engine.notices else {}
+        return {**self.form.refresh(), **pictures, **told}
 
     def _show(self, sight: Sight) -> Updates:
         busy = bool(sight.queue)

@@ -14,7 +14,15 @@ from shared.engine.catalog import ModelInfo
 from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.loras.multipliers import merge_profile, split_profile, words
-from shared.loras.presets import Preset, find_preset, list_presets, read_preset, write_preset
+from shared.loras.presets import (
+    Preset,
+    find_preset,
+    list_presets,
+    read_preset,
+    remove_preset,
+    rename_preset,
+    write_preset,
+)
 from shared.settings import SETTINGS
 from shared.ui.errors import QUIET, shows_errors
 from shared.ui.recall import Recalled, complete
@@ -26,6 +34,20 @@ Settings = Mapping[str, Any]
 
 PROFILE, PRESET = "profile/", "preset/"  # what a value of the select begins with
 LEFT_OUT = ("model_type", "seed")  # of the settings, in a preset
+
+
+# The buttons of HTML; script.js asks before those with `data-ask`. 'keep' and 'factory' are the defaults'.
+_CLICKS = """element.addEventListener('click', (event) => {
+  const act = event.target.closest('button')?.dataset.act;
+  if (['replace', 'rename', 'remove', 'keep', 'factory'].includes(act)) trigger(act);
+});"""
+
+_ACTS = (
+    ("rename", "Rename the chosen one", ""),
+    ("remove", "Delete the chosen one", "Really delete it?"),
+    ("keep", "Save as default for this model", ""),
+    ("factory", "Factory defaults", "Forget the saved defaults?"),
+)
 
 
 class Presets:
@@ -40,7 +62,7 @@ class Presets:
                     elem_id="preset",
                 )  # fmt: skip
                 self.apply = gr.Button("Apply", size="sm", min_width=0, scale=0, elem_id="apply-preset")
-            self.about = gr.HTML("", elem_id="preset-about", apply_default_css=False)
+            self.about = gr.HTML("", js_on_load=_CLICKS, elem_id="preset-about", apply_default_css=False)
             with gr.Row(elem_classes="zgp-one-line"):
                 self.name = gr.Textbox(
                     label="Save as", placeholder="Name", max_lines=1, min_width=0, scale=1,
@@ -50,11 +72,18 @@ class Presets:
             self.whole = gr.Checkbox(
                 False, label="With the prompt and all settings", container=False, elem_id="preset-whole"
             )
+            self.acts = gr.HTML(
+                _acts_html(engine.config.lock_config), js_on_load=_CLICKS, elem_id="preset-acts",
+                apply_default_css=False,
+            )  # fmt: skip
 
     def wire(self, model_type: Any) -> None:
         """Connect what only this group knows."""
         self.choice.input(self.describe, [self.choice, model_type], self.about, **QUIET)
         self.group.expand(self.look, [self.choice, model_type], [self.choice, self.about], **QUIET)
+        shown = [self.name, self.choice, self.about]
+        self.acts.rename(self.rename, [self.choice, self.name, model_type], shown, **QUIET)
+        self.acts.remove(self.remove, [self.choice, model_type], shown, **QUIET)
         model_type.change(self.offer, [self.choice, model_type], [self.choice, self.about], **QUIET)
 
     @shows_errors
@@ -83,6 +112,33 @@ class Presets:
             return _problem(str(error))
         return lines_html([said])
 
+    @shows_errors
+    def rename(self, choice: str | None, name: str | None, model_id: str) -> Updates:
+        """Give the chosen preset the name that is written beside Save."""
+        model = self._engine.catalog.model(model_id)
+        path = self._own(choice, model)
+        if not (name or "").strip():
+            raise UserError("There is no new name: write it beside Save.")
+        new = rename_preset(path, str(name).strip())
+        about = lines_html([f"'{path.stem}' is now '{new.stem}'."])
+        return {self.name: "", **self._listed(model, PRESET + new.name), self.about: about}
+
+    @shows_errors
+    def remove(self, choice: str | None, model_id: str) -> Updates:
+        """Delete the chosen preset."""
+        model = self._engine.catalog.model(model_id)
+        path = self._own(choice, model)
+        remove_preset(path)
+        return {**self._listed(model, None), self.about: lines_html([f"Deleted '{path.stem}'."])}
+
+    def _own(self, choice: str | None, model: ModelInfo) -> Path:
+        if not choice or choice.startswith(PROFILE):
+            raise UserError("No preset of yours is chosen: the others come with ZGP and stay.")
+        return find_preset(self._folder(model), choice.removeprefix(PRESET))
+
+    def _listed(self, model: ModelInfo, value: str | None) -> Updates:
+        return {self.choice: gr.update(choices=self._choices(model), value=value)}
+
     def applied(self, choice: str | None, settings: Settings) -> Recalled:
         """The form's settings with the preset's, and what that changes. UserError when it cannot be used."""
         if not choice:
@@ -104,19 +160,23 @@ class Presets:
             found.settings, [f"Applied '{name}'.", *changes(settings, found.settings), *found.report]
         )
 
-    def saved(self, name: str | None, whole: bool, settings: Settings) -> tuple[Path, Updates]:
-        """Write the form's LoRAs, or all of it, as a preset: (its path, what the group then shows)."""
+    def saved(
+        self, name: str | None, whole: bool, settings: Settings, replace: bool = False
+    ) -> tuple[Path | None, Updates]:
+        """Write the form's LoRAs, or all of it, as a preset: (its path, what the group then shows).
+
+        Where the name is taken, and without `replace`, nothing is written and the user is asked.
+        """
         model, name = self._engine.catalog.model(settings["model_type"]), (name or "").strip()
         if not name:
             raise UserError("The preset has no name: write one beside Save.")
         if UNSAFE_NAME.search(name):
             raise UserError(f"'{name}' is no name for a preset: use letters, digits and blanks.")
         path = self._folder(model) / f"{name}{'.json' if whole else '.lset'}"
-        if path.exists():
-            raise UserError(f"There is already a preset '{path.name}': choose another name.")
+        if path.exists() and not replace:
+            return None, {self.about: _taken_html(path.name)}
         write_preset(path, preset_of(settings, whole))
-        choice = gr.update(choices=self._choices(model), value=PRESET + path.name)
-        return path, {self.name: "", self.choice: choice}
+        return path, {self.name: "", self.about: "", **self._listed(model, PRESET + path.name)}
 
     # -- what there is ------------------------------------------------------------------------------------
 
@@ -194,6 +254,25 @@ def changes(before: Settings, after: Settings) -> list[str]:
 def lines_html(lines: Sequence[str]) -> str:
     """In the place between the select and the name: what a preset is for, or what it changed."""
     return "".join(f'<p class="zgp-lora-line">{escape(line)}</p>' for line in lines)
+
+
+def _acts_html(locked: bool) -> str:
+    """The buttons for presets and defaults."""
+    shown = [one for one in _ACTS if not (locked and one[0] in ("keep", "factory"))]
+    return f'<div class="zgp-actions">{"".join(button_html(*one) for one in shown)}</div>'
+
+
+def button_html(act: str, words: str, ask: str = "") -> str:
+    """A button for HTML. ask: what it says before it acts on a second press."""
+    asks = f' data-ask="{ask}"' if ask else ""
+    return f'<button type="button" class="zgp-button" data-act="{act}"{asks}>{words}</button>'
+
+
+def _taken_html(name: str) -> str:
+    return (
+        f'<p class="zgp-lora-line">There is already a preset {escape(name)}. '
+        '<button type="button" class="zgp-button" data-act="replace">Replace it</button></p>'
+    )
 
 
 def _problem(sentence: str) -> str:

@@ -14,6 +14,20 @@
     }
   });
 
+  // A button with data-ask asks first: the second press within a few seconds counts.
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button[data-ask]");
+    if (!button || button.dataset.asked) return;
+    event.stopPropagation();
+    const words = button.textContent;
+    button.textContent = button.dataset.ask;
+    button.dataset.asked = "yes";
+    setTimeout(() => {
+      button.textContent = words;
+      delete button.dataset.asked;
+    }, 5000);
+  }, true);
+
   document.addEventListener("click", (event) => {
     if (innerWidth > 700 || !event.target.closest("#generate")) return;
     setTimeout(() => document.getElementById("results").scrollIntoView({ behavior: "smooth" }), 300);
