@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from shared.engine import failures
+from shared.engine import failures, sheets
 from shared.engine.catalog import HandlerFor, LoraFolders
 from shared.engine.host import LoadedModel, ModelHost, Silent
 from shared.engine.inputs import without_folders
@@ -99,7 +99,7 @@ class Worker:
     def _outcome(self, job: Job) -> Outcome:
         # The exception must not leave this function: its traceback holds the job's tensors.
         try:
-            self._make_images_that_fit(job)
+            self._draw_grid(job) if sheets.is_sheet(job) else self._make_images_that_fit(job)
         except Cancelled:
             return Outcome(CANCELLED)
         except Exception as error:
@@ -112,6 +112,14 @@ class Worker:
                 restart=ruined,
             )
         return Outcome(DONE)
+
+    def _draw_grid(self, job: Job) -> None:
+        Progress(self._store, job.id).phase("Drawing the grid")
+        sheets.make(self._store, job, without_folders(_public(job.settings)), self._folder(job))
+
+    def _folder(self, job: Job) -> Path:
+        """Where the job's pictures go: by default into the folder of the day."""
+        return Path(job.output_dir) if job.output_dir else self._output_dir / f"{datetime.now():%Y-%m-%d}"
 
     def _make_images_that_fit(self, job: Job) -> None:
         """Go down the planner's ladder until the job fits. What was learned stays for jobs of its kind."""
@@ -183,9 +191,8 @@ class Worker:
             notes=notes,
             extra=extra,
         )
-        folder = Path(job.output_dir) if job.output_dir else self._output_dir / now.strftime("%Y-%m-%d")
         stem = saving.output_stem(now, seed, settings["prompt"])
-        path = saving.save_image(image, folder, stem, settings["image_format"], meta)
+        path = saving.save_image(image, self._folder(job), stem, settings["image_format"], meta)
         self._store.add_image(
             job.id,
             index=index,
