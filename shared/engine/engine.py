@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shared.engine import grid
 from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, catalog
+from shared.engine.grid import Grid, plan
 from shared.engine.inputs import PICTURES, keep_pictures
 from shared.engine.planner import Overrides
 from shared.engine.records import ENDED, Event
@@ -162,19 +162,21 @@ class Engine:
         """
         return [self.submit(values, **options)]
 
+    def plan_grid(self, values: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Grid:
+        """The pictures for each combination of `axes` (see grid.plan). SettingsError with all problems."""
+        return plan(values, axes, self.catalog)
+
     def submit_grid(
         self,
-        values: Mapping[str, Any],
-        axes: Mapping[str, Sequence[Any]],
+        planned: Grid,
         source: str = "ui",
         output_dir: Path | None = None,
         uploads: Path | None = None,
     ) -> tuple[int, list[int]]:
-        """Queue a picture for each combination of `axes` (see grid.plan): (the grid's id, the jobs').
+        """Queue the cells that `plan_grid` made: (the grid's id, the jobs' in the order of the cells).
 
-        SettingsError lists what is wrong with any of them; then none is queued.
+        SettingsError when a picture cannot be used; then none is queued.
         """
-        planned = grid.plan(values, axes, self.catalog)
         kept = self._with_pictures([cell.validated for cell in planned.cells], uploads)
         cells = [
             (cell.number, one.settings, one.notes) for cell, one in zip(planned.cells, kept, strict=True)

@@ -148,10 +148,9 @@ def _setting(name: Any) -> Setting:
     labels = {setting.label.lower(): setting for setting in SETTINGS.values()}
     found = SETTINGS.get(str(name)) or labels.get(str(name).lower())
     if found is None:
-        near = nearest(str(name), SETTINGS)
-        raise UserError(
-            f"A grid cannot vary '{name}': " + (f"did you mean {near}?" if near else "no such setting.")
-        )
+        near = nearest(str(name), [*SETTINGS, *labels])
+        hint = f"did you mean {near}?" if near else "there is no such setting."
+        raise UserError(f"A grid cannot vary '{name}': {hint}")
     if found.picture or found.kind is list or found.name in _NO_AXES:
         raise UserError(f"A grid cannot vary {found.name}: choose a setting that changes the picture.")
     return found
@@ -290,7 +289,7 @@ def _axes(axes: Any, catalog: Catalog) -> tuple[Axis, ...]:
                 raise UserError(
                     'it came in another form; expected a setting and its values, ["seed", "1, 2"].'
                 )
-            read.append(parse_axis(name, *pair, catalog))
+            read.append(parse_axis(name, pair[0], pair[1], catalog))
         except UserError as error:
             problems.append(f"Grid, axis {name}: {error}")
     doubled = {axis.setting for axis in read if [one.setting for one in read].count(axis.setting) > 1}
@@ -343,30 +342,32 @@ def _order(axes: Sequence[Axis]) -> Callable[[tuple[int, ...]], tuple[int, ...]]
 def _validated(
     values: Mapping[str, Any], axes: Sequence[Axis], place: Sequence[int], catalog: Catalog
 ) -> Validated:
-    given = dict(values)
+    given, problems = dict(values), list[str]()
     for axis, i in zip(axes, place, strict=True):
         value = axis.values[i]
         if axis.setting == "prompt":
-            value = _replaced(str(given.get("prompt") or ""), str(axis.values[0]), str(value))
+            prompt, old = str(given.get("prompt") or ""), str(axis.values[0])
+            if not old or old not in prompt:
+                problems.append(
+                    f'the prompt has no "{old}": expected some of its words first, as they stand there'
+                )
+            value = prompt.replace(old, str(value)) if old else prompt
         elif axis.setting == "seed" and value == -1:
             value = random_seed()
         given[axis.setting] = value
-    validated = catalog.validate(given)
-    deaf = [axis.setting for axis in axes if axis.setting not in validated.settings]
-    if deaf:
-        model = catalog.model(validated.settings["model_type"])
-        raise SettingsError(
-            [f"{SETTINGS[name].label} does not act on {model.name}: leave it out" for name in deaf]
-        )
+    try:
+        validated = catalog.validate(given)
+    except SettingsError as error:
+        raise SettingsError([*problems, *error.problems]) from None
+    name = catalog.models[validated.settings["model_type"]].name
+    problems += [
+        f"{SETTINGS[axis.setting].label} does not act on {name}: leave it out"
+        for axis in axes
+        if axis.setting not in validated.settings
+    ]
+    if problems:
+        raise SettingsError(problems)
     return validated
-
-
-def _replaced(prompt: str, old: str, new: str) -> str:
-    if not old or old not in prompt:
-        raise SettingsError(
-            [f'the prompt has no "{old}": expected one of its words, as it stands there, first']
-        )
-    return prompt.replace(old, new)
 
 
 def _cell_problem(sentence: str, names: Sequence[str]) -> str:

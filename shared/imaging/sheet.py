@@ -14,7 +14,7 @@ MAX_PIXELS = 40_000_000  # of all cells together; larger ones are made smaller
 MAX_SIDE = 16_000  # what browsers show
 SMALLEST_TEXT = 13
 MOST_LINES = 4
-PAPER, INK, FAINT, EMPTY = "white", (32, 32, 32), (120, 120, 120), (236, 236, 236)
+PAPER, INK, FAINT, EMPTY = (244, 244, 246), (32, 32, 32), (110, 110, 110), (228, 228, 232)
 
 #: fonts with the letters that Pillow's own lacks; the first that has all of a text draws it
 FALLBACKS = (
@@ -90,7 +90,7 @@ class Layout:
 
     def _height(self, labels: Sequence[str]) -> int:
         tallest = max(text_extent(label, self.text_size)[1] for label in labels)
-        return tallest + self.text_size // 2 if tallest else 0
+        return tallest + self.text_size * 2 // 3 if tallest else 0
 
     @property
     def size(self) -> Size:

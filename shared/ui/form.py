@@ -13,6 +13,7 @@ from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.settings import SETTINGS
 from shared.ui.controls import control
+from shared.ui.grid import GridGroup
 from shared.ui.images import NO_PICTURES, PICTURE_SETTINGS, Images
 from shared.ui.loras import Loras
 from shared.ui.presets import Presets
@@ -64,6 +65,7 @@ class Form:
                     self.time_grid = gr.HTML(
                         self._grid({**model.defaults, "model_type": model.id}), elem_id="time-grid"
                     )
+        self.grid = GridGroup(engine, model)
         with gr.Row(elem_id="actions"):
             self.generate = gr.Button("Generate", variant="primary", size="lg", elem_id="generate", scale=3)
             self.cancel = gr.Button(
@@ -73,6 +75,7 @@ class Form:
         self.loras.wire(self.controls["model_type"], self.controls["prompt"])
         self.presets.wire(self.controls["model_type"])
         self.images.wire(self.controls)
+        self.grid.wire(self.controls["model_type"], self.inputs, self.read)
 
     @property
     def inputs(self) -> list[Any]:
@@ -89,6 +92,7 @@ class Form:
             self.time_grid,
             *self.loras.outputs,
             *self.images.outputs,
+            *self.grid.settings.values(),
         ]
 
     @property
@@ -136,6 +140,7 @@ class Form:
             self.time_grid: self._grid({**values, "model_type": model.id}),
             **self.loras.suit(model),
             **self.images.suit(model, values),
+            **self.grid.suit(model),
         }
         for name, component in self.controls.items():
             if name not in model.settings:
