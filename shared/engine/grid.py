@@ -139,7 +139,7 @@ def parse_axis(direction: str, name: Any, typed: Any, catalog: Catalog) -> Axis:
     doubled = next((value for value in values if values.count(value) > 1), None)
     if doubled is not None and (setting.name, doubled) != ("seed", -1):
         raise UserError(f"{setting.label}: {_shown(doubled)} came twice; expected each value once.")
-    written = typed if isinstance(typed, str) else ", ".join(_quoted(str(value)) for value in typed)
+    written = typed if isinstance(typed, str) else ", ".join(map(_quoted, texts))
     labels = tuple(_label(setting, value, catalog) for value in values)
     return Axis(direction, setting.name, tuple(values), labels, written)
 
@@ -371,7 +371,7 @@ def _validated(
 
 
 def _cell_problem(sentence: str, names: Sequence[str]) -> str:
-    more = f" (and {len(names) - 1} more cells)" if len(names) > 1 else ""
+    more = f" (and {len(names) - 1} more cell{'s' if len(names) > 2 else ''})" if len(names) > 1 else ""
     return f"Cell {names[0]}{more}: {sentence}"
 
 

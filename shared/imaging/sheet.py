@@ -14,6 +14,7 @@ MAX_PIXELS = 40_000_000  # of all cells together; larger ones are made smaller
 MAX_SIDE = 16_000  # what browsers show
 SMALLEST_TEXT = 13
 MOST_LINES = 4
+MOST_LETTERS = 500
 PAPER, INK, FAINT, EMPTY = (244, 244, 246), (32, 32, 32), (110, 110, 110), (228, 228, 232)
 
 #: fonts with the letters that Pillow's own lacks; the first that has all of a text draws it
@@ -176,7 +177,8 @@ def _write(
 
 def wrapped(text: str, size: int, width: int, height: int = 0) -> str:
     """`text` in lines of at most `width` pixels, MOST_LINES of them or as many as `height` holds."""
-    text = "".join(" " if unicodedata.category(letter)[0] in "CZ" else letter for letter in text)
+    letters = text[:MOST_LETTERS]
+    text = "".join(" " if unicodedata.category(letter)[0] in "CZ" else letter for letter in letters)
     font = font_for(text, size)
     most = max(1, height // (size + size // 2)) if height else MOST_LINES
     lines = [""]
