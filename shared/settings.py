@@ -197,6 +197,7 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="image_mask", kind=str, default="", label="Mask", group="pictures", maximum=MAX_PATH,
             needs="inpaint", picture=True,
+            companions=("image_start",),
             help="White where the picture is painted anew; every pixel elsewhere stays exactly as it is.",
         ),
         Setting(
