@@ -110,14 +110,14 @@ SETTINGS: dict[str, Setting] = {
             step=0.05, group="guidance", needs="guidance",
             companions=("guidance_scale",), above=1,
             help="Limits how far guidance may push contrast and colour; lower values tame harsh pictures, "
-            "0 turns the limit off.",
+            "0 turns the limit off. Acts while guidance is above 1.",
         ),
         Setting(
             name="cfg_truncation", kind=float, default=1.0, label="Guidance end", minimum=0, maximum=1,
             step=0.05, group="guidance", needs="guidance",
             companions=("guidance_scale",), above=1,
             help="The part of the way from noise to picture that is guided. 1 guides to the end; less gives "
-            "softer detail and saves time.",
+            "softer detail and saves time. Acts while guidance is above 1.",
         ),
         Setting(
             name="NAG_scale", kind=float, default=1.0, label="NAG scale", minimum=1, maximum=20, step=0.05,
