@@ -510,7 +510,7 @@ def process(config: EngineConfig, handler_for: HandlerFor | None, options: argpa
     valid = validate_tasks(tasks, models, model_id, reporter)
     all_valid = len(valid) == len(tasks)
     if options.dry_run:
-        all_fit = all([dry_run(task, models, config, reporter) for task in valid])
+        all_fit = all([dry_run(job, models, config, reporter) for task in valid for job in task.jobs])
         return OK if all_valid and all_fit else FAILED
     if not valid:
         return FAILED

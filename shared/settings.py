@@ -22,6 +22,8 @@ MAX_ENTRY = 2000  # characters of one text of a list
 MAX_PATH = 4096
 #: names of shared.imaging.preprocess.PREPROCESSORS, which needs OpenCV
 PREPROCESSORS = ("as_it_is", "canny", "lines", "scribble", "gray", "tile", "depth", "pose")
+#: sampler presets that take so many steps, whatever num_inference_steps says
+FIXED_STEPS = {"unified_2s": 2, "unified_4s": 4}
 #: letters of Wan2GP's video_prompt_type -> what to follow in the control picture
 WAN2GP_GUIDES = {"P": "pose", "D": "depth", "E": "canny"}
 
@@ -44,6 +46,8 @@ class Setting:
     numbers: bool = False  # a text of numbers: one number, or a list of them, is written out
     pairs: bool = False  # a text of name=value pairs: an object is written out
     picture: bool = False  # a text that is the path of a picture; "" = none
+    companions: tuple[str, ...] = ()  # it acts while one of these is above `above`, or given, or true
+    above: float = 0
 
 
 #: attention methods beside PyTorch's own, and the package that each needs
@@ -65,6 +69,7 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="negative_prompt", kind=str, default="", label="Negative prompt", maximum=100_000,
             needs="negative_prompt",
+            companions=("guidance_scale", "NAG_scale"), above=1,
             help="What the picture should not show. It acts only while guidance (or NAG, on Turbo models) is "
             "on.",
         ),
@@ -103,14 +108,16 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="cfg_normalization", kind=float, default=0.0, label="Guidance limit", minimum=0, maximum=2,
             step=0.05, group="guidance", needs="guidance",
+            companions=("guidance_scale",), above=1,
             help="Limits how far guidance may push contrast and colour; lower values tame harsh pictures, "
-            "0 turns the limit off.",
+            "0 turns the limit off. Acts while guidance is above 1.",
         ),
         Setting(
             name="cfg_truncation", kind=float, default=1.0, label="Guidance end", minimum=0, maximum=1,
             step=0.05, group="guidance", needs="guidance",
+            companions=("guidance_scale",), above=1,
             help="The part of the way from noise to picture that is guided. 1 guides to the end; less gives "
-            "softer detail and saves time.",
+            "softer detail and saves time. Acts while guidance is above 1.",
         ),
         Setting(
             name="NAG_scale", kind=float, default=1.0, label="NAG scale", minimum=1, maximum=20, step=0.05,
@@ -121,12 +128,14 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="NAG_tau", kind=float, default=3.5, label="NAG limit", minimum=1, maximum=10, step=0.1,
             group="guidance", needs="NAG",
+            companions=("NAG_scale",), above=1,
             help="How far one place of the picture may be pushed. Lower values keep the picture closer to "
             "the one without NAG. Acts while the NAG scale is above 1.",
         ),
         Setting(
             name="NAG_alpha", kind=float, default=0.5, label="NAG blend", minimum=0, maximum=1, step=0.05,
             group="guidance", needs="NAG",
+            companions=("NAG_scale",), above=1,
             help="How much of the pushed picture is mixed in: 0 none, 1 all of it. Acts while the NAG scale "
             "is above 1.",
         ),
@@ -144,12 +153,14 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="stochast_ratio", kind=str, default="1", label="Fresh noise", group="sampler", maximum=40,
             needs="unified", numbers=True,
+            companions=("num_inference_steps",), above=1,
             help="How much of the noise is new at each step: 0 none, 1 all, up to 2 for more than all, or "
             "SDE to let the step's size decide. Acts from 2 steps on.",
         ),
         Setting(
             name="extrapol_ratio", kind=float, default=0.0, label="Extrapolation", minimum=0, maximum=1,
             step=0.05, group="sampler", needs="unified",
+            companions=("num_inference_steps",), above=3,
             help="How far each step goes on in the direction of the change since the last one. Acts from 4 "
             "steps on.",
         ),
@@ -179,33 +190,39 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="denoising_strength", kind=float, default=0.75, label="Strength of the change", minimum=0,
             maximum=1, step=0.01, group="pictures", needs="image",
+            companions=("image_start",),
             help="0 gives the picture back as it is, 1 paints without looking at it. Acts with a picture, or "
             "where its mask is white.",
         ),
         Setting(
             name="image_mask", kind=str, default="", label="Mask", group="pictures", maximum=MAX_PATH,
             needs="inpaint", picture=True,
+            companions=("image_start",),
             help="White where the picture is painted anew; every pixel elsewhere stays exactly as it is.",
         ),
         Setting(
             name="mask_expand", kind=int, default=0, label="Grow the mask", minimum=-50, maximum=50, step=1,
             group="pictures", needs="inpaint",
+            companions=("image_mask",),
             help="Pixels that the mask grows on all sides; below 0 it shrinks. Acts with a mask.",
         ),
         Setting(
             name="mask_feather", kind=float, default=8.0, label="Soft edge", minimum=0, maximum=100, step=1,
             group="pictures", needs="inpaint",
+            companions=("image_mask",),
             help="Pixels over which the new part fades in, inside of the mask. Acts with a mask.",
         ),
         Setting(
             name="mask_only", kind=bool, default=False, label="Paint only around the mask", group="pictures",
             needs="inpaint",
+            companions=("image_mask",),
             help="That part is painted alone, in full detail, and the picture keeps its own size. Acts with "
             "a mask.",
         ),
         Setting(
             name="mask_margin", kind=int, default=64, label="Surroundings", minimum=0, maximum=1024, step=8,
             group="pictures", needs="inpaint",
+            companions=("mask_only",),
             help="Pixels around the mask that are looked at. Acts where only that part is painted.",
         ),
         Setting(
@@ -216,27 +233,32 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="control_preprocessor", kind=str, default="canny", label="What to follow", group="pictures",
             choices=PREPROCESSORS, needs="control",
+            companions=("image_guide",),
             help="What is taken from the control picture. as_it_is is for pictures that are control maps "
             "already.",
         ),
         Setting(
             name="control_parameters", kind=str, default="", label="Details of it", group="pictures",
             maximum=1000, needs="control", pairs=True,
+            companions=("image_guide",),
             help="Thresholds and the like, for example low=50, high=150; what is left out is as usual.",
         ),
         Setting(
             name="control_net_weight", kind=float, default=0.75, label="Control strength", minimum=0,
             maximum=2, step=0.01, group="pictures", needs="control",
+            companions=("image_guide",),
             help="How closely the picture follows: 0.65 to 1 is usual, 0 turns control off.",
         ),
         Setting(
             name="control_start", kind=float, default=0.0, label="Control start (%)", minimum=0, maximum=100,
             step=1, group="pictures", needs="control",
+            companions=("image_guide",),
             help="Control acts from this part of the steps on; the steps before are free, and faster.",
         ),
         Setting(
             name="control_end", kind=float, default=100.0, label="Control end (%)", minimum=0, maximum=100,
             step=1, group="pictures", needs="control",
+            companions=("image_guide",),
             help="Control acts up to this part of the steps; ending early frees the fine detail.",
         ),
         Setting(
@@ -248,12 +270,14 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="loras_multipliers", kind=str, default="", label="LoRA strengths", group="loras",
             maximum=10_000, needs="loras",
+            companions=("activated_loras",),
             help="One number for each LoRA, in their order, with blanks between; missing ones are 1. "
             "1,0.5 goes from 1 to 0.5 over the steps; # begins a comment.",
         ),
         Setting(
             name="loras_optional", kind=bool, default=False, label="Go on without LoRAs that cannot be used",
             group="loras", needs="loras",
+            companions=("activated_loras",),
             help="When a LoRA is missing or does not fit the model, make the picture without it and say so, "
             "instead of refusing the job.",
         ),
@@ -354,6 +378,33 @@ def validate(
 def applies(setting: Setting, capabilities: Mapping[str, Any]) -> bool:
     """Whether the setting acts on a model with these capabilities."""
     return not setting.needs or bool(capabilities.get(setting.needs))
+
+
+def idle(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings that do nothing beside these others, each with the sentence that says so."""
+    solver = settings.get("sample_solver")
+    steps = FIXED_STEPS.get(str(solver), settings.get("num_inference_steps"))
+    values = {**settings, "num_inference_steps": steps}
+    reasons = {}
+    for setting in (SETTINGS[name] for name in settings if name in SETTINGS):
+        companions = [SETTINGS[name] for name in setting.companions if name in settings]
+        if companions and not any(_is_on(values[one.name], setting.above) for one in companions):
+            reasons[setting.name] = f"{setting.label}: acts {_while(companions, setting.above)}."
+    if solver in FIXED_STEPS:
+        reasons["num_inference_steps"] = f"The sampler preset {solver} always takes {steps} steps."
+    return reasons
+
+
+def _is_on(value: Any, above: float) -> bool:
+    return value > above if isinstance(value, (int, float)) else bool(value)
+
+
+def _while(companions: Iterable[Setting], above: float) -> str:
+    names = " or ".join(one.label for one in companions)
+    kind = next(iter(companions)).kind
+    if kind in (int, float):
+        return f"while {names} is above {above:g}"
+    return f"while {names} is on" if kind is bool else f"with: {names}"
 
 
 def _without_letters(given: dict[str, Any]) -> dict[str, Any]:

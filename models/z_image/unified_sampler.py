@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import UserError
+from shared.settings import FIXED_STEPS
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 STYLES = ("few", "any", "mul")
 MAX_STEPS = 100
-FORCED_STEPS = {"unified_2s": 2, "unified_4s": 4}
 
 #: (most steps, style, gap at both ends) of unified_2s, unified_4s and unified_mul
 PRESETS = ((2, "few", (0.001, 0.6)), (4, "any", (0.001, 0.5)), (MAX_STEPS, "mul", (0.001, 0.0)))
@@ -69,7 +69,7 @@ def resolve(
 
     Raises UserError: an unknown key, or a value outside its range.
     """
-    steps = FORCED_STEPS.get(sample_solver.lower(), num_inference_steps)
+    steps = FIXED_STEPS.get(sample_solver.lower(), num_inference_steps)
     steps = _CHECKS["sampling_steps"]("num_inference_steps", steps)
     style, gap = next((style, gap) for most, style, gap in PRESETS if steps <= most)
     values: dict[str, Any] = {"sampling_steps": steps, "sampling_style": style, "rfba_gap_steps": gap}

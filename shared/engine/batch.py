@@ -6,12 +6,13 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shared.engine.catalog import Catalog
 from shared.engine.engine import Engine
+from shared.engine.grid import Grid, plan
 from shared.engine.records import CANCELLED, DONE, ENDED, Event
 from shared.engine.tasks import Task
 from shared.settings import SettingsError, Validated
@@ -21,11 +22,29 @@ CANCEL_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Valid:
-    """A task that can run."""
+    """A task that can run. grid: its cells, where it is a grid; cell: the name of the one that is meant."""
 
     number: int
     values: dict[str, Any]
     validated: Validated
+    grid: Grid | None = None
+    cell: str = ""
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        return f"item {self.number}" + (f", {self.cell}" if self.cell else "")
+
+    @property
+    def jobs(self) -> list[Valid]:
+        """The task, or the cells of a grid in the order in which they are made."""
+        if self.grid is None:
+            return [self]
+        return [replace(self, validated=cell.validated, cell=cell.name) for cell in self.grid.cells]
+
+
+#: what reports call the job that draws a grid
+SHEET = "the grid"
 
 
 class Reporter:
@@ -54,16 +73,16 @@ class Reporter:
         """What would run, and how ("" where that is not known)."""
         settings = task.validated.settings
         if self._as_json:
-            self._object({"item": task.number, "status": "valid", "settings": settings, "plan": plan})
+            self._object(_item(task) | {"status": "valid", "settings": settings, "plan": plan})
             return
         seed = "random" if settings["seed"] == -1 else settings["seed"]
         print(
-            f"item {task.number}: {settings['model_type']}, {settings['resolution']}, "
+            f"{task.name}: {settings['model_type']}, {settings['resolution']}, "
             f"{settings['num_inference_steps']} steps, {settings['batch_size']} image(s), seed {seed}: "
             f"{settings['prompt']}"
         )
         if plan:
-            print(f"item {task.number}: {plan}")
+            print(f"{task.name}: {plan}")
 
     def result(self, task: Valid, engine: Engine, job_id: int) -> None:
         """How a job ended."""
@@ -71,16 +90,16 @@ class Reporter:
         job, images = engine.store.job(job_id), engine.store.images(job_id)
         seconds = round((job.finished or job.created) - (job.started or job.created), 3)
         if self._as_json:
-            outcome = {"item": task.number, "job": job.id, "status": job.status, "error": job.error}
+            outcome = _item(task) | {"job": job.id, "status": job.status, "error": job.error}
             outcome |= {"seconds": seconds, "notes": job.notes, "ignored": task.validated.ignored}
             names = ("path", "index", "seed", "width", "height")
             self._object(outcome | {"images": [{k: getattr(i, k) for k in names} for i in images]})
             return
         for note in job.notes:
-            print(f"item {task.number}: {note}", file=sys.stderr)
+            print(f"{task.name}: {note}", file=sys.stderr)
         paths = ", ".join(image.path for image in images)
         ending = {DONE: f"done in {seconds:.1f} s: {paths}", CANCELLED: "cancelled"}
-        print(f"item {task.number}: {ending.get(job.status, f'{job.status}: {job.error}')}", flush=True)
+        print(f"{task.name}: {ending.get(job.status, f'{job.status}: {job.error}')}", flush=True)
 
     def event(self, task: Valid, event: Event) -> None:
         """Show a running job's phase and step in one line that is written over."""
@@ -88,7 +107,7 @@ class Reporter:
             data = event.data
             steps = f" {data['step']}/{data['steps']}" if data["steps"] else ""
             left = "" if data["seconds_left"] is None else f", {data['seconds_left']:.0f} s left"
-            self.progress(f"item {task.number}: {data['phase']}{steps}{left}")
+            self.progress(f"{task.name}: {data['phase']}{steps}{left}")
 
     def progress(self, text: str) -> None:
         """Replace the progress line; "" removes it."""
@@ -101,6 +120,10 @@ class Reporter:
         print(json.dumps(content), flush=True)
 
 
+def _item(task: Valid) -> dict[str, Any]:
+    return {"item": task.number} | ({"cell": task.cell} if task.cell else {})
+
+
 def validate_tasks(tasks: Sequence[Task], catalog: Catalog, model_id: str, reporter: Reporter) -> list[Valid]:
     """The tasks that can run; reports the problems of the others. `model_id`: for those that name none."""
     valid = []
@@ -109,13 +132,21 @@ def validate_tasks(tasks: Sequence[Task], catalog: Catalog, model_id: str, repor
         if isinstance(values, dict):
             values = {**values, "model_type": values.get("model_type") or model_id}
         try:
-            validated = catalog.validate(values)
+            one = _validated(task.number, values, catalog)
         except SettingsError as error:
             reporter.invalid(task.number, error.problems)
         else:
-            reporter.ignored(task.number, validated.ignored)
-            valid.append(Valid(task.number, values, validated))
+            reporter.ignored(task.number, one.validated.ignored)
+            valid.append(one)
     return valid
+
+
+def _validated(number: int, values: Any, catalog: Catalog) -> Valid:
+    if not isinstance(values, dict) or values.get("grid") is None:
+        return Valid(number, values, catalog.validate(values))
+    plain = {name: value for name, value in values.items() if name != "grid"}
+    grid = plan(plain, values["grid"], catalog)
+    return Valid(number, values, grid.base, grid)
 
 
 def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output_dir: Path | None) -> bool:
@@ -128,13 +159,14 @@ def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output
     try:
         # Queued before the worker starts, which then begins with them instead of warming up its default.
         for task in tasks:
-            jobs.append((task, engine.submit(task.values, "cli", output_dir)[0]))
+            jobs += _submit(task, engine, output_dir)
         engine.start()
-        for task, job_id in jobs:
+        for task, job_id in jobs:  # grows: the job that draws a grid comes with the end of its last cell
             for event in engine.follow(job_id):
                 reporter.event(task, event)
             reporter.result(task, engine, job_id)
             reported += 1
+            jobs += _sheet(task, job_id, jobs, engine)
     except KeyboardInterrupt:
         _cancel(engine, [job_id for _, job_id in jobs])
         engine.stop()
@@ -144,6 +176,25 @@ def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output
     finally:
         engine.stop()
     return all(engine.store.job(job_id).status == DONE for _, job_id in jobs)
+
+
+def _submit(task: Valid, engine: Engine, output_dir: Path | None) -> list[tuple[Valid, int]]:
+    """The task's jobs, in the queue."""
+    if task.grid is None:
+        return [(task, engine.submit(task.values, "cli", output_dir)[0])]
+    _, job_ids = engine.submit_grid(task.grid, "cli", output_dir)
+    return list(zip(task.jobs, job_ids, strict=True))
+
+
+def _sheet(
+    task: Valid, job_id: int, jobs: Sequence[tuple[Valid, int]], engine: Engine
+) -> list[tuple[Valid, int]]:
+    """The job that draws the grid of a job which was its last one."""
+    grid, known = engine.store.job(job_id).grid, {one for _, one in jobs}
+    if grid is None:
+        return []
+    drawn = [job.id for job in engine.store.grid_jobs(grid) if job.cell is None and job.id not in known]
+    return [(replace(task, cell=SHEET), one) for one in drawn]
 
 
 def _cancel(engine: Engine, job_ids: Sequence[int]) -> None:

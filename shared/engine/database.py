@@ -42,6 +42,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             height INTEGER NOT NULL, created REAL NOT NULL, metadata TEXT NOT NULL)""",
         "CREATE INDEX images_of_job ON images (job_id, number)",
     ),
+    (
+        """CREATE TABLE grids (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, axes TEXT NOT NULL, settings TEXT NOT NULL,
+            created REAL NOT NULL)""",
+        "ALTER TABLE jobs ADD COLUMN grid INTEGER REFERENCES grids (id)",
+        "ALTER TABLE jobs ADD COLUMN cell INTEGER",
+        "CREATE INDEX jobs_of_grid ON jobs (grid, cell) WHERE grid IS NOT NULL",
+    ),
 )
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from shared import config as config_file
 from shared.engine import saved_defaults
 from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, ModelInfo, catalog, locked
 from shared.engine.downloading import Downloads
+from shared.engine.grid import Grid
+from shared.engine.grid import plan as plan_grid
 from shared.engine.host import plan_job
-from shared.engine.inputs import keep_pictures
+from shared.engine.inputs import PICTURES, keep_pictures
 from shared.engine.machine import survey
 from shared.engine.planner import Machine, Overrides, Plan
 from shared.engine.records import ENDED, Event
@@ -261,20 +263,14 @@ class Engine:
         newest_wins: see JobStore.submit. uploads: given for settings that come over the network; pictures
         are then read from there and from the outputs alone.
         """
-        validated = self.catalog.validate(values)
-        within = None if uploads is None else (uploads, self.config.output_dir)
-        settings, notes = keep_pictures(validated.settings, self.config.inputs, within)
-        validated = replace(validated, settings=settings, notes=[*validated.notes, *notes])
+        validated = self._with_pictures([self.catalog.validate(values)], uploads)[0]
         # Drawn here and not by the worker: a job that is tried twice makes the same picture.
         if validated.settings["seed"] == -1:
             validated.settings["seed"] = random_seed()
-        if output_dir is None and not self.config.dated_folders:
-            output_dir = self.config.output_dir
-        folder = None if output_dir is None else str(output_dir.absolute())
         job_id = self.store.submit(
             validated.settings,
             source=source,
-            output_dir=folder,
+            output_dir=self._folder(output_dir),
             notes=validated.notes,
             newest_wins=newest_wins,
         )
@@ -286,6 +282,30 @@ class Engine:
         SettingsError when one of them is wrong; then none is queued.
         """
         return [self.submit(values, **options)]
+
+    def plan_grid(self, values: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Grid:
+        """The pictures for each combination of `axes` (see grid.plan). SettingsError with all problems."""
+        return plan_grid(values, axes, self.catalog)
+
+    def submit_grid(
+        self,
+        planned: Grid,
+        source: str = "ui",
+        output_dir: Path | None = None,
+        uploads: Path | None = None,
+    ) -> tuple[int, list[int]]:
+        """Queue the cells that `plan_grid` made: (the grid's id, the jobs' in the order of the cells).
+
+        SettingsError when a picture cannot be used; then none is queued.
+        """
+        kept = self._with_pictures([cell.validated for cell in planned.cells], uploads)
+        cells = [
+            (cell.number, one.settings, one.notes) for cell, one in zip(planned.cells, kept, strict=True)
+        ]
+        base = next(settings for number, settings, _ in cells if number == 0)
+        return self.store.submit_grid(
+            planned.record(), base, cells, source=source, output_dir=self._folder(output_dir)
+        )
 
     def cancel(self, job_id: int) -> None:
         """Ask for a job to stop; its last event then is "cancelled" unless it was done before."""
@@ -302,6 +322,26 @@ class Engine:
                 if event.kind in ENDED:
                     return
             time.sleep(poll)
+
+    def _with_pictures(self, jobs: Sequence[Validated], uploads: Path | None) -> list[Validated]:
+        """With copies of the pictures that the settings name; each picture is copied once."""
+        within = None if uploads is None else (uploads, self.config.output_dir)
+        copies: dict[tuple[Any, ...], tuple[dict[str, Any], list[str]]] = {}
+        found = []
+        for job in jobs:
+            named = {name: job.settings[name] for name in PICTURES if name in job.settings}
+            key = tuple(named.items())
+            if key not in copies:
+                copies[key] = keep_pictures(named, self.config.inputs, within)
+            kept, notes = copies[key]
+            found.append(replace(job, settings={**job.settings, **kept}, notes=[*job.notes, *notes]))
+        return found
+
+    def _folder(self, output_dir: Path | None) -> str | None:
+        """Where the images of a job go; None: into the folder of the day."""
+        if output_dir is None and not self.config.dated_folders:
+            output_dir = self.config.output_dir
+        return None if output_dir is None else str(output_dir.absolute())
 
     def _log_notices(self) -> None:
         if self.config.notices:

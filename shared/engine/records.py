@@ -11,7 +11,10 @@ ENDED = (DONE, FAILED, CANCELLED)
 
 @dataclass(frozen=True)
 class Job:
-    """One request for a batch of images. Times are seconds since the epoch."""
+    """One request for a batch of images. Times are seconds since the epoch.
+
+    grid: the grid that it belongs to; cell: its number there, None for the job that draws the grid.
+    """
 
     id: int
     status: str
@@ -28,6 +31,8 @@ class Job:
     created: float = 0.0
     started: float | None = None
     finished: float | None = None
+    grid: int | None = None
+    cell: int | None = None
 
 
 @dataclass(frozen=True)

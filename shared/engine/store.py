@@ -47,16 +47,46 @@ class JobStore:
                 older = "SELECT id FROM jobs WHERE status = ? AND source = ?"
                 for row in cx.execute(older, (QUEUED, source)).fetchall():
                     _end(cx, row["id"], CANCELLED, None)
-            job_id = cx.execute(
-                "INSERT INTO jobs (status, settings, source, output_dir, created) VALUES (?, ?, ?, ?, ?)",
-                (QUEUED, _to_json(settings), source, output_dir, time.time()),
-            ).lastrowid
-            assert job_id is not None
-            cx.execute("UPDATE jobs SET position = ? WHERE id = ?", (job_id, job_id))
-            _add_event(cx, job_id, QUEUED)
+            job_id = _insert(cx, settings, source, output_dir)
             for text in notes:
                 _note(cx, job_id, text)
         return job_id
+
+    def submit_grid(
+        self,
+        axes: Sequence[dict[str, Any]],
+        base: dict[str, Any],
+        cells: Sequence[tuple[int, dict[str, Any], Sequence[str]]],
+        *,
+        source: str = "ui",
+        output_dir: str | None = None,
+    ) -> tuple[int, list[int]]:
+        """Append the jobs of a grid, all or none: (its id, theirs). cells: (number, settings, notes).
+
+        When the last of them has ended, a job that draws the whole grid follows by itself.
+        """
+        with self._db.transaction() as cx:
+            grid_id = cx.execute(
+                "INSERT INTO grids (axes, settings, created) VALUES (?, ?, ?)",
+                (_to_json(axes), _to_json(base), time.time()),
+            ).lastrowid
+            job_ids = []
+            for number, settings, notes in cells:
+                job_ids.append(_insert(cx, settings, source, output_dir, grid_id, number))
+                for text in notes:
+                    _note(cx, job_ids[-1], text)
+        assert grid_id is not None
+        return grid_id, job_ids
+
+    def grid_axes(self, grid_id: int) -> list[dict[str, Any]]:
+        """The axes of a grid, as they were submitted."""
+        query = "SELECT axes FROM grids WHERE id = ?"
+        return json.loads(self._db.connection().execute(query, (grid_id,)).fetchone()["axes"])
+
+    def grid_jobs(self, grid_id: int) -> list[Job]:
+        """The jobs of a grid in the order in which they were made, those that draw it last."""
+        query = "SELECT * FROM jobs WHERE grid = ? ORDER BY cell IS NULL, id"
+        return [_job(row) for row in self._db.connection().execute(query, (grid_id,))]
 
     def job(self, job_id: int) -> Job:
         """One job; UserError when there is none with that number."""
@@ -239,6 +269,25 @@ class JobStore:
         return self._db.connection().execute(query, [*wanted, limit]).fetchall()
 
 
+def _insert(
+    cx: sqlite3.Connection,
+    settings: dict[str, Any],
+    source: str,
+    output_dir: str | None,
+    grid: int | None = None,
+    cell: int | None = None,
+) -> int:
+    job_id = cx.execute(
+        "INSERT INTO jobs (status, settings, source, output_dir, created, grid, cell)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (QUEUED, _to_json(settings), source, output_dir, time.time(), grid, cell),
+    ).lastrowid
+    assert job_id is not None
+    cx.execute("UPDATE jobs SET position = ? WHERE id = ?", (job_id, job_id))
+    _add_event(cx, job_id, QUEUED)
+    return job_id
+
+
 def _end(cx: sqlite3.Connection, job_id: int, status: str, error: str | None) -> None:
     cx.execute(
         "UPDATE jobs SET status = ?, error = ?, finished = ?, seconds_left = NULL WHERE id = ?",
@@ -246,6 +295,21 @@ def _end(cx: sqlite3.Connection, job_id: int, status: str, error: str | None) ->
     )
     _forget_progress(cx, job_id)
     _add_event(cx, job_id, status, {} if error is None else {"error": error})
+    _draw_grid_after(cx, job_id)
+
+
+def _draw_grid_after(cx: sqlite3.Connection, job_id: int) -> None:
+    """Queue the drawing of a grid right behind the end of its last cell: also after a cell's second try."""
+    job = cx.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if job["cell"] is None:
+        return
+    of_grid = "SELECT 1 FROM jobs WHERE grid = ? AND status IN ('queued', 'running') LIMIT 1"
+    pictures = "SELECT 1 FROM images JOIN jobs ON jobs.id = job_id WHERE grid = ? LIMIT 1"
+    if cx.execute(of_grid, (job["grid"],)).fetchone() or not cx.execute(pictures, (job["grid"],)).fetchone():
+        return
+    base = cx.execute("SELECT settings FROM grids WHERE id = ?", (job["grid"],)).fetchone()["settings"]
+    sheet = _insert(cx, json.loads(base), job["source"], job["output_dir"], job["grid"])
+    cx.execute("UPDATE jobs SET position = ? WHERE id = ?", (job["position"], sheet))
 
 
 def _put_back(cx: sqlite3.Connection, row: sqlite3.Row, reason: str, counts: bool) -> None:
@@ -303,6 +367,8 @@ def _job(row: sqlite3.Row) -> Job:
         created=row["created"],
         started=row["started"],
         finished=row["finished"],
+        grid=row["grid"],
+        cell=row["cell"],
     )
 
 

@@ -19,12 +19,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
 
-from shared.engine import failures
+from shared.engine import failures, sheets
 from shared.engine.catalog import HandlerFor, LoraFolders
 from shared.engine.host import LoadedModel, ModelHost, Silent
 from shared.engine.inputs import without_folders
@@ -108,7 +109,7 @@ class Worker:
     def _outcome(self, job: Job) -> Outcome:
         # The exception must not leave this function: its traceback holds the job's tensors.
         try:
-            self._make_images_that_fit(job)
+            self._draw_grid(job) if sheets.is_sheet(job) else self._make_images_that_fit(job)
         except Cancelled:
             return Outcome(CANCELLED)
         except Exception as error:
@@ -121,6 +122,10 @@ class Worker:
                 restart=ruined,
             )
         return Outcome(DONE)
+
+    def _draw_grid(self, job: Job) -> None:
+        Progress(self._store, job.id).phase("Drawing the grid")
+        sheets.make(self._store, job, without_folders(_public(job.settings)), partial(self._write, job))
 
     def _make_images_that_fit(self, job: Job) -> None:
         """Go down the planner's ladder until the job fits. What was learned stays for jobs of its kind."""
@@ -181,7 +186,7 @@ class Worker:
         notes: list[str],
         extra: dict[str, Any],
     ) -> None:
-        settings, now, rules = job.settings, datetime.now(), self._rules
+        settings = job.settings
         seed = settings["seed"] + index
         meta = metadata.build(
             without_folders(_public(settings)),
@@ -192,15 +197,11 @@ class Worker:
             notes=notes,
             extra=extra,
         )
-        steps, size = settings.get("num_inference_steps", 0), f"{image.width}x{image.height}"
-        facts = Facts(now, seed, settings["prompt"], model.info.id, index, steps, size)
-        name = output_path(rules.template, facts)
-        # A folder that the job names has no subfolders.
-        folder = Path(job.output_dir) if job.output_dir else self._output_dir / name.parent
-        written = meta if rules.metadata else None
-        fmt = settings["image_format"]
-        quality = rules.quality if fmt == rules.format else saving.QUALITY
-        path = saving.save_image(image, folder, name.name, fmt, written, quality)
+        facts = Facts(
+            datetime.now(), seed, settings["prompt"], model.info.id, index,
+            steps=settings.get("num_inference_steps", 0), resolution=f"{image.width}x{image.height}",
+        )  # fmt: skip
+        path = self._write(job, image, facts, settings["image_format"], meta)
         self._store.add_image(
             job.id,
             index=index,
@@ -210,6 +211,16 @@ class Worker:
             height=image.height,
             metadata=meta,
         )
+
+    def _write(self, job: Job, image: Image.Image, facts: Facts, fmt: str, meta: dict[str, Any]) -> Path:
+        """Save a picture where the job and the rules want it."""
+        rules = self._rules
+        name = output_path(rules.template, facts)
+        # A folder that the job names has no subfolders.
+        folder = Path(job.output_dir) if job.output_dir else self._output_dir / name.parent
+        quality = rules.quality if fmt == rules.format else saving.QUALITY
+        written = meta if rules.metadata else None
+        return saving.save_image(image, folder, name.name, fmt, written, quality)
 
 
 def _public(settings: dict[str, Any]) -> dict[str, Any]:

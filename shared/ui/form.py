@@ -12,8 +12,10 @@ from shared.engine import machine
 from shared.engine.catalog import ModelInfo
 from shared.engine.engine import Engine
 from shared.errors import UserError
-from shared.settings import SETTINGS
+from shared.settings import SETTINGS, idle
 from shared.ui.controls import control
+from shared.ui.errors import QUIET
+from shared.ui.grid import GridGroup
 from shared.ui.images import NO_PICTURES, PICTURE_SETTINGS, Images
 from shared.ui.loras import Loras
 from shared.ui.presets import Presets
@@ -28,6 +30,11 @@ LAST_OF_SAMPLER = [name for name, setting in SETTINGS.items() if setting.group =
 
 # What the user typed stays when the model changes; everything else follows the model.
 KEPT = ("prompt", "negative_prompt", "seed", "batch_size", "image_format")
+# Controls that cannot be moved while they do nothing; the groups of pictures and LoRAs hide theirs.
+RESTING = (
+    "num_inference_steps",
+    *(name for name, one in SETTINGS.items() if one.companions and one.group in ("guidance", "sampler")),
+)
 KEPT_LORAS = ("activated_loras", "loras_multipliers")  # where the user has chosen some
 
 
@@ -65,6 +72,7 @@ class Form:
                     self.time_grid = gr.HTML(
                         self._grid({**model.defaults, "model_type": model.id}), elem_id="time-grid"
                     )
+        self.grid = GridGroup(engine, model)
         with gr.Row(elem_id="actions"):
             self.generate = gr.Button("Generate", variant="primary", size="lg", elem_id="generate", scale=3)
             self.cancel = gr.Button(
@@ -74,6 +82,13 @@ class Form:
         self.loras.wire(self.controls["model_type"], self.controls["prompt"])
         self.presets.wire(self.controls["model_type"])
         self.images.wire(self.controls)
+        wakers = {companion for name in RESTING for companion in SETTINGS[name].companions}
+        gr.on(
+            [self.controls[name].change for name in ("sample_solver", "negative_prompt", *sorted(wakers))],
+            self.rest, self.inputs, [self.controls[name] for name in ("negative_prompt", *RESTING)],
+            trigger_mode="always_last", **QUIET,
+        )  # fmt: skip
+        self.grid.wire(self.controls["model_type"], self.inputs, self.read)
 
     @property
     def inputs(self) -> list[Any]:
@@ -90,6 +105,7 @@ class Form:
             self.time_grid,
             *self.loras.outputs,
             *self.images.outputs,
+            *self.grid.settings.values(),
         ]
 
     @property
@@ -106,6 +122,22 @@ class Form:
         given = dict(zip(self.controls, values, strict=True))
         acting = self._engine.catalog.model(given["model_type"]).settings
         return {name: given[name] for name in acting if given[name] is not None}
+
+    def rest(self, *values: Any) -> Updates:
+        """Hold the controls that do nothing beside the others; say of a negative prompt when it does."""
+        settings = self._acting(values)
+        reasons = idle(settings)
+        updates: Updates = {
+            self.controls[name]: gr.update(interactive=name not in reasons)
+            for name in RESTING
+            if name in settings
+        }
+        unheard = reasons.get("negative_prompt", "") if settings.get("negative_prompt") else ""
+        unheard = unheard.removeprefix(f"{SETTINGS['negative_prompt'].label}: ")
+        return {
+            **updates,
+            self.controls["negative_prompt"]: gr.update(info=unheard[:1].upper() + unheard[1:]),
+        }
 
     def draw_grid(self, *values: Any) -> str:
         """The plot of the time grid, or what is wrong with the settings that shape it."""
@@ -137,6 +169,7 @@ class Form:
             self.time_grid: self._grid({**values, "model_type": model.id}),
             **self.loras.suit(model),
             **self.images.suit(model, values),
+            **self.grid.suit(model),
         }
         for name, component in self.controls.items():
             if name not in model.settings:
@@ -157,9 +190,10 @@ class Form:
     def _add(self, model: ModelInfo, name: str, **options: Any) -> Any:
         setting = SETTINGS[name]
         value = model.defaults.get(name, setting.default)
-        self.controls[name] = control(
-            setting, **{"value": value, "visible": name in model.settings, **options}
-        )
+        shown = {"value": value, "visible": name in model.settings}
+        if name in RESTING:
+            shown["interactive"] = name not in idle(model.defaults)
+        self.controls[name] = control(setting, **{**shown, **options})
         return self.controls[name]
 
     def _models(self) -> list[tuple[str, str]]:

@@ -57,6 +57,9 @@ class Generate:
     def _wire(self, page: gr.Blocks) -> None:
         form, controls = self.form, self.form.controls
         form.generate.click(self.submit, form.inputs, [self.submitted, self.notice], **QUIET)
+        form.grid.generate.click(
+            self.submit_grid, [*form.grid.inputs, *form.inputs], [self.submitted, self.notice], **QUIET
+        )
         form.cancel.click(self.cancel, None, None, **QUIET)
         controls["prompt"].change(  # not "input": pasting a prompt makes no such event
             self.redraw, [form.live, *form.inputs], self.submitted, trigger_mode="multiple", **QUIET
@@ -107,6 +110,14 @@ class Generate:
         """Queue what the form says; the new job clears the notice of the last one."""
         job_id, _ = self._engine.submit(self.form.read(values), source="ui", uploads=uploads())
         return job_id, ""
+
+    @shows_errors
+    def submit_grid(self, *values: Any) -> tuple[int, str]:
+        """Queue the pictures of a grid of what the form says."""
+        axes, of_form = self.form.grid.axes(values)
+        grid = self._engine.plan_grid(self.form.read(of_form), axes)
+        _, job_ids = self._engine.submit_grid(grid, source="ui", uploads=uploads())
+        return job_ids[-1], ""
 
     async def redraw(self, request: gr.Request, live: bool, *values: Any) -> Any:
         """Queue what the form says once the typing has paused; of those in wait only the newest stays."""
