@@ -69,7 +69,7 @@ class Reporter:
         """How a job ended."""
         self.progress("")
         job, images = engine.store.job(job_id), engine.store.images(job_id)
-        seconds = round((job.finished or job.created) - (job.started or job.created), 3)
+        seconds = max(0.0, round((job.finished or job.created) - (job.started or job.created), 3))
         if self._as_json:
             outcome = {"item": task.number, "job": job.id, "status": job.status, "error": job.error}
             outcome |= {"seconds": seconds, "notes": job.notes, "ignored": task.validated.ignored}

@@ -135,19 +135,14 @@ class Engine:
         output_dir: Path | None = None,
         newest_wins: bool = False,
         uploads: Path | None = None,
+        client: str = "",
     ) -> tuple[int, Validated]:
         """Validate and queue a job: (its id, what was understood). SettingsError lists what is wrong.
 
-        newest_wins: see JobStore.submit. uploads: given for settings that come over the network; pictures
-        are then read from there and from the outputs alone.
+        newest_wins, client: see JobStore.submit. uploads: given for settings that come over the network;
+        pictures are then read from there and from the outputs alone.
         """
-        validated = self.catalog.validate(values)
-        within = None if uploads is None else (uploads, self.config.output_dir)
-        settings, notes = keep_pictures(validated.settings, self.config.inputs, within)
-        validated = replace(validated, settings=settings, notes=[*validated.notes, *notes])
-        # Drawn here and not by the worker: a job that is tried twice makes the same picture.
-        if validated.settings["seed"] == -1:
-            validated.settings["seed"] = random_seed()
+        validated = self._prepared(values, uploads)
         if output_dir is None and not self.config.dated_folders:
             output_dir = self.config.output_dir
         folder = None if output_dir is None else str(output_dir.absolute())
@@ -157,6 +152,7 @@ class Engine:
             output_dir=folder,
             notes=validated.notes,
             newest_wins=newest_wins,
+            client=client,
         )
         return job_id, validated
 
@@ -166,6 +162,30 @@ class Engine:
         SettingsError when one of them is wrong; then none is queued.
         """
         return [self.submit(values, **options)]
+
+    def edit(self, job_id: int, values: Mapping[str, Any], uploads: Path | None = None) -> Validated:
+        """Replace the settings of a waiting job. SettingsError lists what is wrong with them, UserError says
+        that the job has begun; either way it stays as it is.
+        """
+        validated = self._prepared(values, uploads)
+        self.store.edit(job_id, validated.settings, validated.notes)
+        return validated
+
+    def one_more(self, job_id: int, client: str = "") -> int:
+        """Queue a job with the same settings and another seed; its id."""
+        job = self.store.job(job_id)
+        folder = Path(job.output_dir) if job.output_dir else None
+        return self.submit({**job.settings, "seed": -1}, job.source, folder, client=client)[0]
+
+    def _prepared(self, values: Mapping[str, Any], uploads: Path | None) -> Validated:
+        """The settings as a job holds them: valid, with kept pictures and a seed."""
+        validated = self.catalog.validate(values)
+        within = None if uploads is None else (uploads, self.config.output_dir)
+        settings, notes = keep_pictures(validated.settings, self.config.inputs, within)
+        # Drawn here and not by the worker: a job that is tried twice makes the same picture.
+        if settings["seed"] == -1:
+            settings["seed"] = random_seed()
+        return replace(validated, settings=settings, notes=[*validated.notes, *notes])
 
     def cancel(self, job_id: int) -> None:
         """Ask for a job to stop; its last event then is "cancelled" unless it was done before."""
