@@ -12,8 +12,10 @@ from typing import Any
 
 from shared.engine.catalog import Catalog
 from shared.engine.engine import Engine
+from shared.engine.inputs import check_pictures
 from shared.engine.records import CANCELLED, DONE, ENDED, Event
 from shared.engine.tasks import Task
+from shared.errors import UserError
 from shared.settings import SettingsError, Validated
 
 CANCEL_SECONDS = 2.0
@@ -101,8 +103,12 @@ class Reporter:
         print(json.dumps(content), flush=True)
 
 
-def validate_tasks(tasks: Sequence[Task], catalog: Catalog, model_id: str, reporter: Reporter) -> list[Valid]:
-    """The tasks that can run; reports the problems of the others. `model_id`: for those that name none."""
+def validate_tasks(
+    tasks: Sequence[Task], catalog: Catalog, model_id: str, reporter: Reporter, inputs: Path
+) -> list[Valid]:
+    """The tasks that can run; reports the problems of the others. `model_id`: for those that name none.
+    `inputs`: the folder of the copies of pictures, which may be named as they are there.
+    """
     valid = []
     for task in tasks:
         values = task.values
@@ -112,17 +118,26 @@ def validate_tasks(tasks: Sequence[Task], catalog: Catalog, model_id: str, repor
             validated = catalog.validate(values)
         except SettingsError as error:
             reporter.invalid(task.number, error.problems)
-        else:
-            reporter.ignored(task.number, validated.ignored)
-            valid.append(Valid(task.number, values, validated))
+            continue
+        if problems := check_pictures(validated.settings, inputs):
+            reporter.invalid(task.number, problems)
+            continue
+        reporter.ignored(task.number, validated.ignored)
+        valid.append(Valid(task.number, values, validated))
     return valid
 
 
 def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output_dir: Path | None) -> bool:
     """Run all tasks with `engine`, which is started and stopped here; True when every one was done.
 
-    KeyboardInterrupt cancels what is not done yet, reports it, and is raised again.
+    KeyboardInterrupt cancels what is not done yet, reports it, and is raised again. UserError when the queue
+    is paused; nothing is queued then.
     """
+    if engine.store.paused():
+        raise UserError(
+            f"The queue {engine.store.path} is paused, so nothing would run: press Resume on its page, then "
+            "start this again."
+        )
     jobs: list[tuple[Valid, int]] = []
     reported = 0
     try:

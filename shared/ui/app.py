@@ -12,6 +12,8 @@ from shared.ui.api import add_generate
 from shared.ui.generate import Generate
 from shared.ui.theme import look
 
+#: every open tab follows the queue and every waiting call of the API waits in one of these
+MANY = 1000
 HEADER = '<header class="zgp-header"><h1>ZGP</h1><p>Z-Image for the GPU poor</p></header>'
 
 
@@ -51,6 +53,7 @@ def launch(
             # the queue and the log are nobody's download
             blocked_paths=[str(engine.config.database.resolve().parent)],
             prevent_thread_lock=True,
+            max_threads=MANY,
             quiet=True,
             **look(theme),
         )

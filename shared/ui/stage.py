@@ -12,10 +12,28 @@ from shared.settings import parse_resolution
 from shared.ui.text import DOT, duration_text, plural, size_text
 from shared.ui.watch import Sight
 
-# An idle page has no timer: it looks at the queue again when its tab comes back into view.
+# A tab that lost its stream while it was hidden follows again when it comes back into view. A reload, which
+# Gradio does by itself when the server comes back, keeps what was typed.
 _LOOK_AGAIN = """document.addEventListener('visibilitychange', () => {
   if (!document.hidden) trigger('focus');
+});
+addEventListener('beforeunload', () => {
+  const text = (id) => document.querySelector(`#${id} textarea`)?.value || '';
+  const typed = [text('prompt'), text('negative_prompt')];
+  try { sessionStorage.setItem('zgp-typed', JSON.stringify(typed)); } catch { /* storage is blocked */ }
 });"""
+
+#: an input of `follow`, made in the browser: the tab's own name, which outlives a reload; what was typed
+ARRIVAL = """(seen, tab, typed) => {
+  let name = tab || Math.random().toString(36).slice(2), kept = '';
+  try {
+    name = sessionStorage.getItem('zgp-tab') || name;
+    sessionStorage.setItem('zgp-tab', name);
+    kept = sessionStorage.getItem('zgp-typed') || '';
+    sessionStorage.removeItem('zgp-typed');
+  } catch { /* storage is blocked: a reload makes another tab of this one */ }
+  return [seen, name, kept];
+}"""
 
 
 def stage_area() -> gr.HTML:
@@ -24,15 +42,17 @@ def stage_area() -> gr.HTML:
 
 
 def stage_html(sight: Sight) -> str:
-    """The stage while there is a queue. The page patches this into the DOM, so nothing flickers."""
-    job = sight.queue[0]
+    """The stage while a job runs or is about to, else "". The page patches it into the DOM: no flicker."""
+    job = sight.current
+    if job is None:
+        return ""
     return (
         '<div class="zgp-stage">'
         + _canvas(job, sight.preview)
         + _progress_bar(job)
         + f'<div class="zgp-status" role="status"><span>{escape(status_text(job))}</span>'
         + f"<span>{escape(_time_left(job))}</span></div>"
-        + f'<div class="zgp-queue">{escape(queue_text(sight.queue))}</div></div>'
+        + f'<div class="zgp-queue">{escape(queue_text(sight))}</div></div>'
     )
 
 
@@ -47,10 +67,10 @@ def status_text(job: Job) -> str:
     return f"{job.phase}{DOT}step {job.step} of {job.steps}"
 
 
-def queue_text(queue: list[Job]) -> str:
-    """How many jobs wait behind the first one; "" when none does."""
-    waiting = len(queue) - 1
-    return f"{plural(waiting, 'more job')} in the queue" if waiting > 0 else ""
+def queue_text(sight: Sight) -> str:
+    """How many jobs wait behind the current one, and whether they are paused; "" when none does."""
+    waiting = [plural(sight.total - 1, "more job") + " in the queue"] if sight.total > 1 else []
+    return DOT.join([*waiting, *(["Paused after this one"] if sight.paused else [])])
 
 
 def _time_left(job: Job) -> str:
