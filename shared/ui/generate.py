@@ -22,7 +22,7 @@ from shared.ui.notice import notice_area, notice_html
 from shared.ui.pictures import Pictures, picture_area
 from shared.ui.presets import lines_html
 from shared.ui.queue import Queue
-from shared.ui.stage import ARRIVAL, stage_area, stage_html
+from shared.ui.stage import WITH_TAB, WITH_TAB_AND_TYPED, stage_area, stage_html
 from shared.ui.text import plural
 from shared.ui.watch import Sight, watch
 from shared.ui.welcome import Welcome
@@ -45,8 +45,7 @@ class Generate:
         self._letter: dict[str, int] = {}  # by tab: its newest letter, while the typing goes on
         self.seen = gr.State(None)  # the newest event this tab has shown; None until its first look
         self.on_stage = gr.State(None)  # the job this tab shows as the current one
-        self.tab = gr.Textbox(visible=False)  # the tab's own name, which outlives a reload
-        self.typed = gr.Textbox(visible=False)  # what was typed before a reload
+        self.tab, self.typed = gr.Textbox(visible=False), gr.Textbox(visible=False)  # see stage.py
         self.submitted = gr.State(None)  # the job this tab added last
         with gr.Row(elem_id="generate-area"):
             with gr.Column(scale=4, min_width=320, elem_id="form"):
@@ -68,12 +67,13 @@ class Generate:
     def _wire(self, page: gr.Blocks) -> None:
         form, controls = self.form, self.form.controls
         form.generate.click(
-            self.submit, [self.tab, *form.inputs], [self.submitted, self.notice], **QUIET
-        )  # fmt: skip
+            self.submit, [self.tab, *form.inputs], [self.submitted, self.notice], js=WITH_TAB, **QUIET
+        )
         form.cancel.click(self.cancel, self.on_stage, None, **QUIET)
         controls["prompt"].change(  # not "input": pasting a prompt makes no such event
-            self.redraw, [self.tab, form.live, *form.inputs], self.submitted, trigger_mode="multiple", **QUIET
-        )
+            self.redraw, [self.tab, form.live, *form.inputs], self.submitted, js=WITH_TAB,
+            trigger_mode="multiple", **QUIET,
+        )  # fmt: skip
         gr.on(
             [one.change for one in form.shapers], form.draw_grid, form.inputs, form.time_grid,
             trigger_mode="always_last", **QUIET,
@@ -81,7 +81,8 @@ class Generate:
         # A tab follows for as long as it is open. The other triggers are for one that lost its stream.
         gr.on(
             [page.load, self.submitted.change, self.stage.focus], self.follow,
-            [self.seen, self.tab, self.typed], self._followed, js=ARRIVAL, trigger_mode="once", **QUIET,
+            [self.tab, self.typed, self.seen], self._followed, js=WITH_TAB_AND_TYPED, trigger_mode="once",
+            **QUIET,
         )  # fmt: skip
         suited = [*form.outputs, *self.welcome.examples]
         controls["model_type"].input(  # the last of several quick choices counts
@@ -188,12 +189,12 @@ class Generate:
 
     # -- what jobs do -------------------------------------------------------------------------------------
 
-    async def follow(self, seen: int | None, tab: str, typed: str) -> AsyncIterator[Updates]:
+    async def follow(self, tab: str, typed: str, seen: int | None) -> AsyncIterator[Updates]:
         """Show the queue for as long as the tab is open. A new one begins with the newest pictures."""
         store = self._engine.store
         if seen is None:
             seen = store.last_seq()
-            yield {self.tab: tab, **await asyncio.to_thread(self._arrival, typed)}
+            yield await asyncio.to_thread(self._arrival, typed)
         shown: Updates = {}
         async for sight in watch(store, seen):
             state = await asyncio.to_thread(self._state, sight)
@@ -204,9 +205,8 @@ class Generate:
     @property
     def _followed(self) -> list[Any]:
         shown = [self.notice, self.welcome.column, self.stage, self.queue.panel, self.viewer, self.recent]
-        states = [self.seen, self.on_stage, self.tab]
         typed = [self.form.controls[name] for name in ("model_type", *TYPED)]
-        return [*states, *shown, *typed, self.form.generate, self.form.cancel]
+        return [self.seen, self.on_stage, *shown, *typed, self.form.generate, self.form.cancel]
 
     def _arrival(self, typed: str) -> Updates:
         self._engine.reload_catalog()

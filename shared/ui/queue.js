@@ -12,10 +12,11 @@ element.addEventListener('click', (event) => {
   else say(button.dataset.act, Number(button.dataset.job));
 });
 new MutationObserver(() => {
-  if (!pressed) return;
+  const focused = document.activeElement;
+  if (!pressed || !(focused === document.body || element.contains(focused))) return;
   const button = element.querySelector(`button[data-act="${pressed.act}"][data-job="${pressed.job}"]`);
-  if (button && document.activeElement !== button) button.focus();
-}).observe(element, {childList: true, subtree: true});
+  if (button && focused !== button) button.focus();
+}).observe(element, {childList: true, subtree: true, attributeFilter: ['data-job']});
 
 let dragged = null, before = null;
 const rows = () => [...element.querySelectorAll('li[data-waits="1"]')];

@@ -20,6 +20,7 @@ from shared.ui.api import uploads
 from shared.ui.errors import QUIET, shows_errors
 from shared.ui.form import Form, Updates
 from shared.ui.notice import notice_html
+from shared.ui.stage import WITH_TAB
 from shared.ui.text import DOT, plural
 from shared.ui.watch import SHOWN, Sight
 
@@ -91,12 +92,12 @@ class Queue:
         self._form, self._notice, self._fill = form, notice, fill
         edited = [*filled, self.bar, self.about, form.generate, self.editing, self.before]
         state = [self.editing, self.before]
-        self.panel.act(self.act, tab, None, **QUIET)
+        self.panel.act(self.act, tab, None, js=WITH_TAB, **QUIET)
         self.panel.edit(self.edit, [*state, *form.inputs], edited, **QUIET)
         self.panel.save(self.save, None, self.saved, **QUIET).then(None, self.saved, None, js=_DOWNLOAD)
         self.save_edit.click(self.save_changes, [*state, *form.inputs], edited, **QUIET)
         self.leave_edit.click(self.leave, state, edited, **QUIET)
-        self.load.upload(self.load_file, [self.load, tab], notice, **QUIET)
+        self.load.upload(self.load_file, [tab, self.load], notice, js=WITH_TAB, **QUIET)
 
     # -- what the user does -------------------------------------------------------------------------------
 
@@ -154,7 +155,7 @@ class Queue:
         return str(write_queue(jobs, Path(tempfile.mkdtemp(prefix="zgp-")) / "queue.zip"))
 
     @shows_errors
-    def load_file(self, path: str, tab: str) -> str:
+    def load_file(self, tab: str, path: str) -> str:
         """Queue the jobs of a file; those that cannot run are named, the others go on."""
         with tempfile.TemporaryDirectory(prefix="zgp-") as folder:
             tasks = read_tasks(Path(path), Path(folder))

@@ -23,17 +23,26 @@ addEventListener('beforeunload', () => {
   try { sessionStorage.setItem('zgp-typed', JSON.stringify(typed)); } catch { /* storage is blocked */ }
 });"""
 
-#: an input of `follow`, made in the browser: the tab's own name, which outlives a reload; what was typed
-ARRIVAL = """(seen, tab, typed) => {
-  let name = tab || Math.random().toString(36).slice(2), kept = '';
+# The tab's own name, which outlives a reload: by it the page knows whose job has ended.
+_TAB = """((name) => {
   try {
     name = sessionStorage.getItem('zgp-tab') || name;
     sessionStorage.setItem('zgp-tab', name);
-    kept = sessionStorage.getItem('zgp-typed') || '';
-    sessionStorage.removeItem('zgp-typed');
   } catch { /* storage is blocked: a reload makes another tab of this one */ }
-  return [seen, name, kept];
-}"""
+  return window.zgpTab = name;
+})(window.zgpTab || Math.random().toString(36).slice(2))"""
+_TYPED = """(() => {
+  try {
+    const typed = sessionStorage.getItem('zgp-typed');
+    sessionStorage.removeItem('zgp-typed');
+    return typed || '';
+  } catch { return ''; }
+})()"""
+
+#: what the browser puts in the place of a listener's first inputs: the tab's name; and what was typed before
+#: a reload
+WITH_TAB = f"(tab, ...others) => [{_TAB}, ...others]"
+WITH_TAB_AND_TYPED = f"(tab, typed, ...others) => [{_TAB}, {_TYPED}, ...others]"
 
 
 def stage_area() -> gr.HTML:
