@@ -89,9 +89,9 @@ def keep_picture(picture: Picture, folder: Path) -> tuple[Path, list[str]]:
     if known:
         return known, []
     source = load_picture(picture)
-    data = _copy_from_elsewhere(picture)
+    data, notes = _copy_from_elsewhere(picture), list[str]()
     if data is None:
-        image = source.image
+        image, notes = source.image, source.notes
         if source.alpha is not None:
             image = image.convert("RGBA")
             image.putalpha(source.alpha)
@@ -102,7 +102,7 @@ def keep_picture(picture: Picture, folder: Path) -> tuple[Path, list[str]]:
         part = copy.with_name(f"{copy.name}.{os.getpid()}.part")
         part.write_bytes(data)
         os.replace(part, copy)
-    return copy, source.notes
+    return copy, notes
 
 
 def _copy_from_elsewhere(picture: Picture) -> bytes | None:
