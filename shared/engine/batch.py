@@ -143,7 +143,10 @@ def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output
     try:
         # Queued before the worker starts, which then begins with them instead of warming up its default.
         for task in tasks:
-            jobs.append((task, engine.submit(task.values, "cli", output_dir)[0]))
+            try:
+                jobs.append((task, engine.submit(task.values, "cli", output_dir)[0]))
+            except UserError as error:  # such as a picture that went away meanwhile
+                reporter.invalid(task.number, [str(error)])
         engine.start()
         for task, job_id in jobs:
             for event in engine.follow(job_id):
@@ -158,7 +161,8 @@ def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output
         raise
     finally:
         engine.stop()
-    return all(engine.store.job(job_id).status == DONE for _, job_id in jobs)
+    done = [job_id for _, job_id in jobs if engine.store.job(job_id).status == DONE]
+    return len(done) == len(tasks)
 
 
 def _cancel(engine: Engine, job_ids: Sequence[int]) -> None:
