@@ -189,8 +189,7 @@ def test_the_order_is_changed_by_buttons_keys_and_dragging(visit, engine):
         page.tab.keyboard.press("Enter")
         page.wait_for_rows(*expected)
         page.tab.wait_for_function(
-            "(focused) => document.activeElement.dataset.act + document.activeElement.dataset.job === focused",
-            arg=f"down{d}",
+            "(job) => document.activeElement.matches(`[data-act=down][data-job='${job}']`)", arg=d
         )
     page.press("remove", a)
     page.press("more", c)
