@@ -330,4 +330,5 @@ def test_an_open_tab_outlives_its_server(browser, tmp_path, client_of):
             page.tab.locator("#cancel").click()
             page.wait_until_idle()
             assert engine.store.job(jobs[1]).status == "done"
+            page.tab.close()
         page.complaints.clear()  # of the time without a server

@@ -21,13 +21,12 @@ from shared.ui.form import Form, Updates
 from shared.ui.notice import notice_area, notice_html
 from shared.ui.pictures import Pictures, picture_area
 from shared.ui.presets import lines_html
-from shared.ui.queue import Queue
+from shared.ui.queue import LIVE, Queue
 from shared.ui.stage import WITH_TAB, WITH_TAB_AND_TYPED, stage_area, stage_html
 from shared.ui.text import plural
 from shared.ui.watch import Sight, watch
 from shared.ui.welcome import Welcome
 
-LIVE = "live"  # the source of jobs that follow typing
 LIVE_SEED = 0
 PAUSE_SECONDS = 0.25
 TYPED = ("prompt", "negative_prompt")  # what a reload keeps

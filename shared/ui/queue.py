@@ -38,6 +38,24 @@ _DOWNLOAD = """(file) => {
 }"""
 
 
+#: act, the name of a button -> what it does with (engine, job, the job it is dropped before, tab)
+_DEEDS: dict[str, Callable[[Engine, int, int, str], object]] = {
+    "up": lambda engine, job, other, tab: engine.store.move(job, by=-1),
+    "down": lambda engine, job, other, tab: engine.store.move(job, by=1),
+    "before": lambda engine, job, other, tab: engine.store.move(job, before=other),
+    "last": lambda engine, job, other, tab: engine.store.move(job, place=SHOWN - 1),
+    "remove": lambda engine, job, other, tab: engine.cancel(job),
+    "more": lambda engine, job, other, tab: engine.one_more(job, tab),
+    "release": lambda engine, job, other, tab: engine.store.release(job),
+    "retry": lambda engine, job, other, tab: engine.store.retry(job),
+    "dismiss": lambda engine, job, other, tab: engine.store.dismiss(job),
+    "pause": lambda engine, job, other, tab: engine.store.pause(),
+    "resume": lambda engine, job, other, tab: engine.store.resume(),
+    "clear": lambda engine, job, other, tab: engine.store.clear_waiting(),
+    "cancel_all": lambda engine, job, other, tab: engine.store.cancel_all(),
+}
+
+
 class Queue:
     """Lays out its parts where `Generate` calls for them. `html` is shown by whoever follows the queue."""
 
@@ -45,21 +63,6 @@ class Queue:
         self._engine = engine
         self.editing = gr.State(None)  # the job whose settings this tab's form has
         self.before = gr.State(None)  # what the form had before
-        self._deeds: dict[str, Callable[[int, str, int], object]] = {
-            "up": lambda job, tab, other: engine.store.move(job, by=-1),
-            "down": lambda job, tab, other: engine.store.move(job, by=1),
-            "before": lambda job, tab, other: engine.store.move(job, before=other),
-            "last": lambda job, tab, other: engine.store.move(job, place=SHOWN - 1),
-            "remove": lambda job, tab, other: engine.cancel(job),
-            "more": lambda job, tab, other: engine.one_more(job, tab),
-            "release": lambda job, tab, other: engine.store.release(job),
-            "retry": lambda job, tab, other: engine.store.retry(job),
-            "dismiss": lambda job, tab, other: engine.store.dismiss(job),
-            "pause": lambda job, tab, other: engine.store.pause(),
-            "resume": lambda job, tab, other: engine.store.resume(),
-            "clear": lambda job, tab, other: engine.store.clear_waiting(),
-            "cancel_all": lambda job, tab, other: engine.store.cancel_all(),
-        }
 
     def lay_out_bar(self) -> None:
         """What is seen below the form while it has the settings of a waiting job."""
@@ -104,7 +107,7 @@ class Queue:
     @shows_errors
     def act(self, tab: str, event: gr.EventData) -> None:
         """One of the deeds, by the buttons' names."""
-        self._deeds[str(event.act)](int(event.id), tab, int(event.other))
+        _DEEDS[str(event.act)](self._engine, int(event.id), int(event.other), tab)
 
     @shows_errors
     def edit(self, editing: int | None, before: Any, event: gr.EventData, *values: Any) -> Updates:
@@ -213,6 +216,9 @@ def _head(waiting: int, sight: Sight) -> str:
     said = [f"{waiting} waiting"] + (["paused"] if sight.paused else [])
     pause = ("resume", "Resume") if sight.paused else ("pause", "Pause")
     buttons = [_button(*pause, 0)]
+    if waiting and sight.total > waiting:
+        question = f"Cancel {plural(waiting, 'waiting job')}? The running one goes on."
+        buttons.append(_button("clear", "Clear waiting", 0, ask=question))
     if waiting:
         question = f"Cancel {plural(sight.total, 'job')}? Pictures that are done stay."
         buttons += [_button("cancel_all", "Cancel all", 0, ask=question), _button("save", "Save queue", 0)]
