@@ -11,6 +11,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,7 +28,7 @@ from shared.engine.host import plan_job
 from shared.engine.loras import bytes_here
 from shared.engine.machine import survey
 from shared.engine.planner import PROFILES, RESERVED, Overrides
-from shared.engine.tasks import read_tasks
+from shared.engine.tasks import Task, read_tasks
 from shared.errors import UserError
 from shared.imaging.saving import Rules
 from shared.loras.presets import find_preset, read_preset
@@ -145,9 +146,9 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         "--process",
         type=Path,
         metavar="FILE",
-        help="run the tasks of FILE and exit: .json (one object of settings or a list of them) or .txt (one "
-        "prompt per line, # begins a comment). Exit code 0: all done, 1: something failed or was invalid, "
-        "2: bad usage, 130: stopped with Ctrl-C",
+        help="run the tasks of FILE and exit: .json (one object of settings or a list of them), .zip (a "
+        "queue saved on the page or by Wan2GP) or .txt (one prompt per line, # begins a comment). Exit code "
+        "0: all done, 1: something failed or was invalid, 2: bad usage, 130: stopped with Ctrl-C",
     )
     group.add_argument("--model", metavar="ID", help="with --process: the model of tasks that name none")
     group.add_argument("--dry-run", action="store_true", help="with --process: check the tasks, run none")
@@ -501,13 +502,22 @@ def check_address(host: str, port: int) -> None:
 
 def process(config: EngineConfig, handler_for: HandlerFor | None, options: argparse.Namespace) -> int:
     """Run a task file; UserError when it cannot be read."""
-    tasks = read_tasks(options.process)
+    with tempfile.TemporaryDirectory(prefix="zgp-") as folder:
+        return _process(read_tasks(options.process, Path(folder)), config, handler_for, options)
+
+
+def _process(
+    tasks: Sequence[Task],
+    config: EngineConfig,
+    handler_for: HandlerFor | None,
+    options: argparse.Namespace,
+) -> int:
     models = read_catalog(config, handler_for)
     for sentence in models.errors:
         print(f"wgp.py: {sentence}", file=sys.stderr)
     model_id = models.model(options.model).id if options.model else models.default_model
     reporter = Reporter(options.process, options.json)
-    valid = validate_tasks(tasks, models, model_id, reporter)
+    valid = validate_tasks(tasks, models, model_id, reporter, config.inputs)
     all_valid = len(valid) == len(tasks)
     if options.dry_run:
         all_fit = all([dry_run(job, models, config, reporter) for task in valid for job in task.jobs])

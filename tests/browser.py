@@ -41,10 +41,11 @@ sys.exit(main(["--server-port", sys.argv[2]], output_dir=folder, database=folder
 
 @dataclass(frozen=True)
 class Server:
-    """A running page; `folder` has its pictures and its database."""
+    """A running page; `folder` has its pictures and its database, `pid` is its process."""
 
     url: str
     folder: Path
+    pid: int
 
     def pictures(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("*/*.*") if path.suffix in (".png", ".jpeg", ".webp"))
@@ -82,13 +83,13 @@ def chromium() -> Iterator:
 
 
 @contextmanager
-def serve(folder: Path, script: str = _SERVE) -> Iterator[Server]:
+def serve(folder: Path, script: str = _SERVE, port: int = 0) -> Iterator[Server]:
     """Start ZGP with its outputs in `folder`; ended with the signal that Ctrl-C sends.
 
-    script: Python code that gets the folder and the port as its arguments.
+    script: Python code that gets the folder and the port as its arguments. port: 0 takes a free one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port = port or free_port()
     with open(folder / "server.log", "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", script, str(folder), str(port)],
@@ -99,7 +100,7 @@ def serve(folder: Path, script: str = _SERVE) -> Iterator[Server]:
         try:
             url = f"http://127.0.0.1:{port}/"
             _wait_for(url, process, folder / "server.log")
-            yield Server(url, folder)
+            yield Server(url, folder, process.pid)
         finally:
             process.send_signal(signal.SIGINT if os.name != "nt" else signal.SIGTERM)
             try:

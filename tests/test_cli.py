@@ -135,22 +135,23 @@ def test_bad_usage_ends_with_2_and_a_sentence(wgp, capsys, arguments, sentence):
 # -- task files ---------------------------------------------------------------------------------------------
 
 
-def test_a_json_file_holds_one_task_or_a_list(tasks):
-    assert [task.values for task in read_tasks(tasks({"prompt": "a"}))] == [{"prompt": "a"}]
-    found = read_tasks(tasks([{"prompt": "a"}, 3]))
+def test_a_json_file_holds_one_task_or_a_list(tasks, tmp_path):
+    assert [task.values for task in read_tasks(tasks({"prompt": "a"}), tmp_path)] == [{"prompt": "a"}]
+    found = read_tasks(tasks([{"prompt": "a"}, 3]), tmp_path)
     assert [(task.number, task.values) for task in found] == [(1, {"prompt": "a"}), (2, 3)]
 
 
-def test_a_text_file_holds_a_prompt_per_line(tasks):
+def test_a_text_file_holds_a_prompt_per_line(tasks, tmp_path):
     content = "\ufeffa red circle\n\n# a comment\n  绿色 🟢  \r\n"
-    found = read_tasks(tasks(content, "prompts.TXT"))
+    found = read_tasks(tasks(content, "prompts.TXT"), tmp_path)
     assert [task.values for task in found] == [{"prompt": "a red circle"}, {"prompt": "绿色 🟢"}]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("tasks.zip", "PK", ".json or .txt"),
+        ("tasks.zip", "PK", "not a saved queue"),
+        ("tasks.tar", "x", ".zip, .json or .txt"),
         ("tasks", "{}", ".json or .txt"),
         ("tasks.json", "{", "not JSON"),
         ("tasks.json", "[" * 100_000, "nested too deeply|not JSON"),
@@ -158,10 +159,12 @@ def test_a_text_file_holds_a_prompt_per_line(tasks):
         ("tasks.txt", "# nothing\n", "holds no tasks"),
     ],
 )
-def test_an_unreadable_file_is_one_sentence_and_ends_with_2(wgp, tasks, capsys, name, content, sentence):
+def test_an_unreadable_file_is_one_sentence_and_ends_with_2(
+    wgp, tasks, capsys, tmp_path, name, content, sentence
+):
     path = tasks(content, name)
     with pytest.raises(UserError, match=sentence) as error:
-        read_tasks(path)
+        read_tasks(path, tmp_path)
     assert wgp("--process", path) == 2
     assert capsys.readouterr().err == f"wgp.py: {error.value}\n"
 

@@ -69,7 +69,7 @@ def test_stage_shows_preview_progress_and_queue():
     html = stage_html(Sight(9, [a_job(), a_job(id=2, status="queued")], b"jpeg", []))
     assert 'src="data:image/jpeg;base64,anBlZw=="' in html
     assert 'aria-valuenow="38"' in html and "about 2 s left" in html and "1 more job in the queue" in html
-    assert queue_text([a_job()]) == ""
+    assert queue_text(Sight(9, [a_job()], None, [])) == ""
 
 
 def test_a_model_to_download_names_its_weights():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shared.engine.database import MIGRATIONS
-from shared.engine.records import CANCELLED, QUEUED
+from shared.engine.records import CANCELLED, QUEUED, Counts
 from shared.engine.store import JobStore
 from shared.errors import UserError
 from shared.lock import ProcessLock
@@ -268,6 +268,239 @@ def test_a_transaction_that_fails_leaves_nothing_behind(store):
         store.set_preview(job_id, object())
     assert store.finish(job_id, "done") is None and store.job(job_id).status == "queued"
     assert kinds(store, job_id) == ["queued"]
+
+
+# -- the order of the queue, and what its user does with it --------------------------------------------------
+
+
+def waiting(store):
+    return [job.id for job in store.queue() if job.status == QUEUED]
+
+
+@pytest.mark.parametrize(
+    "job, where, expected",
+    [
+        (4, {"before": 2}, [1, 4, 2, 3]),
+        (1, {"before": 4}, [2, 3, 1, 4]),
+        (2, {"before": 2}, [1, 2, 3, 4]),
+        (3, {"place": 0}, [3, 1, 2, 4]),
+        (1, {"place": 2}, [2, 3, 1, 4]),
+        (1, {"place": 99}, [2, 3, 4, 1]),
+        (3, {"by": -1}, [1, 3, 2, 4]),
+        (2, {"by": 1}, [1, 3, 2, 4]),
+        (1, {"by": -1}, [1, 2, 3, 4]),
+        (4, {"by": 5}, [1, 2, 3, 4]),
+    ],
+)
+def test_a_waiting_job_moves_to_its_place(store, job, where, expected):
+    for _ in range(4):
+        submit(store)
+    store.move(job, **where)
+    assert waiting(store) == expected
+    assert kinds(store, job)[-1] == "moved"
+    assert submit(store) == 5 and waiting(store) == [*expected, 5]  # a new job is the last one
+    assert [store.claim_next().id for _ in range(5)] == [*expected, 5]
+
+
+def test_many_moves_keep_the_order_that_a_list_would_have(store):
+    expected = [submit(store) for _ in range(12)]
+    for number in range(80):
+        job, before = expected[number * 7 % 12], expected[(number * 5 + 3) % 12]
+        store.move(job, before=before)
+        if job != before:
+            expected.remove(job)
+            expected.insert(expected.index(before), job)
+        assert waiting(store) == expected
+
+
+def test_equal_positions_still_change_places(store):
+    first, second = submit(store), submit(store)
+    sqlite3.connect(store.path, isolation_level=None).execute("UPDATE jobs SET position = 1")
+    store.move(second, place=0)
+    assert waiting(store) == [second, first]
+    assert submit(store) == waiting(store)[-1]
+
+
+@pytest.mark.parametrize("deed", ["move", "hold", "edit"])
+def test_a_job_that_has_begun_or_ended_is_not_changed(store, deed):
+    deeds = {
+        "move": lambda job: store.move(job, place=0),
+        "hold": store.hold,
+        "edit": lambda job: store.edit(job, {"prompt": "another"}),
+    }
+    job_id = submit(store)
+    store.claim_next()
+    with pytest.raises(UserError, match=f"Job {job_id} has begun"):
+        deeds[deed](job_id)
+    store.finish(job_id, "done")
+    with pytest.raises(UserError, match=f"Job {job_id} is done"):
+        deeds[deed](job_id)
+    assert store.job(job_id).settings == {"prompt": "a circle"}
+
+
+def test_a_job_is_not_moved_before_one_that_has_begun(store):
+    first, _, third = (submit(store) for _ in range(3))
+    store.claim_next()
+    with pytest.raises(UserError, match=f"Job {first} has begun"):
+        store.move(third, before=first)
+    assert waiting(store) == [2, 3]
+
+
+def test_a_held_job_waits_for_its_user(store):
+    held, other = submit(store), submit(store)
+    assert store.hold(held).held
+    assert store.claim_next().id == other and store.claim_next() is None
+    store.edit(held, {"prompt": "a star"}, ["clamped"])
+    job = store.claim_next()
+    assert (job.id, job.settings, job.notes, job.held) == (held, {"prompt": "a star"}, ["clamped"], False)
+    assert kinds(store, held)[:4] == ["queued", "held", "note", "edited"]
+
+
+def test_a_held_job_is_released_once(store):
+    job_id = submit(store)
+    store.hold(job_id)
+    store.release(job_id)
+    store.release(job_id)
+    assert kinds(store, job_id) == ["queued", "held", "released"]
+    assert JobStore(store.path).claim_next().id == job_id
+
+
+def test_a_job_that_made_pictures_keeps_its_settings(store):
+    job_id = submit(store)
+    store.claim_next()
+    store.add_image(job_id, index=0, path="a.png", seed=7, width=64, height=64, metadata={})
+    store.recover_running()
+    with pytest.raises(UserError, match="made pictures already"):
+        store.edit(job_id, {"prompt": "a star"})
+
+
+def test_of_editing_and_claiming_one_comes_first(store):
+    for _ in range(20):
+        job_id, start = submit(store), threading.Barrier(2)
+
+        def edit(job_id=job_id, start=start):
+            start.wait()
+            try:
+                store.edit(job_id, {"prompt": "edited"})
+            except UserError:
+                return False
+            return True
+
+        def claim(start=start):
+            start.wait()
+            return store.claim_next()
+
+        with ThreadPoolExecutor(2) as pool:
+            edited, claimed = pool.submit(edit), pool.submit(claim)
+            assert claimed.result().settings == {"prompt": "edited" if edited.result() else "a circle"}
+
+
+def test_a_paused_queue_starts_nothing_until_it_goes_on_even_after_a_restart(store):
+    running, next_one = submit(store), submit(store)
+    store.claim_next()
+    store.pause()
+    store.pause()
+    assert store.paused() and JobStore(store.path).claim_next() is None
+    assert store.job(running).status == "running"
+    store.finish(running, "done")
+    store.resume()
+    assert not store.paused() and store.claim_next().id == next_one
+    of_all = [event.kind for event in store.events(0) if event.job_id == 0]
+    assert of_all == ["paused", "resumed"]
+
+
+def test_everything_or_only_what_waits_is_cancelled(store):
+    running, *others = (submit(store) for _ in range(3))
+    store.claim_next()
+    store.hold(others[1])
+    assert store.clear_waiting() == 2 and not store.cancel_requested(running)
+    again = submit(store)
+    assert store.cancel_all() == 2 and store.cancel_requested(running)
+    assert store.cancel_all() == 1  # the running one has not ended yet
+    assert [store.job(job).status for job in (*others, again)] == [CANCELLED] * 3
+    assert kinds(store, again) == ["queued", "cancelled"]
+
+
+@pytest.mark.parametrize("at_old_place, expected", [(True, [3, 2]), (False, [2, 3])])
+def test_a_failed_job_is_retried_as_a_new_one(store, at_old_place, expected):
+    first, _ = submit(store, output_dir="/mine", client="tab"), submit(store)
+    store.claim_next()
+    store.finish(first, "failed", "It broke.")
+    assert [job.id for job in store.failures()] == [first]
+    new = store.retry(first, at_old_place)
+    assert waiting(store) == expected and store.failures() == []
+    old, job = store.job(first), store.job(new)
+    assert (old.status, old.error) == ("failed", "It broke.")
+    assert (job.settings, job.output_dir, job.client, job.attempts) == (old.settings, "/mine", "tab", 0)
+    assert [job.id for job in store.jobs(["failed"])] == [first]
+
+
+def test_only_what_failed_or_was_cancelled_is_retried(store):
+    job_id = submit(store)
+    with pytest.raises(UserError, match="is queued: only failed and cancelled"):
+        store.retry(job_id)
+    store.request_cancel(job_id)
+    assert store.retry(job_id) == 2
+
+
+def test_a_dismissed_failure_stays_in_the_history(store):
+    job_id = submit(store)
+    store.claim_next()
+    store.finish(job_id, "failed", "It broke.")
+    store.dismiss(job_id)
+    assert store.failures() == [] and [job.id for job in store.jobs(["failed"])] == [job_id]
+
+
+def test_jobs_are_counted_by_status(store):
+    for _ in range(3):
+        submit(store)
+    store.hold(3)
+    store.claim_next()
+    assert store.counts() == Counts(queued=2, running=1)
+
+
+def test_typing_in_one_tab_leaves_the_jobs_of_another(store):
+    mine, yours = (submit(store, source="live", client=tab) for tab in ("mine", "yours"))
+    newest = submit(store, source="live", client="mine", newest_wins=True)
+    assert waiting(store) == [yours, newest] and store.job(mine).status == CANCELLED
+
+
+def test_events_of_some_kinds(store):
+    first, second = submit(store), submit(store)
+    store.note(first, "clamped")
+    assert [event.job_id for event in store.events(0, kinds=["queued"])] == [first, second]
+    assert [event.kind for event in store.events(0, first, kinds=["note", "held"])] == ["note"]
+
+
+def test_a_clock_that_goes_back_changes_no_order(store, monkeypatch):
+    times = iter(range(1000, 0, -10))
+    monkeypatch.setattr("shared.engine.store.time.time", lambda: float(next(times)))
+    ids = [submit(store) for _ in range(4)]
+    store.move(ids[3], place=0)
+    assert [store.claim_next().id for _ in range(4)] == [4, 1, 2, 3]
+    assert [job.id for job in store.jobs()] == [4, 3, 2, 1]
+    sequence = [event.seq for event in store.events(0)]
+    assert sequence == sorted(sequence) and store.last_seq() == sequence[-1]
+
+
+def test_a_file_of_the_first_schema_keeps_its_jobs_and_events(tmp_path):
+    path = tmp_path / "zgp.sqlite3"
+    old = sqlite3.connect(path)
+    for statement in MIGRATIONS[0]:
+        old.execute(statement)
+    old.execute("PRAGMA user_version = 1")
+    old.execute(
+        "INSERT INTO jobs (status, settings, source, created, position)"
+        " VALUES ('queued', '{\"prompt\": \"old\"}', 'ui', 5.0, 1)"
+    )
+    old.execute("INSERT INTO events (seq, job_id, kind, data, time) VALUES (41, 1, 'queued', '{}', 5.0)")
+    old.commit()
+    old.close()
+    store = JobStore(path)
+    assert [(event.seq, event.job_id, event.kind) for event in store.events(0)] == [(41, 1, "queued")]
+    job = store.claim_next()
+    assert (job.settings, job.held, job.client) == ({"prompt": "old"}, False, "")
+    assert store.last_seq() == 42
 
 
 def test_what_was_written_is_there_after_a_restart(store):

@@ -13,8 +13,10 @@ from typing import Any
 from shared.engine.catalog import Catalog
 from shared.engine.engine import Engine
 from shared.engine.grid import Grid, plan
+from shared.engine.inputs import check_pictures
 from shared.engine.records import CANCELLED, DONE, ENDED, Event
 from shared.engine.tasks import Task
+from shared.errors import UserError
 from shared.settings import SettingsError, Validated
 
 CANCEL_SECONDS = 2.0
@@ -88,7 +90,7 @@ class Reporter:
         """How a job ended."""
         self.progress("")
         job, images = engine.store.job(job_id), engine.store.images(job_id)
-        seconds = round((job.finished or job.created) - (job.started or job.created), 3)
+        seconds = max(0.0, round((job.finished or job.created) - (job.started or job.created), 3))
         if self._as_json:
             outcome = _item(task) | {"job": job.id, "status": job.status, "error": job.error}
             outcome |= {"seconds": seconds, "notes": job.notes, "ignored": task.validated.ignored}
@@ -124,8 +126,12 @@ def _item(task: Valid) -> dict[str, Any]:
     return {"item": task.number} | ({"cell": task.cell} if task.cell else {})
 
 
-def validate_tasks(tasks: Sequence[Task], catalog: Catalog, model_id: str, reporter: Reporter) -> list[Valid]:
-    """The tasks that can run; reports the problems of the others. `model_id`: for those that name none."""
+def validate_tasks(
+    tasks: Sequence[Task], catalog: Catalog, model_id: str, reporter: Reporter, inputs: Path
+) -> list[Valid]:
+    """The tasks that can run; reports the problems of the others. `model_id`: for those that name none.
+    `inputs`: the folder of the copies of pictures, which may be named as they are there.
+    """
     valid = []
     for task in tasks:
         values = task.values
@@ -135,9 +141,12 @@ def validate_tasks(tasks: Sequence[Task], catalog: Catalog, model_id: str, repor
             one = _validated(task.number, values, catalog)
         except SettingsError as error:
             reporter.invalid(task.number, error.problems)
-        else:
-            reporter.ignored(task.number, one.validated.ignored)
-            valid.append(one)
+            continue
+        if problems := check_pictures(one.validated.settings, inputs):
+            reporter.invalid(task.number, problems)
+            continue
+        reporter.ignored(task.number, one.validated.ignored)
+        valid.append(one)
     return valid
 
 
@@ -152,14 +161,23 @@ def _validated(number: int, values: Any, catalog: Catalog) -> Valid:
 def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output_dir: Path | None) -> bool:
     """Run all tasks with `engine`, which is started and stopped here; True when every one was done.
 
-    KeyboardInterrupt cancels what is not done yet, reports it, and is raised again.
+    KeyboardInterrupt cancels what is not done yet, reports it, and is raised again. UserError when the queue
+    is paused; nothing is queued then.
     """
+    if engine.store.paused():
+        raise UserError(
+            f"The queue {engine.store.path} is paused, so nothing would run: press Resume on its page, then "
+            "start this again."
+        )
     jobs: list[tuple[Valid, int]] = []
     reported = 0
     try:
         # Queued before the worker starts, which then begins with them instead of warming up its default.
         for task in tasks:
-            jobs += _submit(task, engine, output_dir)
+            try:
+                jobs += _submit(task, engine, output_dir)
+            except UserError as error:  # such as a picture that went away meanwhile
+                reporter.invalid(task.number, [str(error)])
         engine.start()
         for task, job_id in jobs:  # grows: the job that draws a grid comes with the end of its last cell
             for event in engine.follow(job_id):
@@ -175,7 +193,8 @@ def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output
         raise
     finally:
         engine.stop()
-    return all(engine.store.job(job_id).status == DONE for _, job_id in jobs)
+    done = [job_id for _, job_id in jobs if engine.store.job(job_id).status == DONE]
+    return len(done) == len(tasks)
 
 
 def _submit(task: Valid, engine: Engine, output_dir: Path | None) -> list[tuple[Valid, int]]:

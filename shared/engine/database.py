@@ -50,6 +50,20 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE jobs ADD COLUMN cell INTEGER",
         "CREATE INDEX jobs_of_grid ON jobs (grid, cell) WHERE grid IS NOT NULL",
     ),
+    (  # the queue as a whole can be paused; a job can wait for its user; an event may concern all jobs
+        "CREATE TABLE queue (id INTEGER PRIMARY KEY CHECK (id = 1), paused INTEGER NOT NULL DEFAULT 0)",
+        "INSERT INTO queue (id) VALUES (1)",
+        "ALTER TABLE jobs ADD COLUMN held INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE jobs ADD COLUMN client TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE jobs ADD COLUMN dismissed INTEGER NOT NULL DEFAULT 0",
+        """CREATE TABLE events_of_all (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT, job_id INTEGER REFERENCES jobs (id),
+            kind TEXT NOT NULL, data TEXT NOT NULL, time REAL NOT NULL)""",
+        "INSERT INTO events_of_all SELECT seq, job_id, kind, data, time FROM events",
+        "DROP TABLE events",
+        "ALTER TABLE events_of_all RENAME TO events",
+        "CREATE INDEX events_of_job ON events (job_id, seq)",
+    ),
 )
 
 

@@ -257,22 +257,21 @@ class Engine:
         output_dir: Path | None = None,
         newest_wins: bool = False,
         uploads: Path | None = None,
+        client: str = "",
     ) -> tuple[int, Validated]:
         """Validate and queue a job: (its id, what was understood). SettingsError lists what is wrong.
 
-        newest_wins: see JobStore.submit. uploads: given for settings that come over the network; pictures
-        are then read from there and from the outputs alone.
+        newest_wins, client: see JobStore.submit. uploads: given for settings that come over the network;
+        pictures are then read from there and from the outputs alone.
         """
-        validated = self._with_pictures([self.catalog.validate(values)], uploads)[0]
-        # Drawn here and not by the worker: a job that is tried twice makes the same picture.
-        if validated.settings["seed"] == -1:
-            validated.settings["seed"] = random_seed()
+        (validated,) = self._ready([self.catalog.validate(values)], uploads)
         job_id = self.store.submit(
             validated.settings,
             source=source,
             output_dir=self._folder(output_dir),
             notes=validated.notes,
             newest_wins=newest_wins,
+            client=client,
         )
         return job_id, validated
 
@@ -293,19 +292,34 @@ class Engine:
         source: str = "ui",
         output_dir: Path | None = None,
         uploads: Path | None = None,
+        client: str = "",
     ) -> tuple[int, list[int]]:
         """Queue the cells that `plan_grid` made: (the grid's id, the jobs' in the order of the cells).
 
         SettingsError when a picture cannot be used; then none is queued.
         """
-        kept = self._with_pictures([cell.validated for cell in planned.cells], uploads)
+        kept = self._ready([cell.validated for cell in planned.cells], uploads)
         cells = [
             (cell.number, one.settings, one.notes) for cell, one in zip(planned.cells, kept, strict=True)
         ]
         base = next(settings for number, settings, _ in cells if number == 0)
         return self.store.submit_grid(
-            planned.record(), base, cells, source=source, output_dir=self._folder(output_dir)
+            planned.record(), base, cells, source=source, output_dir=self._folder(output_dir), client=client
         )
+
+    def edit(self, job_id: int, values: Mapping[str, Any], uploads: Path | None = None) -> Validated:
+        """Replace the settings of a waiting job. SettingsError lists what is wrong with them, UserError says
+        that the job has begun; either way it stays as it is.
+        """
+        (validated,) = self._ready([self.catalog.validate(values)], uploads)
+        self.store.edit(job_id, validated.settings, validated.notes)
+        return validated
+
+    def one_more(self, job_id: int, client: str = "") -> int:
+        """Queue a job with the same settings and another seed; its id."""
+        job = self.store.job(job_id)
+        folder = Path(job.output_dir) if job.output_dir else None
+        return self.submit({**job.settings, "seed": -1}, job.source, folder, client=client)[0]
 
     def cancel(self, job_id: int) -> None:
         """Ask for a job to stop; its last event then is "cancelled" unless it was done before."""
@@ -323,8 +337,8 @@ class Engine:
                     return
             time.sleep(poll)
 
-    def _with_pictures(self, jobs: Sequence[Validated], uploads: Path | None) -> list[Validated]:
-        """With copies of the pictures that the settings name; each picture is copied once."""
+    def _ready(self, jobs: Sequence[Validated], uploads: Path | None) -> list[Validated]:
+        """As jobs hold their settings: with copies of the pictures, each made once, and a seed."""
         within = None if uploads is None else (uploads, self.config.output_dir)
         copies: dict[tuple[Any, ...], tuple[dict[str, Any], list[str]]] = {}
         found = []
@@ -334,7 +348,10 @@ class Engine:
             if key not in copies:
                 copies[key] = keep_pictures(named, self.config.inputs, within)
             kept, notes = copies[key]
-            found.append(replace(job, settings={**job.settings, **kept}, notes=[*job.notes, *notes]))
+            # Drawn here and not by the worker: a job that is tried twice makes the same picture.
+            seed = random_seed() if job.settings["seed"] == -1 else job.settings["seed"]
+            settings = {**job.settings, **kept, "seed": seed}
+            found.append(replace(job, settings=settings, notes=[*job.notes, *notes]))
         return found
 
     def _folder(self, output_dir: Path | None) -> str | None:

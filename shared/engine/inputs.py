@@ -69,6 +69,18 @@ def known_copy(path: str | Path, folder: Path) -> Path | None:
     return copy if COPY.fullmatch(copy.name) and copy.is_file() else None
 
 
+def check_pictures(settings: Mapping[str, Any], folder: Path) -> list[str]:
+    """What keeps the pictures of these settings from being used, one sentence each; nothing is kept."""
+    problems = []
+    for name in PICTURES:
+        if settings.get(name) and not known_copy(settings[name], folder):
+            try:
+                load_picture(Path(settings[name]))
+            except UserError as error:
+                problems.append(f"{name}: {error}")
+    return problems
+
+
 def keep_picture(picture: Picture, folder: Path) -> tuple[Path, list[str]]:
     """The copy of a picture, folder/<sha256 of the copy>.png, upright and in 8-bit sRGB with its
     transparency; and what was corrected. The name of such a copy stands for it.
@@ -77,18 +89,28 @@ def keep_picture(picture: Picture, folder: Path) -> tuple[Path, list[str]]:
     if known:
         return known, []
     source = load_picture(picture)
-    image = source.image
-    if source.alpha is not None:
-        image = image.convert("RGBA")
-        image.putalpha(source.alpha)
-    data = _png(image)
+    data, notes = _copy_from_elsewhere(picture), list[str]()
+    if data is None:
+        image, notes = source.image, source.notes
+        if source.alpha is not None:
+            image = image.convert("RGBA")
+            image.putalpha(source.alpha)
+        data = _png(image)
     copy = folder.absolute() / f"{hashlib.sha256(data).hexdigest()}.png"
     if not copy.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         part = copy.with_name(f"{copy.name}.{os.getpid()}.part")
         part.write_bytes(data)
         os.replace(part, copy)
-    return copy, source.notes
+    return copy, notes
+
+
+def _copy_from_elsewhere(picture: Picture) -> bytes | None:
+    """The bytes of a copy that another ZGP made, as a saved queue has them: named by its content."""
+    if not isinstance(picture, str | Path) or not COPY.fullmatch(Path(picture).name):
+        return None
+    data = Path(picture).read_bytes()
+    return data if hashlib.sha256(data).hexdigest() == Path(picture).stem else None
 
 
 def _png(image: Image.Image) -> bytes:

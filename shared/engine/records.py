@@ -14,6 +14,8 @@ class Job:
     """One request for a batch of images. Times are seconds since the epoch.
 
     grid: the grid that it belongs to; cell: its number there, None for the job that draws the grid.
+    held: it waits for its user, who edits it. client: the tab that submitted it, "" for programs. dismissed:
+    its failure has been dealt with.
     """
 
     id: int
@@ -33,11 +35,27 @@ class Job:
     finished: float | None = None
     grid: int | None = None
     cell: int | None = None
+    held: bool = False
+    client: str = ""
+    dismissed: bool = False
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many jobs there are of each status; `queued` counts the held ones too."""
+
+    queued: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened to a job; `seq` grows over all jobs, so it works as a cursor."""
+    """One thing that happened to a job, or to the queue as a whole (job_id 0). `seq` grows over all of them,
+    so it works as a cursor.
+    """
 
     seq: int
     job_id: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
@@ -10,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from shared.engine.database import Database
-from shared.engine.records import CANCELLED, ENDED, FAILED, QUEUED, RUNNING, Event, ImageRecord, Job
+from shared.engine.records import CANCELLED, ENDED, FAILED, QUEUED, RUNNING, Counts, Event, ImageRecord, Job
 from shared.errors import UserError
 
-__all__ = ["ENDED", "MAX_ATTEMPTS", "Event", "ImageRecord", "Job", "JobStore"]
+__all__ = ["ENDED", "MAX_ATTEMPTS", "Counts", "Event", "ImageRecord", "Job", "JobStore"]
 
 MAX_ATTEMPTS = 2
 WORKER_DIED = "the worker process stopped while it ran"
+#: the kinds of events after which the queue looks different
+CHANGES = (
+    QUEUED, "started", "moved", "edited", "held", "released", "dismissed", "paused", "resumed", *ENDED
+)  # fmt: skip
 
 
 class JobStore:
@@ -37,20 +42,21 @@ class JobStore:
         output_dir: str | None = None,
         notes: Sequence[str] = (),
         newest_wins: bool = False,
+        client: str = "",
     ) -> int:
         """Append a job to the queue and return its id; `settings` must already be valid.
 
-        newest_wins: the jobs of the same source that still wait are cancelled, so that at most one waits.
+        newest_wins: the jobs of the same source and client that still wait are cancelled, so that at most
+        one waits.
         """
         with self._db.transaction() as cx:
             if newest_wins:
-                older = "SELECT id FROM jobs WHERE status = ? AND source = ?"
-                for row in cx.execute(older, (QUEUED, source)).fetchall():
+                older = "SELECT id FROM jobs WHERE status = ? AND source = ? AND client = ?"
+                for row in cx.execute(older, (QUEUED, source, client)).fetchall():
                     _end(cx, row["id"], CANCELLED, None)
-            job_id = _insert(cx, settings, source, output_dir)
-            for text in notes:
-                _note(cx, job_id, text)
-        return job_id
+            return _append(
+                cx, _to_json(settings), source=source, output_dir=output_dir, client=client, notes=notes
+            )
 
     def submit_grid(
         self,
@@ -60,6 +66,7 @@ class JobStore:
         *,
         source: str = "ui",
         output_dir: str | None = None,
+        client: str = "",
     ) -> tuple[int, list[int]]:
         """Append the jobs of a grid, all or none: (its id, theirs). cells: (number, settings, notes).
 
@@ -70,11 +77,13 @@ class JobStore:
                 "INSERT INTO grids (axes, settings, created) VALUES (?, ?, ?)",
                 (_to_json(axes), _to_json(base), time.time()),
             ).lastrowid
-            job_ids = []
-            for number, settings, notes in cells:
-                job_ids.append(_insert(cx, settings, source, output_dir, grid_id, number))
-                for text in notes:
-                    _note(cx, job_ids[-1], text)
+            job_ids = [
+                _append(
+                    cx, _to_json(settings), source=source, output_dir=output_dir, client=client, notes=notes,
+                    grid=grid_id, cell=number,
+                )
+                for number, settings, notes in cells
+            ]  # fmt: skip
         assert grid_id is not None
         return grid_id, job_ids
 
@@ -106,6 +115,104 @@ class JobStore:
             for row in self._select_jobs("status = 'queued', position, id", (QUEUED, RUNNING), limit)
         ]
 
+    def counts(self) -> Counts:
+        """How many jobs there are of each status."""
+        rows = self._db.connection().execute("SELECT status, COUNT(*) AS number FROM jobs GROUP BY status")
+        return Counts(**{row["status"]: row["number"] for row in rows})
+
+    def failures(self, limit: int = 5) -> list[Job]:
+        """The newest failed jobs that nobody has retried or dismissed."""
+        rows = self._db.connection().execute(
+            "SELECT * FROM jobs WHERE status = 'failed' AND NOT dismissed ORDER BY id DESC LIMIT ?", (limit,)
+        )
+        return [_job(row) for row in rows]
+
+    # -- clients: the order of the queue ------------------------------------------------------------------
+
+    def move(self, job_id: int, *, before: int | None = None, place: int | None = None, by: int = 0) -> None:
+        """Move a waiting job: before another waiting one, to a place (0 is the next to run, places behind
+        the last are the last), or by so many places. UserError when it has begun, or the other one has.
+        """
+        with self._db.transaction() as cx:
+            self._waiting(job_id, "moved")
+            if before is not None:
+                self._waiting(before, "moved")
+            rows = cx.execute(
+                "SELECT id, position FROM jobs WHERE status = 'queued' ORDER BY position, id"
+            ).fetchall()
+            order = [row["id"] for row in rows]
+            old = order.index(job_id)
+            order.remove(job_id)
+            new = old + by if place is None else place
+            new = max(0, min(new, len(order))) if before in (None, job_id) else order.index(before)
+            order.insert(new, job_id)
+            _renumber(cx, order, [row["position"] for row in rows])
+            _add_event(cx, job_id, "moved")
+
+    def hold(self, job_id: int) -> Job:
+        """Keep a waiting job from being started, while its user edits it. UserError when it has begun."""
+        with self._db.transaction() as cx:
+            self._waiting(job_id, "edited")
+            cx.execute("UPDATE jobs SET held = 1 WHERE id = ?", (job_id,))
+            _add_event(cx, job_id, "held")
+            return self.job(job_id)
+
+    def release(self, job_id: int) -> None:
+        """Let a held job be started; nothing for one that is not held."""
+        with self._db.transaction() as cx:
+            if cx.execute("UPDATE jobs SET held = 0 WHERE id = ? AND held", (job_id,)).rowcount:
+                _add_event(cx, job_id, "released")
+
+    def edit(self, job_id: int, settings: dict[str, Any], notes: Sequence[str] = ()) -> None:
+        """Replace the settings of a waiting job and release it. UserError when it has begun."""
+        with self._db.transaction() as cx:
+            self._waiting(job_id, "changed")
+            if cx.execute("SELECT 1 FROM images WHERE job_id = ?", (job_id,)).fetchone():
+                raise UserError(
+                    f"Job {job_id} has made pictures already, so it cannot be changed: add its new settings "
+                    "as a new job."
+                )
+            cx.execute(
+                "UPDATE jobs SET settings = ?, notes = '[]', held = 0, attempts = 0 WHERE id = ?",
+                (_to_json(settings), job_id),
+            )
+            for text in notes:
+                _note(cx, job_id, text)
+            _add_event(cx, job_id, "edited")
+
+    def retry(self, job_id: int, at_old_place: bool = False) -> int:
+        """Queue a failed or cancelled job once more, as a new one; its id. The old one stays as it ended.
+
+        at_old_place: before all that was submitted after it, else at the end.
+        """
+        with self._db.transaction() as cx:
+            job = self.job(job_id)
+            if job.status not in (FAILED, CANCELLED):
+                raise UserError(f"Job {job_id} is {job.status}: only failed and cancelled jobs are retried.")
+            row = cx.execute("SELECT settings, position FROM jobs WHERE id = ?", (job_id,)).fetchone()
+            new = _append_like(cx, job, row["settings"], job.cell)
+            if at_old_place:
+                cx.execute("UPDATE jobs SET position = ? WHERE id = ?", (row["position"], new))
+            self._dismiss(cx, job_id)
+        return new
+
+    def dismiss(self, job_id: int) -> None:
+        """Take a job off the list of failures. It stays in the history."""
+        with self._db.transaction() as cx:
+            self._dismiss(cx, job_id)
+
+    def pause(self) -> None:
+        """Start no further job until `resume`, across restarts. The running one goes on to its end."""
+        self._set_paused(True)
+
+    def resume(self) -> None:
+        self._set_paused(False)
+
+    def paused(self) -> bool:
+        return bool(self._db.connection().execute("SELECT paused FROM queue").fetchone()["paused"])
+
+    # -- clients: cancelling ------------------------------------------------------------------------------
+
     def request_cancel(self, job_id: int) -> None:
         """Cancel a waiting job at once; ask the worker to stop a running one; nothing for an ended one."""
         with self._db.transaction() as cx:
@@ -115,13 +222,39 @@ class JobStore:
             elif job.status == RUNNING:
                 cx.execute("UPDATE jobs SET cancel = 1 WHERE id = ?", (job_id,))
 
-    def events(self, after_seq: int, job_id: int | None = None, limit: int = 1000) -> list[Event]:
-        """Events after number `after_seq`, in order. Steps and previews of ended jobs are gone."""
-        only, values = ("", []) if job_id is None else (" AND job_id = ?", [job_id])
+    def clear_waiting(self) -> int:
+        """Cancel every job that has not begun; how many these were."""
+        with self._db.transaction() as cx:
+            return _end_waiting(cx, CANCELLED, None)
+
+    def cancel_all(self) -> int:
+        """Cancel every waiting job and ask the running one to stop; how many these were."""
+        with self._db.transaction() as cx:
+            running = cx.execute("UPDATE jobs SET cancel = 1 WHERE status = 'running'").rowcount
+            return running + _end_waiting(cx, CANCELLED, None)
+
+    # -- clients: what happens ----------------------------------------------------------------------------
+
+    def events(
+        self,
+        after_seq: int,
+        job_id: int | None = None,
+        limit: int = 1000,
+        kinds: Sequence[str] = (),
+    ) -> list[Event]:
+        """Events after number `after_seq`, in order, of the given kinds or of all. Steps and previews of
+        ended jobs are gone.
+        """
+        where = "seq > ?"
+        values: list[Any] = [after_seq]
+        if job_id is not None:
+            where, values = f"{where} AND job_id = ?", [*values, job_id]
+        if kinds:
+            where, values = f"{where} AND kind IN ({', '.join('?' * len(kinds))})", [*values, *kinds]
         rows = self._db.connection().execute(
-            f"SELECT * FROM events WHERE seq > ?{only} ORDER BY seq LIMIT ?", [after_seq, *values, limit]
+            f"SELECT * FROM events WHERE {where} ORDER BY seq LIMIT ?", [*values, limit]
         )
-        return [Event(r["seq"], r["job_id"], r["kind"], json.loads(r["data"]), r["time"]) for r in rows]
+        return [Event(r["seq"], r["job_id"] or 0, r["kind"], json.loads(r["data"]), r["time"]) for r in rows]
 
     def last_seq(self) -> int:
         """The number of the newest event, 0 when there is none."""
@@ -154,8 +287,14 @@ class JobStore:
     # -- worker -------------------------------------------------------------------------------------------
 
     def claim_next(self) -> Job | None:
-        """Take the next waiting job, marking it running; no two callers ever get the same one."""
-        next_job = "SELECT id FROM jobs WHERE status = 'queued' ORDER BY position, id LIMIT 1"
+        """Take the next waiting job, marking it running; no two callers ever get the same one.
+
+        None while the queue is paused; held jobs are passed over.
+        """
+        next_job = (
+            "SELECT jobs.id FROM jobs, queue WHERE status = 'queued' AND NOT held AND NOT paused"
+            " ORDER BY position, jobs.id LIMIT 1"
+        )
         if self._db.connection().execute(next_job).fetchone() is None:
             return None  # the usual answer, without taking the write lock
         with self._db.transaction() as cx:
@@ -242,8 +381,7 @@ class JobStore:
     def fail_waiting(self, error: str) -> None:
         """Fail every waiting job: there is no worker to run it."""
         with self._db.transaction() as cx:
-            for row in cx.execute("SELECT id FROM jobs WHERE status = 'queued'").fetchall():
-                _end(cx, row["id"], FAILED, error)
+            _end_waiting(cx, FAILED, error)
 
     def recover_running(self, reason: str = WORKER_DIED, *, counts: bool = True) -> list[Job]:
         """Deal with jobs left running by a worker that is gone; call only when it is.
@@ -262,6 +400,24 @@ class JobStore:
                     _end(cx, row["id"], FAILED, f"Tried {row['attempts']} times; each time {reason}.")
             return [self.job(row["id"]) for row in rows]
 
+    def _waiting(self, job_id: int, deed: str) -> Job:
+        """The job, inside a transaction. UserError when it does not wait."""
+        job = self.job(job_id)
+        if job.status == RUNNING:
+            raise UserError(f"Job {job_id} has begun, so it cannot be {deed}: cancel it, or add another job.")
+        if job.status != QUEUED:
+            raise UserError(f"Job {job_id} is {job.status}, so it cannot be {deed}: add another job.")
+        return job
+
+    def _set_paused(self, paused: bool) -> None:
+        with self._db.transaction() as cx:
+            if cx.execute("UPDATE queue SET paused = ? WHERE paused != ?", (paused, paused)).rowcount:
+                _add_event(cx, None, "paused" if paused else "resumed")
+
+    def _dismiss(self, cx: sqlite3.Connection, job_id: int) -> None:
+        if cx.execute("UPDATE jobs SET dismissed = 1 WHERE id = ? AND NOT dismissed", (job_id,)).rowcount:
+            _add_event(cx, job_id, "dismissed")
+
     def _select_jobs(self, order: str, statuses: Iterable[str] | None, limit: int) -> list[sqlite3.Row]:
         wanted: Sequence[str] = () if statuses is None else tuple(statuses)
         where = "" if statuses is None else f"WHERE status IN ({', '.join('?' * len(wanted))})"
@@ -269,23 +425,52 @@ class JobStore:
         return self._db.connection().execute(query, [*wanted, limit]).fetchall()
 
 
-def _insert(
+def _append(
     cx: sqlite3.Connection,
-    settings: dict[str, Any],
+    settings: str,
+    *,
     source: str,
     output_dir: str | None,
+    client: str,
+    notes: Sequence[str] = (),
     grid: int | None = None,
     cell: int | None = None,
 ) -> int:
     job_id = cx.execute(
-        "INSERT INTO jobs (status, settings, source, output_dir, created, grid, cell)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (QUEUED, _to_json(settings), source, output_dir, time.time(), grid, cell),
+        "INSERT INTO jobs (status, settings, source, output_dir, client, grid, cell, created)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (QUEUED, settings, source, output_dir, client, grid, cell, time.time()),
     ).lastrowid
     assert job_id is not None
+    # Numbers order the queue, never times: a clock can go back.
     cx.execute("UPDATE jobs SET position = ? WHERE id = ?", (job_id, job_id))
     _add_event(cx, job_id, QUEUED)
+    for text in notes:
+        _note(cx, job_id, text)
     return job_id
+
+
+def _append_like(cx: sqlite3.Connection, job: Job, settings: str, cell: int | None) -> int:
+    """Append a job for the one who wanted `job`, and for its grid."""
+    return _append(
+        cx, settings, source=job.source, output_dir=job.output_dir, client=job.client,
+        grid=job.grid, cell=cell,
+    )  # fmt: skip
+
+
+def _renumber(cx: sqlite3.Connection, order: Sequence[int], positions: Sequence[float]) -> None:
+    """Give the jobs in their new order the positions of the old one, which stay below any new job's."""
+    last = -math.inf
+    for job_id, position in zip(order, positions, strict=True):
+        last = position if position > last else math.nextafter(last, math.inf)
+        cx.execute("UPDATE jobs SET position = ? WHERE id = ? AND position != ?", (last, job_id, last))
+
+
+def _end_waiting(cx: sqlite3.Connection, status: str, error: str | None) -> int:
+    rows = cx.execute("SELECT id FROM jobs WHERE status = 'queued'").fetchall()
+    for row in rows:
+        _end(cx, row["id"], status, error)
+    return len(rows)
 
 
 def _end(cx: sqlite3.Connection, job_id: int, status: str, error: str | None) -> None:
@@ -300,16 +485,17 @@ def _end(cx: sqlite3.Connection, job_id: int, status: str, error: str | None) ->
 
 def _draw_grid_after(cx: sqlite3.Connection, job_id: int) -> None:
     """Queue the drawing of a grid right behind the end of its last cell: also after a cell's second try."""
-    job = cx.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
-    if job["cell"] is None:
+    row = cx.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    job = _job(row)
+    if job.cell is None:
         return
     of_grid = "SELECT 1 FROM jobs WHERE grid = ? AND status IN ('queued', 'running') LIMIT 1"
     pictures = "SELECT 1 FROM images JOIN jobs ON jobs.id = job_id WHERE grid = ? LIMIT 1"
-    if cx.execute(of_grid, (job["grid"],)).fetchone() or not cx.execute(pictures, (job["grid"],)).fetchone():
+    if cx.execute(of_grid, (job.grid,)).fetchone() or not cx.execute(pictures, (job.grid,)).fetchone():
         return
-    base = cx.execute("SELECT settings FROM grids WHERE id = ?", (job["grid"],)).fetchone()["settings"]
-    sheet = _insert(cx, json.loads(base), job["source"], job["output_dir"], job["grid"])
-    cx.execute("UPDATE jobs SET position = ? WHERE id = ?", (job["position"], sheet))
+    base = cx.execute("SELECT settings FROM grids WHERE id = ?", (job.grid,)).fetchone()["settings"]
+    sheet = _append_like(cx, job, base, None)
+    cx.execute("UPDATE jobs SET position = ? WHERE id = ?", (row["position"], sheet))
 
 
 def _put_back(cx: sqlite3.Connection, row: sqlite3.Row, reason: str, counts: bool) -> None:
@@ -337,7 +523,10 @@ def _note(cx: sqlite3.Connection, job_id: int, text: str) -> None:
     _add_event(cx, job_id, "note", {"text": text})
 
 
-def _add_event(cx: sqlite3.Connection, job_id: int, kind: str, data: dict[str, Any] | None = None) -> int:
+def _add_event(
+    cx: sqlite3.Connection, job_id: int | None, kind: str, data: dict[str, Any] | None = None
+) -> int:
+    """The number of the new event. job_id: None for the queue as a whole."""
     seq = cx.execute(
         "INSERT INTO events (job_id, kind, data, time) VALUES (?, ?, ?, ?)",
         (job_id, kind, _to_json(data or {}), time.time()),
@@ -369,6 +558,9 @@ def _job(row: sqlite3.Row) -> Job:
         finished=row["finished"],
         grid=row["grid"],
         cell=row["cell"],
+        held=bool(row["held"]),
+        client=row["client"],
+        dismissed=bool(row["dismissed"]),
     )
 
 

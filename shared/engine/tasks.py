@@ -1,4 +1,4 @@
-"""Files of tasks for running without a page: JSON settings, or one prompt per line."""
+"""Files of tasks for running without a page: JSON settings, saved queues, or one prompt per line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.engine.inputs import PICTURES
+from shared.engine.queue_file import read_queue, unwrapped
 from shared.errors import UserError
 
 
@@ -19,11 +21,17 @@ class Task:
     values: Any
 
 
-def read_tasks(path: Path) -> list[Task]:
-    """Read a .json (one object or a list of them) or .txt file; UserError when it cannot be read as such."""
+def read_tasks(path: Path, folder: Path) -> list[Task]:
+    """Read a .json (one object, a list of them, or Wan2GP's list of {"id", "params"}), .txt or .zip file;
+    UserError when it cannot be read as such. The pictures of a .zip file are put into `folder`.
+    """
+    if path.suffix.lower() == ".zip":
+        return _tasks(path, read_queue(path, folder))
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{path} is not a task file: expected a name that ends in {' or '.join(READERS)}.")
+        raise UserError(
+            f"{path} is not a task file: expected a name that ends in .zip, {' or '.join(READERS)}."
+        )
     try:
         items = reader(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -39,14 +47,26 @@ def read_tasks(path: Path) -> list[Task]:
         ) from error
     except RecursionError as error:
         raise UserError(f"{path} is nested too deeply: expected settings or a list of them.") from error
+    return _tasks(path, [_beside(item, path.parent) for item in items])
+
+
+def _tasks(path: Path, items: list[Any]) -> list[Task]:
     if not items:
         raise UserError(f"{path} holds no tasks: expected at least one.")
     return [Task(number, values) for number, values in enumerate(items, start=1)]
 
 
+def _beside(values: Any, folder: Path) -> Any:
+    """The settings with the paths of pictures that lie beside their file."""
+    if not isinstance(values, dict):
+        return values
+    named = {name: values[name] for name in PICTURES if isinstance(values.get(name), str) and values[name]}
+    return values | {name: str(folder / file) for name, file in named.items() if (folder / file).is_file()}
+
+
 def _read_json(text: str) -> list[Any]:
     content = json.loads(text)
-    return content if isinstance(content, list) else [content]
+    return [unwrapped(item) for item in (content if isinstance(content, list) else [content])]
 
 
 def _read_prompts(text: str) -> list[Any]:

@@ -176,6 +176,8 @@ class Worker:
         # `images` may be decoded one by one as this loop asks for them.
         for index, image in zip(indices, result.images, strict=True):
             self._save(job, model, index, image, notes, extra)
+            if index != indices[-1] and progress.cancelled():
+                raise Cancelled  # what is saved stays
 
     def _save(
         self,

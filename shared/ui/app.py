@@ -14,6 +14,8 @@ from shared.ui.models import Models
 from shared.ui.preferences import Preferences, header_area
 from shared.ui.theme import look
 
+#: every open tab follows the queue and every waiting call of the API waits in one of these
+MANY = 1000
 HEADER = '<header class="zgp-header"><h1>ZGP</h1><p>Z-Image for the GPU poor</p></header>'
 
 
@@ -57,6 +59,7 @@ def launch(
             # the queue and the log are nobody's download
             blocked_paths=[str(engine.config.database.resolve().parent)],
             prevent_thread_lock=True,
+            max_threads=MANY,
             quiet=True,
             **look(theme),
         )

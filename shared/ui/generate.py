@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from shared.engine.engine import Engine
-from shared.engine.records import CANCELLED, DONE, FAILED, Event
+from shared.engine.records import CANCELLED, FAILED, Job
 from shared.errors import UserError
 from shared.ui import recall
 from shared.ui.api import uploads
@@ -20,11 +20,12 @@ from shared.ui.form import Form, Updates
 from shared.ui.notice import notice_area, notice_html
 from shared.ui.pictures import Pictures, picture_area
 from shared.ui.presets import changes, lines_html
-from shared.ui.stage import stage_area, stage_html
+from shared.ui.queue import LIVE, Queue
+from shared.ui.stage import WITH_TAB, stage_area, stage_html
+from shared.ui.text import plural
 from shared.ui.watch import Sight, watch
 from shared.ui.welcome import Welcome
 
-LIVE = "live"  # the source of jobs that follow typing
 LIVE_SEED = 0
 PAUSE_SECONDS = 0.25
 PICTURE_FILES = [".png", ".jpg", ".jpeg", ".webp"]
@@ -36,43 +37,50 @@ class Generate:
     def __init__(self, engine: Engine, page: gr.Blocks):
         self._engine = engine
         self._pictures = Pictures(engine)
+        self.queue = Queue(engine)
         self._letters = itertools.count()
-        self._typed: dict[str, int] = {}  # by tab: its newest letter, while the typing goes on
+        self._letter: dict[str, int] = {}  # by tab: its newest letter, while the typing goes on
         self.seen = gr.State(None)  # the newest event this tab has shown; None until its first look
+        self.on_stage = gr.State(None)  # the job this tab shows as the current one
+        self.tab = gr.Textbox(visible=False)  # see stage.py
         self.submitted = gr.State(None)  # the job this tab added last
         with gr.Row(elem_id="generate-area"):
             with gr.Column(scale=4, min_width=320, elem_id="form"):
                 self.form = Form(engine)
+                self.queue.lay_out_bar()
                 self.drop = gr.File(
                     label="Use settings from a picture", file_types=PICTURE_FILES, height=64, elem_id="drop"
                 )
+                self.queue.lay_out_files()
             with gr.Column(scale=6, min_width=320, elem_id="results"):
                 self.notice = notice_area()
                 self.welcome = Welcome(engine.catalog.model(engine.catalog.default_model), self._is_new())
                 self.stage = stage_area()
+                self.queue.lay_out_panel()
                 self.viewer = picture_area("viewer")
                 self.recent = picture_area("recent")
         self._wire(page)
 
     def _wire(self, page: gr.Blocks) -> None:
         form, controls = self.form, self.form.controls
-        form.generate.click(self.submit, form.inputs, [self.submitted, self.notice], **QUIET)
+        submitted = [self.submitted, self.notice]
+        form.generate.click(self.submit, [self.tab, *form.inputs], submitted, js=WITH_TAB, **QUIET)
         form.grid.generate.click(
-            self.submit_grid, [*form.grid.inputs, *form.inputs], [self.submitted, self.notice], **QUIET
+            self.submit_grid, [self.tab, *form.grid.inputs, *form.inputs], submitted, js=WITH_TAB, **QUIET
         )
-        form.cancel.click(self.cancel, None, None, **QUIET)
+        form.cancel.click(self.cancel, self.on_stage, None, **QUIET)
         controls["prompt"].change(  # not "input": pasting a prompt makes no such event
-            self.redraw, [form.live, *form.inputs], self.submitted, trigger_mode="multiple", **QUIET
-        )
+            self.redraw, [self.tab, form.live, *form.inputs], self.submitted, js=WITH_TAB,
+            trigger_mode="multiple", **QUIET,
+        )  # fmt: skip
         gr.on(
             [one.change for one in form.shapers], form.draw_grid, form.inputs, form.time_grid,
             trigger_mode="always_last", **QUIET,
         )  # fmt: skip
-        # "always_last": what is added while this tab follows gets a second round, which ends at once when the
-        # first has already shown it. So no job is followed twice and none is missed.
+        # A tab follows for as long as it is open. The other triggers are for one that lost its stream.
         gr.on(
-            [page.load, self.submitted.change, self.stage.focus], self.follow, self.seen, self._followed,
-            trigger_mode="always_last", **QUIET,
+            [page.load, self.submitted.change, self.stage.focus], self.follow,
+            [self.tab, self.seen], self._followed, js=WITH_TAB, trigger_mode="once", **QUIET,
         )  # fmt: skip
         suited = [*form.outputs, *self.welcome.examples]
         controls["model_type"].input(  # the last of several quick choices counts
@@ -81,6 +89,7 @@ class Generate:
         form.last_seed.click(self.last_seed, None, controls["seed"], **QUIET)
         self.welcome.fills(controls["prompt"])
         filled = [*suited, self.notice]
+        self.queue.wire(form, self.tab, self.notice, filled, self._fill)
         self.drop.upload(
             self.read_picture, [self.drop, controls["model_type"]], [*filled, self.drop], **QUIET
         )
@@ -106,46 +115,47 @@ class Generate:
     # -- what the user does -------------------------------------------------------------------------------
 
     @shows_errors
-    def submit(self, *values: Any) -> tuple[int, str]:
+    def submit(self, tab: str, *values: Any) -> tuple[int, str]:
         """Queue what the form says; the new job clears the notice of the last one."""
-        job_id, _ = self._engine.submit(self.form.read(values), source="ui", uploads=uploads())
+        job_id, _ = self._engine.submit(self.form.read(values), source="ui", uploads=uploads(), client=tab)
         return job_id, ""
 
     @shows_errors
-    def submit_grid(self, *values: Any) -> tuple[int, str]:
+    def submit_grid(self, tab: str, *values: Any) -> tuple[int, str]:
         """Queue the pictures of a grid of what the form says."""
         axes, of_form = self.form.grid.axes(values)
         grid = self._engine.plan_grid(self.form.read(of_form), axes)
-        _, job_ids = self._engine.submit_grid(grid, source="ui", uploads=uploads())
+        _, job_ids = self._engine.submit_grid(grid, source="ui", uploads=uploads(), client=tab)
         return job_ids[-1], ""
 
-    async def redraw(self, request: gr.Request, live: bool, *values: Any) -> Any:
+    async def redraw(self, tab: str, live: bool, *values: Any) -> Any:
         """Queue what the form says once the typing has paused; of those in wait only the newest stays."""
         if not live:
             return gr.skip()
-        tab = str(request.session_hash)
-        typed = self._typed[tab] = next(self._letters)
+        typed = self._letter[tab] = next(self._letters)
         await asyncio.sleep(PAUSE_SECONDS)
         settings = self.form.read(values)
-        if self._typed.get(tab) != typed or not settings["prompt"].strip():
+        if self._letter.get(tab) != typed or not settings["prompt"].strip():
             return gr.skip()
-        del self._typed[tab]
+        del self._letter[tab]
         try:
-            return self._submit_live(settings)
+            return self._submit_live(settings, tab)
         except UserError as error:
             raise toast(str(error)) from None
 
-    def _submit_live(self, settings: dict[str, Any]) -> int:
+    def _submit_live(self, settings: dict[str, Any], tab: str) -> int:
         if settings["seed"] == -1:
             settings["seed"] = LIVE_SEED  # or every letter would give another picture
-        job_id, _ = self._engine.submit(settings, source=LIVE, newest_wins=True, uploads=uploads())
+        job_id, _ = self._engine.submit(
+            settings, source=LIVE, newest_wins=True, uploads=uploads(), client=tab
+        )
         return job_id
 
     @shows_errors
-    def cancel(self) -> None:
-        """Stop the job on the stage."""
-        for job in self._engine.store.queue(limit=1):
-            self._engine.cancel(job.id)
+    def cancel(self, job_id: int | None) -> None:
+        """Stop the job on the stage, and never the one that came after it meanwhile."""
+        if job_id is not None:
+            self._engine.cancel(job_id)
 
     @shows_errors
     def change_model(self, *values: Any) -> Updates:
@@ -220,19 +230,30 @@ class Generate:
 
     # -- what jobs do -------------------------------------------------------------------------------------
 
-    async def follow(self, seen: int | None) -> AsyncIterator[Updates]:
-        """Show the queue until it is empty. A new tab begins with the models and the newest pictures."""
+    async def follow(self, tab: str, seen: int | None) -> AsyncIterator[Updates]:
+        """Show the queue for as long as the tab is open. A new one begins with the newest pictures."""
         store = self._engine.store
         if seen is None:
             seen = store.last_seq()
-            yield self._arrival()
+            yield await asyncio.to_thread(self._arrival)
+        shown: Updates = {}
         async for sight in watch(store, seen):
-            yield self._show(sight)
+            state = await asyncio.to_thread(self._state, sight)
+            changed = {part: value for part, value in state.items() if shown.get(part) != value}
+            yield {self.seen: sight.seq, **changed, **self._ends(sight, tab)}
+            shown |= changed
 
     @property
     def _followed(self) -> list[Any]:
-        shown = [self.notice, self.welcome.column, self.stage, self.viewer, self.recent]
-        return [self.seen, *shown, self.form.controls["model_type"], self.form.generate, self.form.cancel]
+        shown = [self.notice, self.welcome.column, self.stage, self.queue.panel, self.viewer, self.recent]
+        return [
+            self.seen,
+            self.on_stage,
+            *shown,
+            self.form.controls["model_type"],
+            self.form.generate,
+            self.form.cancel,
+        ]
 
     def _arrival(self) -> Updates:
         self._engine.reload_catalog()
@@ -240,29 +261,39 @@ class Generate:
         told = {self.notice: notice_html(self._engine.notices)} if self._engine.notices else {}
         return {**self.form.refresh(), **pictures, **told}
 
-    def _show(self, sight: Sight) -> Updates:
-        busy = bool(sight.queue)
-        updates: Updates = {
-            self.seen: sight.seq,
-            self.stage: stage_html(sight) if busy else "",
-            self.welcome.column: gr.update(visible=not busy and self._is_new()),
-            self.form.generate: "Add to queue" if busy else "Generate",
-            self.form.cancel: gr.update(visible=busy),
+    def _state(self, sight: Sight) -> Updates:
+        """What follows from the queue alone; nothing but this tab's follower changes it."""
+        job = sight.current
+        state: Updates = {
+            self.on_stage: job and job.id,
+            self.stage: stage_html(sight),
+            self.queue.panel: self.queue.html(sight),
+            self.welcome.column: gr.update(visible=not sight.queue and self._is_new()),
+            self.form.generate: "Add to queue" if sight.queue else "Generate",
+            self.form.cancel: gr.update(visible=job is not None),
         }
+        return {**state, self.recent: self._pictures.recent()} if sight.ended else state
+
+    def _ends(self, sight: Sight, tab: str) -> Updates:
+        """What became of this tab's own jobs. Those of others are seen among the recent pictures alone."""
+        updates: Updates = {}
         for event in sight.ended:
-            updates.update(self._show_end(event))
-        if sight.ended:
-            updates[self.recent] = self._pictures.recent()
+            job = self._engine.store.job(event.job_id)
+            if tab and job.client == tab:
+                updates.update(self._end(job))
         return updates
 
-    def _show_end(self, event: Event) -> Updates:
-        if event.kind == DONE:
-            return {self.viewer: self._pictures.job(event.job_id)}
-        if event.kind == FAILED:
-            return {self.notice: notice_html([event.data.get("error") or "The job failed."], "error")}
-        if event.kind == CANCELLED and self._engine.store.job(event.job_id).source != LIVE:
-            return {self.notice: notice_html(["Cancelled."])}
-        return {}
+    def _end(self, job: Job) -> Updates:
+        if job.status == FAILED:
+            return {self.notice: notice_html([job.error or "The job failed."], "error")}
+        kept = len(self._engine.store.images(job.id))
+        viewer = {self.viewer: self._pictures.job(job.id)} if kept else {}
+        if job.status == CANCELLED and job.started and job.source != LIVE:
+            count = (
+                f" {kept} of {plural(job.settings['batch_size'], 'picture')} had been made." if kept else ""
+            )
+            return {**viewer, self.notice: notice_html([f"Cancelled.{count}"])}
+        return viewer
 
     def _fill(self, found: recall.Recalled) -> Updates:
         model = self._engine.catalog.model(found.settings["model_type"])

@@ -12,10 +12,22 @@ from shared.settings import parse_resolution
 from shared.ui.text import DOT, duration_text, plural, size_text
 from shared.ui.watch import Sight
 
-# An idle page has no timer: it looks at the queue again when its tab comes back into view.
+# A tab that lost its stream while it was hidden follows again when it comes back into view.
 _LOOK_AGAIN = """document.addEventListener('visibilitychange', () => {
   if (!document.hidden) trigger('focus');
 });"""
+
+# The tab's own name, which outlives a reload: by it the page knows whose job has ended.
+_TAB = """((name) => {
+  try {
+    name = sessionStorage.getItem('zgp-tab') || name;
+    sessionStorage.setItem('zgp-tab', name);
+  } catch { /* storage is blocked: a reload makes another tab of this one */ }
+  return window.zgpTab = name;
+})(window.zgpTab || Math.random().toString(36).slice(2))"""
+
+#: what the browser puts in the place of a listener's first input: the tab's name
+WITH_TAB = f"(tab, ...others) => [{_TAB}, ...others]"
 
 
 def stage_area() -> gr.HTML:
@@ -24,15 +36,17 @@ def stage_area() -> gr.HTML:
 
 
 def stage_html(sight: Sight) -> str:
-    """The stage while there is a queue. The page patches this into the DOM, so nothing flickers."""
-    job = sight.queue[0]
+    """The stage while a job runs or is about to, else "". The page patches it into the DOM: no flicker."""
+    job = sight.current
+    if job is None:
+        return ""
     return (
         '<div class="zgp-stage">'
         + _canvas(job, sight.preview)
         + _progress_bar(job)
         + f'<div class="zgp-status" role="status"><span>{escape(status_text(job))}</span>'
         + f"<span>{escape(_time_left(job))}</span></div>"
-        + f'<div class="zgp-queue">{escape(queue_text(sight.queue))}</div></div>'
+        + f'<div class="zgp-queue">{escape(queue_text(sight))}</div></div>'
     )
 
 
@@ -47,10 +61,10 @@ def status_text(job: Job) -> str:
     return f"{job.phase}{DOT}step {job.step} of {job.steps}"
 
 
-def queue_text(queue: list[Job]) -> str:
-    """How many jobs wait behind the first one; "" when none does."""
-    waiting = len(queue) - 1
-    return f"{plural(waiting, 'more job')} in the queue" if waiting > 0 else ""
+def queue_text(sight: Sight) -> str:
+    """How many jobs wait behind the current one, and whether they are paused; "" when none does."""
+    waiting = [plural(sight.total - 1, "more job") + " in the queue"] if sight.total > 1 else []
+    return DOT.join([*waiting, *(["Paused after this one"] if sight.paused else [])])
 
 
 def _time_left(job: Job) -> str:

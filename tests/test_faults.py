@@ -1,0 +1,223 @@
+"""Kills, full disks and damage: nothing finished is lost, no job touches another, everything is said."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from shared.engine import failures
+from shared.engine.engine import Engine, EngineConfig
+from shared.imaging import metadata
+from tests.browser import ROOT, serve
+from tests.fake_family import handler_for, make_root
+
+TIMEOUT = 240.0
+REQUEST = {
+    "model_type": "z_image_mini", "prompt": "a red circle", "seed": 3, "num_inference_steps": 4,
+    "batch_size": 2,
+}  # fmt: skip
+posix_only = pytest.mark.skipif(os.name == "nt", reason="Windows has no kill -9")
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + TIMEOUT
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+    return result
+
+
+def ended(engine, jobs):
+    wait_until(lambda: all(engine.store.job(job).finished for job in jobs))
+    return [engine.store.job(job) for job in jobs]
+
+
+def pixels(engine, job):
+    return [Image.open(image.path).tobytes() for image in engine.store.images(job)]
+
+
+@pytest.fixture
+def faulty(tmp_path, monkeypatch):
+    """Starts an engine on the Mini models whose worker has a fault, once."""
+    engines = []
+
+    def start(fault):
+        monkeypatch.setenv("ZGP_FAULT", f"{fault} {tmp_path / 'happened'}")
+        command = (sys.executable, "-m", "tests.fault_worker")
+        places = {"output_dir": tmp_path / "outputs", "database": tmp_path / ".zgp" / "zgp.sqlite3"}
+        engine = Engine(EngineConfig.at(ROOT, **places, worker_command=command, warm=False))
+        engines.append(engine)
+        engine.start()
+        return engine
+
+    yield start
+    for engine in engines:
+        engine.stop()
+
+
+@posix_only
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault, extra",
+    [
+        ("killed_at_load", 0),
+        ("killed_at_a_step", 0),
+        ("killed_while_a_file_is_written", 0),
+        ("killed_before_a_file_is_recorded", 1),
+    ],
+)
+def test_a_killed_worker_costs_no_finished_picture(faulty, tmp_path, fault, extra):
+    engine = faulty(fault)
+    jobs = [engine.submit(REQUEST)[0] for _ in range(3)]
+    assert [(job.status, job.attempts) for job in ended(engine, jobs)] == [
+        ("done", 2),
+        ("done", 1),
+        ("done", 1),
+    ]
+    assert (tmp_path / "happened").exists()
+    [note] = engine.store.job(jobs[0]).notes
+    assert "SIGKILL" in note
+    assert pixels(engine, jobs[0]) == pixels(engine, jobs[1]) == pixels(engine, jobs[2])
+    recorded = {image.path for image in engine.store.images()}
+    files = {str(path) for path in (tmp_path / "outputs").glob("*/*.png")}
+    assert recorded <= files and len(recorded) == 6 and len(files) == 6 + extra
+    for path in files:  # whatever is called a picture is a whole one
+        Image.open(path).load()
+        assert metadata.read(path)["prompt"] == "a red circle"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["database_full", "disk_full"])
+def test_a_full_disk_fails_one_job_and_says_so(faulty, fault):
+    engine = faulty(fault)
+    first, second = (engine.submit(REQUEST)[0] for _ in range(2))
+    failed, done = ended(engine, [first, second])
+    assert (failed.status, done.status) == ("failed", "done")
+    assert "full" in failed.error.lower() and [job.id for job in engine.store.failures()] == [first]
+    retried = engine.store.retry(first)
+    assert ended(engine, [retried])[0].status == "done"
+    assert pixels(engine, retried) == pixels(engine, second)
+
+
+@pytest.mark.slow
+def test_an_end_that_cannot_be_written_is_written_later(faulty):
+    engine = faulty("end_not_written")
+    jobs = [engine.submit(REQUEST)[0] for _ in range(2)]
+    assert [(job.status, job.attempts) for job in ended(engine, jobs)] == [("done", 1)] * 2
+
+
+@posix_only
+@pytest.mark.slow
+def test_a_killed_server_finds_its_queue_and_pictures_again(tmp_path):
+    folder = tmp_path / "outputs"
+    client = Engine(EngineConfig.at(ROOT, output_dir=folder, database=folder / ".zgp" / "zgp.sqlite3"))
+    long = {**REQUEST, "model_type": "z_image_mini_base", "num_inference_steps": 100, "batch_size": 8}
+    with serve(folder) as server:
+        done, running, waiting = (client.submit(values)[0] for values in (REQUEST, long, REQUEST))
+        wait_until(lambda: client.store.job(running).step > 1)
+        before = pixels(client, done)
+        os.kill(server.pid, signal.SIGKILL)
+    assert client.store.job(waiting).status == "queued"
+    with serve(folder):
+        wait_until(lambda: client.store.job(running).step > 1 and client.store.job(running).attempts == 2)
+        client.cancel(running)
+        last = ended(client, [running, waiting])[1]
+    assert (last.status, last.attempts) == ("done", 1)
+    assert pixels(client, waiting) == pixels(client, done) == before
+    started = [event.job_id for event in client.store.events(0, kinds=["started"])]
+    assert started == [done, running, running, waiting]
+
+
+# -- with a family that needs no torch ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def engine(tmp_path):
+    root = make_root(tmp_path / "project")
+    command = (sys.executable, "-m", "tests.fake_family")
+    engine = Engine(
+        EngineConfig.at(root, worker_command=command, restart_seconds=0.01, warm=False), handler_for
+    )
+    yield engine
+    engine.stop()
+
+
+def test_no_failing_job_touches_another(engine):
+    prompts = ["one", "user_error", "two", "crash", "three", "surprise", "memory_error", "four"]
+    jobs = [engine.submit({"model_type": "fake", "prompt": prompt, "seed": 5})[0] for prompt in prompts]
+    engine.start()
+    found = ended(engine, jobs)
+    good = {"one", "two", "three", "four"}
+    assert [job.status for job in found] == ["done" if prompt in good else "failed" for prompt in prompts]
+    assert [len(engine.store.images(job)) for job in jobs] == [int(prompt in good) for prompt in prompts]
+    errors = {prompt: job.error for prompt, job in zip(prompts, found, strict=True) if job.error}
+    assert errors["memory_error"] == failures.OUT_OF_MEMORY and "SIGABRT" in errors["crash"]
+    first_starts = dict.fromkeys(event.job_id for event in engine.store.events(0, kinds=["started"]))
+    assert list(first_starts) == jobs
+
+
+def test_cancelling_between_the_pictures_of_a_batch_keeps_those_that_are_done(engine, monkeypatch):
+    from shared.engine.host import ModelHost
+    from shared.engine.worker import Worker
+    from shared.weights.files import Folders
+
+    root, store = engine.config.root, engine.store
+    host = ModelHost(Folders(root, root / "ckpts"), handler_for=handler_for)
+    mine = Worker(store, host, engine.config.output_dir, engine.config.log_file)
+    job, _ = engine.submit({"model_type": "fake", "prompt": "x", "seed": 5, "batch_size": 4})
+    real = store.add_image
+
+    def add_and_cancel(job_id, **image):
+        real(job_id, **image)
+        if image["index"] == 1:
+            store.request_cancel(job_id)
+
+    monkeypatch.setattr(store, "add_image", add_and_cancel)
+    monkeypatch.setattr("shared.engine.progress.CANCEL_SECONDS", 0)
+    assert mine.run_one()
+    assert store.job(job).status == "cancelled"
+    assert [Path(image.path).is_file() for image in store.images(job)] == [True, True]
+
+
+@pytest.mark.slow
+def test_a_held_job_and_a_pause_outlive_a_restart(engine):
+    held, other = (engine.submit({"model_type": "fake", "prompt": "x"})[0] for _ in range(2))
+    engine.store.hold(held)
+    engine.start()
+    assert ended(engine, [other])[0].status == "done"
+    engine.store.pause()
+    engine.stop()
+    again = Engine(engine.config, handler_for)
+    again.start()
+    try:
+        again.store.release(held)
+        time.sleep(0.3)
+        assert again.store.job(held).status == "queued"
+        again.store.resume()
+        assert ended(again, [held])[0].status == "done"
+    finally:
+        again.stop()
+
+
+@pytest.mark.slow
+def test_a_corrupt_database_costs_no_picture_and_is_said(engine):
+    engine.start()
+    job, _ = engine.submit({"model_type": "fake", "prompt": "x"})
+    ended(engine, [job])
+    picture = Path(engine.store.images(job)[0].path)
+    engine.stop()
+    for suffix in ("-wal", "-shm"):
+        engine.config.database.with_name(engine.config.database.name + suffix).unlink(missing_ok=True)
+    engine.config.database.write_bytes(b"\0garbage" * 4000)
+    again = Engine(engine.config, handler_for)
+    assert "is damaged: it was kept as" in again.store.notice
+    again.start()
+    try:
+        assert ended(again, [again.submit({"model_type": "fake", "prompt": "y"})[0]])[0].status == "done"
+        assert picture.is_file()
+    finally:
+        again.stop()
