@@ -113,7 +113,7 @@ class _Condition:
     values: list[Any] = field(default_factory=list)
 
 
-class Gallery:
+class Collection:
     """The pictures of a store whose files lie in `root` or below; others are no part of it."""
 
     def __init__(self, store: JobStore, root: Path):

@@ -116,7 +116,7 @@ class JobStore:
     def images(self, job_id: int | None = None, limit: int = 100) -> list[ImageRecord]:
         """The images of one job in the order of the batch, or the newest of all jobs; none of the trash."""
         if job_id is None:
-            query, values = f"{_SHOWN} ORDER BY id DESC LIMIT ?", [limit]
+            query, values = f"{_SHOWN} AND job_id IS NOT NULL ORDER BY id DESC LIMIT ?", [limit]
         else:
             query, values = f"{_SHOWN} AND job_id = ? ORDER BY number LIMIT ?", [job_id, limit]
         return [image_record(row) for row in self._db.connection().execute(query, values)]

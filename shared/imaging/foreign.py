@@ -21,7 +21,7 @@ MAX_SHOWN = 60  # characters of a text from a file in one line
 
 PLAIN_SAMPLERS = {"", "euler", "flowmatcheuler", "flow_match_euler", "euler simple", "euler normal"}
 
-_LORA_TAG = re.compile(r"<lora:([^:<>]{1,200}):([-+.\d]{1,20})[^<>]{0,200}>")
+_LORA_TAG = re.compile(r"[ ,]{0,4}<lora:([^:<>]{1,200}):([-+.\d]{1,20})[^<>]{0,200}>")
 _WEIGHT = re.compile(r"\([^()]{1,200}:\d*\.?\d+\)")
 
 

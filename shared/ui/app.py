@@ -9,6 +9,7 @@ import gradio as gr
 from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.ui.api import add_generate
+from shared.ui.gallery import Gallery
 from shared.ui.generate import Generate
 from shared.ui.theme import look
 
@@ -22,8 +23,11 @@ def build(engine: Engine) -> gr.Blocks:
         raise UserError(f"There is no usable model card in {folder}: restore that folder.")
     with gr.Blocks(title="ZGP", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(HEADER, elem_id="header")
-        with gr.Tabs(selected="create", elem_id="tabs"), gr.Tab("Create", id="create"):
-            Generate(engine, page)
+        with gr.Tabs(selected="create", elem_id="tabs") as tabs:
+            with gr.Tab("Create", id="create"):
+                create = Generate(engine, page)
+            with gr.Tab("Gallery", id="gallery"):
+                Gallery(engine, page, tabs, create)
         add_generate(engine)
     return page
 
