@@ -242,6 +242,7 @@ const copy = async () => {
 const send = (name) => {
   const sent = {id: id(current)};
   dialog.close();
+  scrollTo(0, 0);  // to the lines that say what was taken over
   if (name === 'use') trigger('use', sent);
   if (name === 'image') trigger('image', sent);
   if (name === 'control') trigger('control', sent);

@@ -19,7 +19,7 @@ from shared.errors import UserError
 from shared.ui.errors import QUIET
 from shared.ui.gallery_html import ANY, compare_html, detail_html, options_html, tile_html
 from shared.ui.generate import Generate, Updates
-from shared.ui.pictures import THUMBNAILS, file_url
+from shared.ui.pictures import THUMBNAILS, file_url, model_name
 from shared.ui.text import plural
 from shared.ui.thumbnails import forget_thumbnail, ready_thumbnail, thumbnail
 
@@ -78,7 +78,10 @@ class Gallery:
     def choices(self, asked: Answer) -> Answer:
         """The lists of the filters, and how many pictures are in the trash."""
         found = self._collection.choices()
-        models = [(self._model_name(name), name, count) for name, count in found.models]
+        models = [
+            (model_name({"model_type": name}, self._engine.catalog), name, count)
+            for name, count in found.models
+        ]
         loras = [(Path(name).stem, name, count) for name, count in found.loras]
         sizes = [(name.replace("x", " × "), name, count) for name, count in found.sizes]
         lists = {"model": models, "lora": loras, "size": sizes}
@@ -105,7 +108,7 @@ class Gallery:
         records = self._collection.records(_ids(asked))
         if len(records) != 2:
             raise UserError("Choose two pictures to compare.")
-        return {"html": compare_html(records[0], records[1], self._model_name)}
+        return {"html": compare_html(records[0], records[1], self._engine.catalog)}
 
     def favour(self, asked: Answer) -> Answer:
         """Make pictures favourites, or none."""
@@ -145,10 +148,6 @@ class Gallery:
     def _tile(self, tile: Tile) -> str:
         small = ready_thumbnail(tile.path, self._thumbnails)
         return tile_html(tile, file_url(small) if small else "")
-
-    def _model_name(self, model_id: str) -> str:
-        models = self._engine.catalog.models
-        return models[model_id].name if model_id in models else model_id
 
     def _empty(self, wanted: Wanted) -> str:
         if wanted.place == TRASH:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from shared.catalog import Catalog
+from shared.engine.catalog import Catalog
 from shared.engine.gallery import TRASH, Tile
 from shared.engine.records import ImageRecord
 from shared.imaging import metadata
 from shared.settings import SETTINGS
-from shared.ui.pictures import actions_html, file_url, line_of, notes_html, prompt_of
+from shared.ui.pictures import actions_html, file_url, line_of, model_name, notes_html, prompt_of
 from shared.ui.text import DOT
 
 SKIPPED = {"prompt", "model_type", "batch_size", "resolution", "seed"}  # shown elsewhere
@@ -39,16 +39,22 @@ def detail_html(record: ImageRecord, catalog: Catalog) -> str:
     url, prompt = file_url(Path(record.path)), escape(prompt_of(record))
     copy = '<button type="button" class="zgp-button" data-act="copy">Copy</button>' if prompt else ""
     when = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M")
-    rows = [("Made", when), ("File", Path(record.path).name), *_lines(record)]
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows)
+    special, usual = _lines(record, catalog)
     actions = actions_html(record) if record.place != TRASH else _trash_actions(record)
     return (
         f'<div class="zgp-large"><a href="{url}" target="_blank" title="Open in full size">'
         f'<img src="{url}" alt="{prompt}" width="{record.width}" height="{record.height}"></a></div>'
         f'<div class="zgp-about"><div class="zgp-said"><p class="zgp-prompt">{prompt}</p>{copy}</div>'
         f'<p class="zgp-line">{escape(line_of(record, catalog))}</p>{notes_html(record)}{actions}'
-        f'<dl class="zgp-facts">{listed}</dl></div>'
+        + _facts_html([("Made", when), ("File", Path(record.path).name), *special])
+        + (f"<details><summary>As usual</summary>{_facts_html(usual)}</details>" if usual else "")
+        + "</div>"
     )
+
+
+def _facts_html(rows: Sequence[tuple[str, str]]) -> str:
+    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows)
+    return f'<dl class="zgp-facts">{listed}</dl>'
 
 
 def _trash_actions(record: ImageRecord) -> str:
@@ -58,14 +64,16 @@ def _trash_actions(record: ImageRecord) -> str:
     )
 
 
-def _lines(record: ImageRecord) -> list[tuple[str, str]]:
-    """The settings in words, in the order of the form."""
+def _lines(record: ImageRecord, catalog: Catalog) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The settings in words, in the order of the form: those of this picture, and those that are as usual."""
     settings = metadata.settings_from(record.metadata)
-    return [
-        (SETTINGS[name].label, _value_text(settings[name]))
-        for name in SETTINGS
-        if name not in SKIPPED and settings.get(name) not in (None, "", [])
-    ]
+    model = catalog.models.get(str(settings.get("model_type")))
+    usual = {**{name: one.default for name, one in SETTINGS.items()}, **(model.defaults if model else {})}
+    lines: tuple[list[tuple[str, str]], list[tuple[str, str]]] = ([], [])
+    for name, setting in SETTINGS.items():
+        if name not in SKIPPED and settings.get(name) not in (None, "", []):
+            lines[settings[name] == usual[name]].append((setting.label, _value_text(settings[name])))
+    return lines
 
 
 def _value_text(value: Any) -> str:
@@ -76,7 +84,7 @@ def _value_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def compare_html(left: ImageRecord, right: ImageRecord, model_name: Callable[[str], str]) -> str:
+def compare_html(left: ImageRecord, right: ImageRecord, catalog: Catalog) -> str:
     """Two pictures over each other with a slider, and a table of the settings that differ."""
     shape = max((left, right), key=lambda one: one.width * one.height)
     pictures = "".join(
@@ -86,13 +94,12 @@ def compare_html(left: ImageRecord, right: ImageRecord, model_name: Callable[[st
     return (
         f'<div class="zgp-compare" style="--zgp-shape: {shape.width / shape.height:.4f}">{pictures}<i></i>'
         '<input type="range" min="0" max="100" step="0.5" value="50" '
-        'aria-label="How much of the left picture is shown"></div>'
-        + _differences_html(left, right, model_name)
+        'aria-label="How much of the left picture is shown"></div>' + _differences_html(left, right, catalog)
     )
 
 
-def _differences_html(left: ImageRecord, right: ImageRecord, model_name: Callable[[str], str]) -> str:
-    one, other = _facts(left, model_name), _facts(right, model_name)
+def _differences_html(left: ImageRecord, right: ImageRecord, catalog: Catalog) -> str:
+    one, other = _facts(left, catalog), _facts(right, catalog)
     rows = [
         (name, one.get(name, "–"), other.get(name, "–"))
         for name in {**one, **other}
@@ -107,14 +114,14 @@ def _differences_html(left: ImageRecord, right: ImageRecord, model_name: Callabl
     return f'<table class="zgp-differences"><tr><th></th><th>Left</th><th>Right</th></tr>{cells}</table>'
 
 
-def _facts(record: ImageRecord, model_name: Callable[[str], str]) -> dict[str, str]:
-    settings = metadata.settings_from(record.metadata)
+def _facts(record: ImageRecord, catalog: Catalog) -> dict[str, str]:
+    special, usual = _lines(record, catalog)
     facts = {
-        "Model": model_name(str(settings.get("model_type", ""))),
+        "Model": model_name(record.metadata, catalog),
         "Prompt": prompt_of(record),
         "Size": f"{record.width} × {record.height}",
         "Seed": str(record.seed),
-        **dict(_lines(record)),
+        **dict([*special, *usual]),
     }
     return {name: value for name, value in facts.items() if value}
 

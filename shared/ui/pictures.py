@@ -5,9 +5,10 @@ Both are HTML made from the store's records. A click sends the picture's number 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
@@ -104,9 +105,14 @@ def prompt_of(record: ImageRecord) -> str:
 def line_of(record: ImageRecord, catalog: Catalog) -> str:
     """What made a picture, in one line."""
     settings = metadata.settings_from(record.metadata)
-    model_id = str(settings.get("model_type", ""))
-    name = catalog.models[model_id].name if model_id in catalog.models else model_id
+    name = model_name(settings, catalog)
     return settings_line(settings, name, record.seed, record.width, record.height)
+
+
+def model_name(settings: Mapping[str, Any], catalog: Catalog) -> str:
+    """The name of the settings' model; what they call it where that is no model of here."""
+    model_id = str(settings.get("model_type", ""))
+    return catalog.models[model_id].name if model_id in catalog.models else model_id
 
 
 def notes_html(record: ImageRecord) -> str:
