@@ -78,10 +78,8 @@ class Gallery:
     def choices(self, asked: Answer) -> Answer:
         """The lists of the filters, and how many pictures are in the trash."""
         found = self._collection.choices()
-        models = [
-            (model_name({"model_type": name}, self._engine.catalog), name, count)
-            for name, count in found.models
-        ]
+        catalog = self._engine.catalog
+        models = [(model_name({"model_type": name}, catalog), name, count) for name, count in found.models]
         loras = [(Path(name).stem, name, count) for name, count in found.loras]
         sizes = [(name.replace("x", " × "), name, count) for name, count in found.sizes]
         lists = {"model": models, "lora": loras, "size": sizes}
