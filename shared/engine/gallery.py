@@ -373,7 +373,9 @@ def _tile(row: sqlite3.Row) -> Tile:
 def _moved(source: Path, folder: Path) -> Path:
     if not source.is_file():
         raise FileNotFoundError(2, "the file is not there any more")
-    return move_to_free_name(source, folder, source.stem, source.suffix)
+    target = move_to_free_name(source, folder, source.stem, source.suffix)
+    source.unlink(missing_ok=True)  # where it was only given a second name
+    return target
 
 
 def _pictures(root: Path) -> Iterator[Path]:
