@@ -85,6 +85,16 @@ def found(collection, limit=60, **wanted) -> list[int]:
 # ---------------------------------------------------------------- looking
 
 
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    """One picture for each of PROMPTS, numbered from 1."""
+    root = tmp_path_factory.mktemp("prompts")
+    store = JobStore(root / ".zgp" / "zgp.sqlite3")
+    for prompt in PROMPTS:
+        add(store, root, prompt)
+    return Collection(store, root)
+
+
 @pytest.mark.parametrize(
     "words, expected",
     [
@@ -116,11 +126,9 @@ def found(collection, limit=60, **wanted) -> list[int]:
         ("'; DROP TABLE images; --", set()),
     ],
 )
-def test_words_of_the_prompt(collection, store, root, words, expected):
-    for prompt in PROMPTS:
-        add(store, root, prompt)
-    assert set(found(collection, words=words)) == expected
-    assert collection.count(Wanted(words=words)) == len(expected)
+def test_words_of_the_prompt(prompts, words, expected):
+    assert set(found(prompts, words=words)) == expected
+    assert prompts.count(Wanted(words=words)) == len(expected)
 
 
 def test_marks_of_a_pattern_are_letters_like_any_other(collection, store, root):
@@ -266,10 +274,10 @@ def test_emptying_the_trash_deletes_for_good_and_nothing_else(collection, store,
 def test_a_file_that_cannot_be_moved_is_named_and_stays(collection, store, root, monkeypatch):
     first, second = add(store, root), add(store, root)
 
-    def refuse(source, *_):
-        if source.stem == "1":
+    def refuse(source, folder, stem, suffix):
+        if stem == "1":
             raise PermissionError(13, "Permission denied")
-        return source
+        return source.rename(folder / source.name)
 
     monkeypatch.setattr("shared.engine.gallery.move_to_free_name", refuse)
     moved = collection.discard([first, second])
@@ -351,7 +359,6 @@ def test_a_file_moved_by_hand_keeps_its_record(collection, store, root):
 def test_the_search_runs_beside_the_page(collection, root):
     write(root / "a.png", settings("a swan"))
     collection.find_in_background()
-    collection.find_in_background()  # one at a time
     deadline = time.monotonic() + 20
     while collection.found.running and time.monotonic() < deadline:
         time.sleep(0.01)
