@@ -23,6 +23,7 @@ from PIL import Image
 from benchmarks.report import header
 from shared.engine.engine import Engine, EngineConfig
 from shared.engine.gallery import Collection, Found, Wanted
+from shared.engine.store import JobStore
 from shared.imaging import metadata
 from shared.ui.gallery import PAGE, Gallery
 from shared.ui.generate import Generate
@@ -154,6 +155,8 @@ def main() -> None:
         measure(engine, options.pictures, options.rounds)
         print(f"{'a small copy of a 1024x1024 PNG':36} {1000 * small_copy(Path(temporary)):11.1f}")
         print(f"\nreading the folder into an empty database: {seconds:.1f} s")
+        opening = median(lambda: JobStore(engine.config.database), 3)
+        print(f"opening the database, which looks for damage: {opening:.0f} ms")
         size = engine.config.database.stat().st_size
         print(f"the database: {size / 1e6:.1f} MB")
 

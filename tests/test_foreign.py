@@ -133,7 +133,8 @@ def graph(**others) -> dict:
                   scheduler="simple", denoise=1, model=["2", 0], positive=["7", 0], negative=["8", 0],
                   latent_image=LATENT),
         "2": node("ModelSamplingAuraFlow", shift=3.5, model=["3", 0]),
-        "3": node("LoraLoaderModelOnly", lora_name="styles\\pixel.safetensors", strength_model=0.7, model=MODEL),
+        "3": node("LoraLoaderModelOnly", lora_name="styles\\pixel.safetensors", strength_model=0.7,
+                  model=MODEL),
         "4": node("UNETLoader", unet_name="z_image_turbo_bf16.safetensors", weight_dtype="default"),
         "5": node("CLIPLoader", clip_name="qwen_3_4b.safetensors", type="lumina2"),
         "6": node("EmptySD3LatentImage", width=1024, height=768, batch_size=1),
@@ -217,19 +218,32 @@ def test_of_two_passes_the_first_counts():
 
 def test_loras_stand_in_the_order_in_which_they_are_applied():
     stacked = {
-        "n3": node("Power Lora Loader (rgthree)", model=["50", 0], lora_1={"on": True, "lora": "b", "strength": 2},
-                   lora_2={"on": False, "lora": "off", "strength": 1}, lora_3="text"),
-        "n50": node("LoraLoader", lora_name="a", strength_model=["51", 0], strength_clip=1, model=MODEL, clip=CLIP),
+        "n3": node(
+            "Power Lora Loader (rgthree)",
+            model=["50", 0],
+            lora_1={"on": True, "lora": "b", "strength": 2},
+            lora_2={"on": False, "lora": "off", "strength": 1},
+            lora_3="text",
+        ),
+        "n50": node(
+            "LoraLoader", lora_name="a", strength_model=["51", 0], strength_clip=1, model=MODEL, clip=CLIP
+        ),
         "n51": node("PrimitiveFloat", value=0.25),
-    }  # fmt: skip
+    }
     found = foreign.from_texts({"prompt": json.dumps(graph(**stacked))})
     assert found.loras == (("a", 0.25), ("b", 2.0))
 
 
 def workflow(switched_off=0) -> dict:
     """The editor's form of the same; two nodes name their fields, as newer versions of it do."""
-    links = [[1, 4, 0, 3, 0, "MODEL"], [2, 3, 0, 1, 0, "MODEL"], [3, 7, 0, 1, 1, "CONDITIONING"],
-             [4, 8, 0, 1, 2, "CONDITIONING"], [5, 6, 0, 1, 3, "LATENT"], [6, 1, 0, 11, 0, "LATENT"]]  # fmt: skip
+    links = [
+        [1, 4, 0, 3, 0, "MODEL"],
+        [2, 3, 0, 1, 0, "MODEL"],
+        [3, 7, 0, 1, 1, "CONDITIONING"],
+        [4, 8, 0, 1, 2, "CONDITIONING"],
+        [5, 6, 0, 1, 3, "LATENT"],
+        [6, 1, 0, 11, 0, "LATENT"],
+    ]
 
     def one(number, kind, inputs, values, mode=0):
         slots = [{"name": name, "type": "*", "link": link} for name, link in inputs.items()]
@@ -240,13 +254,20 @@ def workflow(switched_off=0) -> dict:
         {"name": n, "widget": {"name": n}, "link": None} for n in ("width", "height", "batch_size")
     ]
     nodes = [
-        one(1, "KSampler", {"model": 2, "positive": 3, "negative": 4, "latent_image": 5},
-            [99, "randomize", 8, 2.5, "euler", "simple", 1]),
+        one(
+            1,
+            "KSampler",
+            {"model": 2, "positive": 3, "negative": 4, "latent_image": 5},
+            [99, "randomize", 8, 2.5, "euler", "simple", 1],
+        ),
         one(3, "LoraLoaderModelOnly", {"model": 1}, ["pixel.safetensors", 0.5], switched_off),
-        one(4, "UNETLoader", {}, ["z_image_turbo_bf16.safetensors", "default"]), own,
-        one(7, "CLIPTextEncode", {"clip": None}, ["a lamp"]), one(8, "CLIPTextEncode", {"clip": None}, ["fog"]),
-        one(11, "SaveImage", {"images": 6}, ["z"]), {"id": 12, "type": "MarkdownNote", "widgets_values": {"a": 1}},
-    ]  # fmt: skip
+        one(4, "UNETLoader", {}, ["z_image_turbo_bf16.safetensors", "default"]),
+        own,
+        one(7, "CLIPTextEncode", {"clip": None}, ["a lamp"]),
+        one(8, "CLIPTextEncode", {"clip": None}, ["fog"]),
+        one(11, "SaveImage", {"images": 6}, ["z"]),
+        {"id": 12, "type": "MarkdownNote", "widgets_values": {"a": 1}},
+    ]
     return {"last_node_id": 12, "nodes": nodes, "links": links, "version": 0.4}
 
 
@@ -279,7 +300,8 @@ def test_invoke(tmp_path):
     }  # fmt: skip
     found = foreign.read(png(tmp_path / "a.png", {"invokeai_metadata": meta}))
     assert found.settings == {
-        "prompt": "a lamp", "num_inference_steps": 8, "seed": 5, "guidance_scale": 2.0, "resolution": "1024x512",
+        "prompt": "a lamp", "num_inference_steps": 8, "seed": 5, "guidance_scale": 2.0,
+        "resolution": "1024x512",
     }  # fmt: skip
     assert (found.program, found.model, found.loras) == ("InvokeAI", "Z-Image Turbo", (("pixel", 0.75),))
 
@@ -372,11 +394,21 @@ def test_broken_graphs_do_no_harm(models, name):
 
 
 HOSTILE = [
-    "", "Steps: 1,", "\nSteps: 1, " + "a: " * 5000, "x\nSteps: 1, " + " " * 300_000 + "b", "Steps: 1, " + '"' * 99_999,
-    "Steps: 9, Size: 99999999999999x1, Seed: " + "9" * 5000 + ", CFG scale: nan", "(" * 200_000 + "\nSteps: 2, x: y",
-    "<lora:" * 50_000 + "\nSteps: 2, x: y", "Civitai " * 60_000 + "\nSteps: 2, x: y", "[" * 100_000, "9" * 5000,
-    '{"positive_prompt": ' * 9000, "\0Steps: 3, a: \ud800", "Steps: 3, CFG scale: 1e999, Seed: -5, Model: " + "m" * 9999,
-]  # fmt: skip
+    "",
+    "Steps: 1,",
+    "\nSteps: 1, " + "a: " * 5000,
+    "x\nSteps: 1, " + " " * 300_000 + "b",
+    "Steps: 1, " + '"' * 99_999,
+    "Steps: 9, Size: 99999999999999x1, Seed: " + "9" * 5000 + ", CFG scale: nan",
+    "(" * 200_000 + "\nSteps: 2, x: y",
+    "<lora:" * 50_000 + "\nSteps: 2, x: y",
+    "Civitai " * 60_000 + "\nSteps: 2, x: y",
+    "[" * 100_000,
+    "9" * 5000,
+    '{"positive_prompt": ' * 9000,
+    "\0Steps: 3, a: \ud800",
+    "Steps: 3, CFG scale: 1e999, Seed: -5, Model: " + "m" * 9999,
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
