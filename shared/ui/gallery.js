@@ -6,7 +6,7 @@ const notice = one('[data-notice]'), bar = one('.zgp-selected');
 let after = null;       // where the next part of the list begins; null at its end
 let question = 0;       // the newest one: answers to older ones are dropped
 let loading = false;
-let first = '';         // the first part as it came, to see whether anything is new
+let first = null;       // the first part as it came, to see whether anything is new
 let current = null;     // the tile that has the focus or is shown large
 let anchor = null;      // where a selection with Shift begins
 let undoable = [];
@@ -55,7 +55,7 @@ const load = async (fresh = false) => {
   const answer = await ask('look', {...asked(), after: fresh ? null : after});
   if (mine !== question) return;
   loading = false;
-  if (!answer || (fresh && answer.html === first && tiles().length)) return;
+  if (!answer || (fresh && answer.html === first)) return;
   if (fresh) {
     first = answer.html;
     shots.replaceChildren();
@@ -69,7 +69,7 @@ const load = async (fresh = false) => {
   atEnd();
 };
 
-const again = () => { first = ''; return load(true); };
+const again = () => { first = null; return load(true); };
 const atEnd = () => {  // a tall window is filled by several parts
   const end = one('.zgp-more').getBoundingClientRect();
   if (after && end.height + end.width && end.top < innerHeight + 1200) load();
@@ -144,7 +144,7 @@ const remove = async (name, some) => {
   const answer = await ask(name, {ids: some.map(id)});
   if (!answer) return;
   some.filter((tile) => answer.ids.includes(id(tile))).forEach((tile) => tile.remove());
-  first = '';
+  first = null;
   say(answer.said, name === 'discard' ? answer.ids : []);
   showSelection();
   recount();
