@@ -7,17 +7,22 @@ import functools
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from shared.engine.catalog import catalog
+from shared.engine.engine import Engine, EngineConfig
 from shared.engine.gallery import Collection, Tile, Wanted
 from shared.engine.records import ImageRecord
 from shared.engine.store import JobStore
 from shared.imaging import metadata
+from shared.ui.gallery import Gallery
 from shared.ui.gallery_html import compare_html, detail_html, options_html, tile_html
+from shared.ui.generate import Generate
 from shared.ui.thumbnails import forget_thumbnail, ready_thumbnail, thumbnail
 from tests.browser import ROOT, Visit, chromium, serve, visits
 
@@ -97,9 +102,6 @@ def test_a_small_copy_is_made_once_and_goes_with_its_picture(tmp_path):
     assert thumbnail(moved, tmp_path) == moved
 
 
-# ---------------------------------------------------------------- in a browser
-
-
 def values_of(number: int, path: Path, defaults: dict) -> tuple:
     """The row of a picture in the colour that its prompt names; its file is written."""
     colour = "red" if number == MANY - 3 else "blue" if number % 2 else "green"
@@ -114,6 +116,73 @@ def values_of(number: int, path: Path, defaults: dict) -> tuple:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, pnginfo=metadata.png_chunks(meta))
     return number, str(path), number, 1.7e9 + number, json.dumps(meta)
+
+
+def an_engine(outputs, models) -> Engine:
+    """With two pictures."""
+    engine = Engine(EngineConfig.at(ROOT, output_dir=outputs, database=outputs / ".zgp" / "zgp.sqlite3"))
+    for number in range(2):
+        job = engine.store.submit({})
+        path = outputs / f"{number}.png"
+        meta = json.loads(values_of(number, path, models.model(MINI).defaults)[-1])
+        engine.store.add_image(
+            job, index=0, path=str(path), seed=number, width=128, height=128, metadata=meta
+        )
+    return engine
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory, models):
+    engine = an_engine(tmp_path_factory.mktemp("tab"), models)
+    with gr.Blocks() as page:
+        with gr.Tabs() as tabs, gr.Tab("Create"):
+            create = Generate(engine, page)
+        return Gallery(engine, page, tabs, create)
+
+
+def test_the_create_tab_deletes_with_an_undo(tmp_path, models):
+    engine = an_engine(tmp_path, models)
+    with gr.Blocks() as page:
+        create = Generate(engine, page)
+    file = engine.config.output_dir / "1.png"
+    updates = create.discard(SimpleNamespace(id=2))
+    assert not file.exists() and 'data-undo="2"' in updates[create.notice]
+    assert "number 0" in updates[create.viewer] and "1 picture<" in updates[create.recent]
+    updates = create.restore(SimpleNamespace(ids=[2]))
+    assert file.exists() and "number 1" in updates[create.viewer]
+    assert 'data-act="favour" data-id="2" aria-pressed="true"' in create.favour(SimpleNamespace(id=2))
+
+
+def test_answers_to_the_page(tab):
+    first = tab.area.look({"words": "circle"})
+    assert first["count"] == "2 pictures" and first["html"].count('role="option"') == 2
+    assert tab.area.thumbs({"ids": [1, 2, 99]}).keys() == {"1", "2"}
+    assert "Z-Image Mini" in tab.area.choices({})["model"]
+    assert "number 0" in tab.area.detail({"ids": [1]})["html"]
+    assert tab.area.discard({"ids": [1, 2]}) == {"ids": [1, 2], "said": "2 pictures deleted."}
+    assert tab.area.look({"trash": True})["count"] == "2 pictures" and tab.area.choices({})["trash"] == 2
+    assert tab.area.restore({"ids": [1]})["said"] == "1 picture brought back."
+    assert tab.area.purge({})["said"] == "1 picture deleted for good."
+    assert tab.area.look({})["count"] == "1 picture"
+
+
+@pytest.mark.parametrize(
+    "name, asked, said",
+    [
+        ("look", {"since": "soon"}, "expected a day"),
+        ("look", {"size": "large"}, "expected width x height"),
+        ("detail", {"ids": [5]}, "not there any more"),
+        ("detail", {"ids": "5"}, "reload the page"),
+        ("detail", None, "reload the page"),
+        ("discard", {"ids": [2**70]}, "reload the page"),
+        ("compare", {"ids": [1]}, "Choose two"),
+    ],
+)
+def test_odd_questions_are_answered_with_a_sentence(tab, name, asked, said):
+    assert said in getattr(tab.area, name)(asked)["error"]
+
+
+# ---------------------------------------------------------------- in a browser
 
 
 @pytest.fixture(scope="module")

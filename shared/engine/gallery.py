@@ -132,7 +132,7 @@ class Collection:
         tiles: list[Tile] = []
         while (lacking := limit + 1 - len(tiles)) > 0:
             rows = self._rows(wanted, after, lacking)
-            present = [row for row in rows if self._is_here(row["path"])]
+            present = [row for row in rows if self.is_here(row["path"])]
             self._note_gone([row["id"] for row in rows if row not in present])
             tiles += map(_tile, present)
             if len(rows) < lacking:
@@ -184,7 +184,8 @@ class Collection:
         rows = self._db.connection().execute(f"{query} ORDER BY 2 DESC, 1")
         return [(row[0], row[1]) for row in rows]
 
-    def _is_here(self, path: str) -> bool:
+    def is_here(self, path: str) -> bool:
+        """Whether a file is among the outputs, which the page may show."""
         return os.path.isfile(path) and Path(path).absolute().is_relative_to(self._root)
 
     def _note_gone(self, ids: Sequence[int]) -> None:
@@ -203,7 +204,7 @@ class Collection:
     def discard(self, ids: Sequence[int]) -> Moved:
         """Move the pictures' files into the trash; their records stay."""
         return self._move(
-            [one for one in self.records(ids) if one.place == HERE and self._is_here(one.path)],
+            [one for one in self.records(ids) if one.place == HERE and self.is_here(one.path)],
             lambda record: self._root / TRASH_FOLDER / str(record.id),
             "UPDATE images SET home = path, path = ?, place = 'trash' WHERE id = ?",
         )
@@ -212,11 +213,14 @@ class Collection:
         """Take pictures out of the trash again; where a name is taken by now, they get the next free one."""
         rows = self._db.connection().execute("SELECT id, home FROM images WHERE place = 'trash'")
         homes = {row["id"]: Path(row["home"]) for row in rows}
-        return self._move(
+        moved = self._move(
             [one for one in self.records(ids) if one.place == TRASH],
             lambda record: homes[record.id].parent,
             "UPDATE images SET home = NULL, path = ?, place = 'here' WHERE id = ?",
         )
+        for one in moved.ids:
+            shutil.rmtree(self._root / TRASH_FOLDER / str(one), ignore_errors=True)
+        return moved
 
     def empty_trash(self) -> int:
         """Delete what is in the trash for good: files and records. The number of pictures."""
@@ -275,7 +279,7 @@ class Collection:
         A file that was moved by hand keeps its record.
         """
         rows = self._db.connection().execute("SELECT id, path, place FROM images").fetchall()
-        lost = [row for row in rows if row["place"] != TRASH and not self._is_here(row["path"])]
+        lost = [row for row in rows if row["place"] != TRASH and not self.is_here(row["path"])]
         self._note_gone([row["id"] for row in lost if row["place"] == HERE])
         found.gone = len(lost)
         known = {_same(row["path"]): row for row in rows}

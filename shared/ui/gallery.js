@@ -322,8 +322,8 @@ shots.addEventListener('keydown', (event) => {
   if (key in moves) focus(document.activeElement === shots ? current : moves[key]() || current);
   else if (key === 'Enter') large(current);
   else if (key === ' ') toggle(current);
-  else if (key === 'f' || key === 'F') favour(chosen);
-  else if (key === 'Delete') remove(inTrash() ? 'restore' : 'discard', chosen);
+  else if ((key === 'f' || key === 'F') && !inTrash()) favour(chosen);
+  else if (key === 'Delete' && !inTrash()) remove('discard', chosen);
   else if (key === 'Escape') clear();
   else return;
   event.preventDefault();

@@ -29,7 +29,7 @@ ANSWERS = (
     "look", "choices", "thumbs", "detail", "compare", "favour", "discard", "restore", "purge", "find",
     "found",
 )  # fmt: skip
-MAX_AT_ONCE = 1000  # pictures of one request
+MAX_AT_ONCE = 900  # pictures of one request; older SQLites take 999 values
 PAGE = 60
 TEXT_FIELDS = ("words", "model", "lora", "since", "until", "size")
 
@@ -94,7 +94,7 @@ class Gallery:
         return {
             str(one.id): file_url(thumbnail(Path(one.path), self._thumbnails))
             for one in records
-            if Path(one.path).is_file()
+            if self._collection.is_here(one.path)
         }
 
     def detail(self, asked: Answer) -> Answer:
@@ -103,7 +103,7 @@ class Gallery:
 
     def compare(self, asked: Answer) -> Answer:
         """Two pictures over each other, and the settings in which they differ."""
-        records = self._collection.records(_ids(asked))
+        records = [one for one in self._collection.records(_ids(asked)) if self._collection.is_here(one.path)]
         if len(records) != 2:
             raise UserError("Choose two pictures to compare.")
         return {"html": compare_html(records[0], records[1], self._engine.catalog)}
@@ -139,7 +139,7 @@ class Gallery:
 
     def _one(self, asked: Answer) -> ImageRecord:
         record = next(iter(self._collection.records(_ids(asked)[:1])), None)
-        if record is None or not Path(record.path).is_file():
+        if record is None or not self._collection.is_here(record.path):
             raise UserError("This picture is not there any more.")
         return record
 
@@ -152,7 +152,9 @@ class Gallery:
             return "The trash is empty."
         if wanted != Wanted(oldest_first=wanted.oldest_first):
             return "No picture is like that: try fewer words or filters."
-        return "No pictures yet: what you make in Create is kept here."
+        return (
+            "No pictures yet. What you make in Create is kept here; those of before are found in the folder."
+        )
 
 
 def _answering(function: Callable[[Answer], Answer]) -> Callable[[Any], Answer]:
