@@ -64,6 +64,41 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE events_of_all RENAME TO events",
         "CREATE INDEX events_of_job ON events (job_id, seq)",
     ),
+    (
+        # The gallery. Pictures that were found in the folder have no job. place: "here", "trash" (home: where
+        # the file was before), or "gone": not in the folder any more. The long metadata stand last, so that
+        # the other columns are read without them.
+        """CREATE TABLE pictures (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, job_id INTEGER REFERENCES jobs (id),
+            number INTEGER NOT NULL, path TEXT NOT NULL, seed INTEGER NOT NULL, width INTEGER NOT NULL,
+            height INTEGER NOT NULL, created REAL NOT NULL, place TEXT NOT NULL DEFAULT 'here', home TEXT,
+            favourite INTEGER NOT NULL DEFAULT 0, metadata TEXT NOT NULL,
+            known AS (CASE WHEN json_valid(metadata) THEN metadata ELSE '{}' END),
+            model AS (COALESCE(json_extract(known, '$.model_type'), '')),
+            prompt AS (COALESCE(json_extract(known, '$.prompt'), '')))""",
+        """INSERT INTO pictures (id, job_id, number, path, seed, width, height, created, metadata)
+            SELECT id, job_id, number, path, seed, width, height, created, metadata FROM images""",
+        "DROP TABLE images",
+        "ALTER TABLE pictures RENAME TO images",
+        "CREATE INDEX images_of_job ON images (job_id, number)",
+        "CREATE INDEX images_in_order ON images (place, created, id, favourite, model, width, height)",
+        "CREATE VIRTUAL TABLE image_words USING fts5(prompt, tokenize = 'unicode61 remove_diacritics 2')",
+        """CREATE TABLE image_loras (
+            name TEXT NOT NULL, image_id INTEGER NOT NULL, PRIMARY KEY (name, image_id)) WITHOUT ROWID""",
+        "CREATE INDEX loras_of_image ON image_loras (image_id)",
+        "INSERT INTO image_words (rowid, prompt) SELECT id, prompt FROM images",
+        """INSERT OR IGNORE INTO image_loras (name, image_id) SELECT one.value, images.id
+            FROM images, json_each(known, '$.activated_loras') AS one WHERE one.type = 'text'""",
+        """CREATE TRIGGER image_added AFTER INSERT ON images BEGIN
+            INSERT INTO image_words (rowid, prompt) VALUES (NEW.id, NEW.prompt);
+            INSERT OR IGNORE INTO image_loras (name, image_id) SELECT one.value, NEW.id
+                FROM json_each(NEW.known, '$.activated_loras') AS one WHERE one.type = 'text';
+            END""",
+        """CREATE TRIGGER image_deleted AFTER DELETE ON images BEGIN
+            DELETE FROM image_words WHERE rowid = OLD.id;
+            DELETE FROM image_loras WHERE image_id = OLD.id;
+            END""",
+    ),
 )
 
 

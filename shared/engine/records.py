@@ -66,7 +66,11 @@ class Event:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One saved image file; width and height in pixels, `seed` and `index` are this image's own."""
+    """One saved image file; width and height in pixels, `seed` and `index` are this image's own.
+
+    job_id is 0 for a file that was found in the folder. place: "here", "trash", or "gone": not among the
+    outputs any more.
+    """
 
     id: int
     job_id: int
@@ -77,3 +81,5 @@ class ImageRecord:
     height: int
     created: float
     metadata: dict[str, Any]
+    favourite: bool = False
+    place: str = "here"

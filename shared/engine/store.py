@@ -23,6 +23,8 @@ CHANGES = (
     QUEUED, "started", "moved", "edited", "held", "released", "dismissed", "paused", "resumed", *ENDED
 )  # fmt: skip
 
+_SHOWN = "SELECT * FROM images WHERE place <> 'trash'"
+
 
 class JobStore:
     """Queue, events, previews and images of all jobs; usable from many processes and threads at once."""
@@ -31,6 +33,11 @@ class JobStore:
         self._db = Database(Path(path))
         self.path = self._db.path
         self.notice = self._db.notice
+
+    @property
+    def database(self) -> Database:
+        """The file, for what else is kept in it."""
+        return self._db
 
     # -- clients ------------------------------------------------------------------------------------------
 
@@ -270,19 +277,19 @@ class JobStore:
         return None if row is None else (row["seq"], row["jpeg"])
 
     def images(self, job_id: int | None = None, limit: int = 100) -> list[ImageRecord]:
-        """The images of one job in the order of the batch, or the newest images of all jobs."""
+        """The images of one job in the order of the batch, or the newest of all jobs; none of the trash."""
         if job_id is None:
-            query, values = "SELECT * FROM images ORDER BY id DESC LIMIT ?", [limit]
+            query, values = f"{_SHOWN} AND job_id IS NOT NULL ORDER BY id DESC LIMIT ?", [limit]
         else:
-            query, values = "SELECT * FROM images WHERE job_id = ? ORDER BY number LIMIT ?", [job_id, limit]
-        return [_image(row) for row in self._db.connection().execute(query, values)]
+            query, values = f"{_SHOWN} AND job_id = ? ORDER BY number LIMIT ?", [job_id, limit]
+        return [image_record(row) for row in self._db.connection().execute(query, values)]
 
     def image(self, image_id: int) -> ImageRecord:
         """One image; UserError when there is none with that number."""
         row = self._db.connection().execute("SELECT * FROM images WHERE id = ?", (image_id,)).fetchone()
         if row is None:
             raise UserError(f"There is no image {image_id}: pick one of the list of images.")
-        return _image(row)
+        return image_record(row)
 
     # -- worker -------------------------------------------------------------------------------------------
 
@@ -564,10 +571,11 @@ def _job(row: sqlite3.Row) -> Job:
     )
 
 
-def _image(row: sqlite3.Row) -> ImageRecord:
+def image_record(row: sqlite3.Row) -> ImageRecord:
+    """A row of the table images."""
     return ImageRecord(
         id=row["id"],
-        job_id=row["job_id"],
+        job_id=row["job_id"] or 0,
         index=row["number"],
         path=row["path"],
         seed=row["seed"],
@@ -575,4 +583,6 @@ def _image(row: sqlite3.Row) -> ImageRecord:
         height=row["height"],
         created=row["created"],
         metadata=json.loads(row["metadata"]),
+        favourite=bool(row["favourite"]),
+        place=row["place"],
     )

@@ -21,7 +21,9 @@ from shared.version import VERSION
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_METADATA_BYTES = 1_000_000  # ours are a few thousand; Pillow stops zTXt bombs at about the same size
+COMMENT = "UserComment"
 _EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286
+_EXIF_TEXTS = {0x010E: "ImageDescription", 0x010F: "Make", 0x0110: "Model"}
 _TYPE_LONG, _TYPE_UNDEFINED, _DIRECTORY_BYTES = 4, 7, 18
 _ENVELOPE = ("type", "zgp")  # metadata keys that are no settings
 
@@ -152,40 +154,50 @@ def read(path: Path | str) -> dict[str, Any] | None:
 
     Reads headers only, never pixels. Raises UserError for a file that is no intact PNG, JPEG or WebP.
     """
+    found = texts(path)
+    candidates = [text for name, text in found.items() if name == "comment" or name.startswith(COMMENT)]
+    return next(filter(None, map(_from_json, candidates)), None)
+
+
+def texts(path: Path | str) -> dict[str, str]:
+    """The texts in an image file by name: a PNG's chunks; EXIF's UserComment (in two places), and its
+    ImageDescription, Make and Model, where ComfyUI writes. Errors as for `read`.
+    """
     path = Path(path)
     try:
         with Image.open(path, formats=FORMATS) as image:
-            texts = list(_texts(image))
+            return dict(_texts(image))
     except FileNotFoundError:
         raise UserError(f"{path.name} does not exist; choose another file") from None
     except Exception as error:  # Pillow raises anything on damaged files: SyntaxError, struct.error …
         raise UserError(
             f"{path.name} cannot be read; expected an intact PNG, JPEG or WebP image, choose another file"
         ) from error
-    return next(filter(None, map(_from_json, texts)), None)
 
 
-def _texts(image: Image.Image) -> Iterator[str]:
-    """Every text of the file that may be metadata."""
+def _texts(image: Image.Image) -> Iterator[tuple[str, str]]:
     if image.format == "PNG":
-        comment = image.info.get("comment")
-        if isinstance(comment, str):
-            yield comment
+        yield from ((str(name), text) for name, text in image.info.items() if isinstance(text, str))
         return
     tags = image.getexif()
-    for comment in (tags.get_ifd(_EXIF_IFD).get(_USER_COMMENT), tags.get(_USER_COMMENT)):
+    for tag, name in _EXIF_TEXTS.items():
+        if isinstance(tags.get(tag), str):
+            yield name, tags[tag]
+    comments = (tags.get_ifd(_EXIF_IFD).get(_USER_COMMENT), tags.get(_USER_COMMENT))
+    for place, comment in zip((COMMENT, f"{COMMENT} (outside)"), comments, strict=True):
         if isinstance(comment, bytes):
-            yield _decoded(comment)
+            yield place, _decoded(comment)
         elif isinstance(comment, str):
-            yield comment
+            yield place, comment
 
 
 def _decoded(comment: bytes) -> str:
     """The text of an EXIF UserComment, whose first eight bytes name its encoding."""
     charset, body = comment[:8], comment[8:]
     if charset == b"UNICODE\0":
-        # Programs disagree about the byte order here: our JSON starts with "{", whose high byte is zero.
-        return body.decode("utf-16-be" if body[:1] == b"\0" else "utf-16-le", "replace")
+        # Programs disagree about the byte order here; the high bytes of names and digits are zero.
+        is_big = body[0::2].count(0) >= body[1::2].count(0)
+        return body.decode("utf-16-be" if is_big else "utf-16-le", "replace")
     if charset in (b"ASCII\0\0\0", bytes(8)):
         return body.decode("utf-8", "replace")
     return comment.decode("utf-8", "replace")

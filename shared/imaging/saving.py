@@ -64,7 +64,7 @@ def save_image(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(temporary, data)
-        return _name(temporary, folder, stem, extension)
+        return move_to_free_name(temporary, folder, stem, extension)
     except OSError as error:
         raise UserError(_reason(error, folder, len(data))) from error
     finally:
@@ -116,8 +116,8 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _name(temporary: Path, folder: Path, stem: str, extension: str) -> Path:
-    """Give the finished file the first free name."""
+def move_to_free_name(temporary: Path, folder: Path, stem: str, extension: str) -> Path:
+    """Give a finished file of the same disk the first free name: stem, stem_1, stem_2 …"""
     number = 0
     while True:
         target = folder / (f"{stem}_{number}{extension}" if number else f"{stem}{extension}")

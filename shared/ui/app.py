@@ -9,6 +9,7 @@ import gradio as gr
 from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.ui.api import add_generate
+from shared.ui.gallery import Gallery
 from shared.ui.generate import Generate
 from shared.ui.models import Models
 from shared.ui.preferences import Preferences, header_area
@@ -29,6 +30,8 @@ def build(engine: Engine) -> gr.Blocks:
         with gr.Tabs(selected="create", elem_id="tabs") as tabs:
             with gr.Tab("Create", id="create"):
                 create = Generate(engine, page)
+            with gr.Tab("Gallery", id="gallery"):
+                Gallery(engine, page, tabs, create)
             Models(engine, page, tabs, create)
             Preferences(engine, page, tabs, create, header)
         add_generate(engine)

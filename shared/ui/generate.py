@@ -11,10 +11,12 @@ from typing import Any
 import gradio as gr
 
 from shared.engine.engine import Engine
+from shared.engine.gallery import Collection
 from shared.engine.records import CANCELLED, FAILED, Job
 from shared.errors import UserError
 from shared.ui import recall
 from shared.ui.api import uploads
+from shared.ui.dropping import drop_anywhere
 from shared.ui.errors import QUIET, shows_errors, toast
 from shared.ui.form import Form, Updates
 from shared.ui.notice import notice_area, notice_html
@@ -38,6 +40,7 @@ class Generate:
         self._engine = engine
         self._pictures = Pictures(engine)
         self.queue = Queue(engine)
+        self._collection = Collection(engine.store, engine.config.output_dir)
         self._letters = itertools.count()
         self._letter: dict[str, int] = {}  # by tab: its newest letter, while the typing goes on
         self.seen = gr.State(None)  # the newest event this tab has shown; None until its first look
@@ -52,6 +55,7 @@ class Generate:
                     label="Use settings from a picture", file_types=PICTURE_FILES, height=64, elem_id="drop"
                 )
                 self.queue.lay_out_files()
+                drop_anywhere("drop")
             with gr.Column(scale=6, min_width=320, elem_id="results"):
                 self.notice = notice_area()
                 self.welcome = Welcome(engine.catalog.model(engine.catalog.default_model), self._is_new())
@@ -88,11 +92,9 @@ class Generate:
         )
         form.last_seed.click(self.last_seed, None, controls["seed"], **QUIET)
         self.welcome.fills(controls["prompt"])
-        filled = [*suited, self.notice]
+        filled = self.filled = [*suited, self.notice]
         self.queue.wire(form, self.tab, self.notice, filled, self._fill)
-        self.drop.upload(
-            self.read_picture, [self.drop, controls["model_type"]], [*filled, self.drop], **QUIET
-        )
+        self.drop.upload(self.read_picture, [self.drop, *form.inputs], [*filled, self.drop], **QUIET)
         presets = form.presets
         presets.apply.click(
             self.apply_preset, [presets.choice, *form.inputs], [*filled, presets.about], **QUIET
@@ -109,8 +111,11 @@ class Generate:
         presets.acts.factory(self.factory_defaults, form.inputs, filled, **QUIET)
         for area in (self.viewer, self.recent):
             area.pick(self.pick, None, self.viewer, **QUIET)
-            area.use(self.use_settings, None, filled, **QUIET)
+            area.use(self.use_settings, form.inputs, filled, **QUIET)
             form.images.takes_from(area)
+        self.viewer.favour(self.favour, None, self.viewer, **QUIET)
+        self.viewer.discard(self.discard, None, [self.viewer, self.recent, self.notice], **QUIET)
+        self.notice.undo(self.restore, None, [self.viewer, self.recent], **QUIET)
 
     # -- what the user does -------------------------------------------------------------------------------
 
@@ -175,23 +180,49 @@ class Generate:
         return self._pictures.viewer(int(event.id))
 
     @shows_errors
-    def use_settings(self, event: gr.EventData) -> Updates:
-        """Fill the form from the picture on view."""
-        found, catalog = self._engine.store.image(int(event.id)).metadata, self._engine.catalog
-        return self._fill(recall.from_metadata(found, "this picture", catalog, catalog.default_model))
+    def use_settings(self, event: gr.EventData, *values: Any) -> Updates:
+        """Fill the form from a picture that was made."""
+        record, catalog = self._engine.store.image(int(event.id)), self._engine.catalog
+        if not record.job_id:  # found in the folder: perhaps another program's
+            return self._fill(recall.from_file(Path(record.path), "this picture", catalog, values[0]), values)
+        found = recall.from_metadata(record.metadata, "this picture", catalog, values[0])
+        return self._fill(found, values)
 
     @shows_errors
-    def read_picture(self, path: str, model_id: str) -> Updates:
+    def read_picture(self, path: str, *values: Any) -> Updates:
         """Fill the form from a dropped picture."""
-        found = recall.from_file(Path(path), Path(path).name, self._engine.catalog, model_id)
-        return {**self._fill(found), self.drop: None}
+        found = recall.from_file(Path(path), Path(path).name, self._engine.catalog, values[0])
+        return {**self._fill(found, values), self.drop: None}
+
+    @shows_errors
+    def favour(self, event: gr.EventData) -> str:
+        """Make the picture on view a favourite, or none."""
+        record = self._engine.store.image(int(event.id))
+        self._collection.favour([record.id], not record.favourite)
+        return self._pictures.viewer(record.id)
+
+    @shows_errors
+    def discard(self, event: gr.EventData) -> Updates:
+        """Move the picture on view into the trash, and show another one of its batch, or the newest."""
+        record = self._engine.store.image(int(event.id))
+        moved = self._collection.discard([record.id])
+        notice = notice_html(moved.problems or ["Deleted: it lies in the gallery's trash."], undo=moved.ids)
+        shown = self._pictures.job(record.job_id) or self._pictures.newest()
+        return {self.viewer: shown, self.recent: self._pictures.recent(), self.notice: notice}
+
+    @shows_errors
+    def restore(self, event: gr.EventData) -> Updates:
+        """Take pictures out of the trash again."""
+        ids = [int(one) for one in event.ids]
+        self._collection.restore(ids)
+        return {self.viewer: self._pictures.viewer(ids[0]), self.recent: self._pictures.recent()}
 
     @shows_errors
     def apply_preset(self, choice: str | None, *values: Any) -> Updates:
         """Fill the form from a profile or preset."""
         presets = self.form.presets
         found = presets.applied(choice, self.form.read(values))
-        return {**self._fill(found), self.notice: "", presets.about: lines_html(found.report)}
+        return {**self._fill(found, values), self.notice: "", presets.about: lines_html(found.report)}
 
     @shows_errors
     def save_preset(self, name: str, whole: bool, *values: Any) -> Updates:
@@ -295,11 +326,14 @@ class Generate:
             return {**viewer, self.notice: notice_html([f"Cancelled.{count}"])}
         return viewer
 
-    def _fill(self, found: recall.Recalled) -> Updates:
+    def _fill(self, found: recall.Recalled, values: tuple[Any, ...] = ()) -> Updates:
+        """Show settings in the form. values: of the form before; given, what they differ in is told."""
         model = self._engine.catalog.model(found.settings["model_type"])
         settings, lost = self.form.images.present(found.settings)
         filled = {**self.form.fill(settings), **self.welcome.suit(model)}
-        return {**filled, self.notice: notice_html([*found.report, *lost])}
+        before = dict(zip(self.form.controls, values, strict=True)) if values else {}
+        changed = recall.differences(before, settings) if before else []
+        return {**filled, self.notice: notice_html([*found.report, *lost, *changed])}
 
     def _is_new(self) -> bool:
         return not self._engine.store.images(limit=1)

@@ -5,9 +5,10 @@ Both are HTML made from the store's records. A click sends the picture's number 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
@@ -22,12 +23,15 @@ from shared.ui.thumbnails import thumbnail
 RECENT = 24
 THUMBNAILS = ".thumbnails"
 
-# 'pick' puts a picture on view, 'use' takes its settings, 'image' changes it, 'control' follows it; all carry
-# its number as `id`.
+# 'pick' puts a picture on view, 'use' takes its settings, 'image' changes it, 'control' follows it, 'favour'
+# makes it a favourite or none, 'discard' moves it into the trash; all carry its number as `id`. 'all' shows
+# all pictures.
 _CLICKS = """element.addEventListener('click', (event) => {
+  if (event.target.closest('[data-all]')) trigger('all');
   const button = event.target.closest('button[data-id]');
   if (!button) return;
-  const act = ['use', 'image', 'control'].find((name) => name === button.dataset.act) || 'pick';
+  const acts = ['use', 'image', 'control', 'favour', 'discard'];
+  const act = acts.find((name) => name === button.dataset.act) || 'pick';
   trigger(act, {id: Number(button.dataset.id)});
 });"""
 
@@ -56,7 +60,7 @@ class Pictures:
     def viewer(self, image_id: int) -> str:
         """The viewer with one picture among its batch; UserError when there is no such picture."""
         record = self._engine.store.image(image_id)
-        batch = self._present(self._engine.store.images(record.job_id))
+        batch = self._present(self._engine.store.images(record.job_id)) if record.job_id else [record]
         return viewer_html(batch, record, self._engine.catalog)
 
     def recent(self) -> str:
@@ -67,7 +71,8 @@ class Pictures:
         folder = self._engine.config.output_dir / THUMBNAILS
         tiles = "".join(_tile(record, thumbnail(Path(record.path), folder)) for record in records)
         return (
-            f'<h2 class="zgp-heading">Recent <span>{plural(len(records), "picture")}</span></h2>'
+            f'<h2 class="zgp-heading">Recent <span>{plural(len(records), "picture")}</span>'
+            '<button type="button" class="zgp-link" data-all>All pictures</button></h2>'
             f'<div class="zgp-grid">{tiles}</div>'
         )
 
@@ -79,30 +84,66 @@ class Pictures:
 
 def viewer_html(batch: Sequence[ImageRecord], shown: ImageRecord, catalog: Catalog) -> str:
     """The shown picture large, its batch as a strip, its prompt, settings, notes and buttons."""
-    settings = metadata.settings_from(shown.metadata)
-    model_id = str(settings.get("model_type", ""))
-    name = catalog.models[model_id].name if model_id in catalog.models else model_id
-    line = settings_line(settings, name, shown.seed, shown.width, shown.height)
-    prompt = escape(str(settings.get("prompt", "")))
-    notes = shown.metadata.get("zgp", {}).get("notes", [])
-    url, file_name = file_url(Path(shown.path)), escape(Path(shown.path).name)
+    prompt = escape(prompt_of(shown))
+    url = file_url(Path(shown.path))
     return (
         '<figure class="zgp-viewer">'
         f'<a class="zgp-canvas" href="{url}" target="_blank" title="Open in full size">'
         f'<img src="{url}" alt="{prompt}" width="{shown.width}" height="{shown.height}"></a>'
         + _strip(batch, shown)
-        + f'<figcaption><p class="zgp-prompt">{prompt}</p><p class="zgp-line">{escape(line)}</p>'
-        + "".join(f'<p class="zgp-note">{escape(str(note))}</p>' for note in notes)
-        + f'<p class="zgp-actions"><a class="zgp-button" href="{url}" download="{file_name}">Download</a>'
-        + "".join(
-            f'<button type="button" class="zgp-button" data-act="{act}" data-id="{shown.id}">{said}</button>'
-            for act, said in _ACTS
-        )
-        + "</p></figcaption></figure>"
+        + f'<figcaption><p class="zgp-prompt">{prompt}</p>'
+        + f'<p class="zgp-line">{escape(line_of(shown, catalog))}</p>{notes_html(shown)}'
+        + f"{actions_html(shown)}</figcaption></figure>"
     )
 
 
-_ACTS = (("use", "Use these settings"), ("image", "Change this picture"), ("control", "Use as control"))
+def prompt_of(record: ImageRecord) -> str:
+    """What was asked for; "" when nobody knows."""
+    return str(record.metadata.get("prompt", ""))
+
+
+def line_of(record: ImageRecord, catalog: Catalog) -> str:
+    """What made a picture, in one line."""
+    settings = metadata.settings_from(record.metadata)
+    name = model_name(settings, catalog)
+    return settings_line(settings, name, record.seed, record.width, record.height)
+
+
+def model_name(settings: Mapping[str, Any], catalog: Catalog) -> str:
+    """The name of the settings' model; what they call it where that is no model of here."""
+    model_id = str(settings.get("model_type", ""))
+    return catalog.models[model_id].name if model_id in catalog.models else model_id
+
+
+def notes_html(record: ImageRecord) -> str:
+    """What was substituted or dropped when it was made."""
+    made = record.metadata.get("zgp")
+    notes = made.get("notes") if isinstance(made, dict) else None
+    return "".join(
+        f'<p class="zgp-note">{escape(str(note))}</p>' for note in (notes if isinstance(notes, list) else ())
+    )
+
+
+def actions_html(shown: ImageRecord) -> str:
+    """What can be done with a picture."""
+    name = escape(Path(shown.path).name)
+    pressed = f' aria-pressed="{str(shown.favourite).lower()}"'
+    buttons = "".join(
+        f'<button type="button" class="zgp-button" data-act="{act}" data-id="{shown.id}"'
+        f"{pressed if act == 'favour' else ''}>{said}</button>"
+        for act, said in _ACTS
+    )
+    download = f'<a class="zgp-button" href="{file_url(Path(shown.path))}" download="{name}">Download</a>'
+    return f'<p class="zgp-actions">{download}{buttons}</p>'
+
+
+_ACTS = (
+    ("use", "Use these settings"),
+    ("image", "Change this picture"),
+    ("control", "Use as control"),
+    ("favour", "Favourite"),
+    ("discard", "Delete"),
+)
 
 
 def file_url(path: Path) -> str:

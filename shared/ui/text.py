@@ -38,6 +38,7 @@ def settings_line(settings: Mapping[str, Any], model_name: str, seed: int, width
     if "num_inference_steps" in settings:
         parts.append(plural(settings["num_inference_steps"], "step"))
     parts.append(f"seed {seed}")
-    if settings.get("guidance_scale"):
-        parts.append(f"guidance {settings['guidance_scale']:g}")
+    guidance = settings.get("guidance_scale")
+    if guidance and isinstance(guidance, (int, float)):  # pictures may carry anything
+        parts.append(f"guidance {guidance:g}")
     return DOT.join(part for part in parts if part)
