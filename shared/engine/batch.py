@@ -102,19 +102,21 @@ class Reporter:
 
 
 def validate_tasks(tasks: Sequence[Task], catalog: Catalog, model_id: str, reporter: Reporter) -> list[Valid]:
-    """The tasks that can run; reports the problems of the others. `model_id`: for those that name none."""
+    """The jobs of the tasks that can run; reports the problems of the others. `model_id`: for those that name
+    none.
+    """
     valid = []
     for task in tasks:
         values = task.values
         if isinstance(values, dict):
             values = {**values, "model_type": values.get("model_type") or model_id}
         try:
-            validated = catalog.validate(values)
+            jobs = catalog.validate_all(values)
         except SettingsError as error:
             reporter.invalid(task.number, error.problems)
         else:
-            reporter.ignored(task.number, validated.ignored)
-            valid.append(Valid(task.number, values, validated))
+            reporter.ignored(task.number, jobs[0].ignored)
+            valid += [Valid(task.number, job.settings, job) for job in jobs]
     return valid
 
 

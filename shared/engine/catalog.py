@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from argparse import Namespace
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from shared.engine import loras
 from shared.errors import UserError
 from shared.loras.library import Library
 from shared.loras.names import ModelNames
+from shared.prompts.jobs import expand
+from shared.prompts.wildcards import Wildcards
 from shared.settings import SETTINGS, SettingsError, Validated, applies, validate
 from shared.weights.files import Folders, Required, describe
 
@@ -68,10 +70,11 @@ def _library(folder: Path, names: ModelNames) -> Library:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All models by id, and one sentence for each card that could not be used."""
+    """All models by id, and one sentence for each card that could not be used. wildcards: a folder."""
 
     models: dict[str, ModelInfo]
     errors: list[str]
+    wildcards: Path = Path("wildcards")
 
     @property
     def default_model(self) -> str:
@@ -101,6 +104,15 @@ class Catalog:
         if problems:
             raise SettingsError(problems)
         return validated
+
+    def validate_all(self, values: Mapping[str, Any]) -> list[Validated]:
+        """As `validate`, for every job that `values` stand for (see prompts.jobs.expand), seeds drawn."""
+        whole = self.validate(values)
+        try:
+            jobs = expand(whole.settings, Wildcards(self.wildcards))
+        except UserError as error:
+            raise SettingsError([str(error)]) from error
+        return [replace(whole, settings=self.validate(job).settings) for job in jobs]
 
     def time_grid(self, values: Mapping[str, Any]) -> list[float] | None:
         """The noise levels that these settings visit, for models whose sampler lets the user shape them.
@@ -144,7 +156,7 @@ def catalog(
             )
         except UserError as error:
             errors.append(f"{card.path.name}: {error}")
-    return Catalog(models, errors)
+    return Catalog(models, errors, root / "wildcards")
 
 
 def _describe(

@@ -136,18 +136,43 @@ class Engine:
         newest_wins: bool = False,
         uploads: Path | None = None,
     ) -> tuple[int, Validated]:
-        """Validate and queue a job: (its id, what was understood). SettingsError lists what is wrong.
+        """Validate and queue one job as it stands: (its id, what was understood). SettingsError lists what is
+        wrong.
 
         newest_wins: see JobStore.submit. uploads: given for settings that come over the network; pictures
         are then read from there and from the outputs alone.
         """
-        validated = self.catalog.validate(values)
+        ready = self._ready(self.catalog.validate(values), uploads)
+        return self._queue(ready, source, output_dir, newest_wins)
+
+    def submit_all(
+        self,
+        values: Mapping[str, Any],
+        source: str = "ui",
+        output_dir: Path | None = None,
+        uploads: Path | None = None,
+    ) -> list[tuple[int, Validated]]:
+        """Queue every job that `values` stand for, in order: what a user wrote is submitted by this.
+
+        All of them or none. SettingsError as for `submit`, and for prompts that cannot be expanded (see
+        prompts.jobs.expand).
+        """
+        jobs = [self._ready(validated, uploads) for validated in self.catalog.validate_all(values)]
+        with self.store.together():
+            return [self._queue(validated, source, output_dir) for validated in jobs]
+
+    def _ready(self, validated: Validated, uploads: Path | None) -> Validated:
+        """With copies of its pictures and a seed."""
         within = None if uploads is None else (uploads, self.config.output_dir)
         settings, notes = keep_pictures(validated.settings, self.config.inputs, within)
-        validated = replace(validated, settings=settings, notes=[*validated.notes, *notes])
         # Drawn here and not by the worker: a job that is tried twice makes the same picture.
-        if validated.settings["seed"] == -1:
-            validated.settings["seed"] = random_seed()
+        if settings["seed"] == -1:
+            settings["seed"] = random_seed()
+        return replace(validated, settings=settings, notes=[*validated.notes, *notes])
+
+    def _queue(
+        self, validated: Validated, source: str, output_dir: Path | None, newest_wins: bool = False
+    ) -> tuple[int, Validated]:
         if output_dir is None and not self.config.dated_folders:
             output_dir = self.config.output_dir
         folder = None if output_dir is None else str(output_dir.absolute())
@@ -159,13 +184,6 @@ class Engine:
             newest_wins=newest_wins,
         )
         return job_id, validated
-
-    def submit_all(self, values: Mapping[str, Any], **options: Any) -> list[tuple[int, Validated]]:
-        """Queue every job that `values` stand for, in order; `options` as for `submit`.
-
-        SettingsError when one of them is wrong; then none is queued.
-        """
-        return [self.submit(values, **options)]
 
     def cancel(self, job_id: int) -> None:
         """Ask for a job to stop; its last event then is "cancelled" unless it was done before."""

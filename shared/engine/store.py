@@ -6,6 +6,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ class JobStore:
         self.notice = self._db.notice
 
     # -- clients ------------------------------------------------------------------------------------------
+
+    def together(self) -> AbstractContextManager[object]:
+        """What is written within it is kept as a whole or, on any exception, not at all."""
+        return self._db.transaction()
 
     def submit(
         self,
