@@ -166,7 +166,7 @@ SETTINGS: dict[str, Setting] = {
             help="How much of what the model reads gets noise. Acts with seed variety.",
         ),
         Setting(
-            name="seed_variety_until", kind=float, default=100.0, label="Seed variety: end (%)", minimum=0,
+            name="seed_variety_until", kind=float, default=50.0, label="Seed variety: end (%)", minimum=0,
             maximum=100, step=5, group="guidance", needs="seed_variety",
             help="The part of the steps that sees the noise; the steps after it see the clean prompt. Acts "
             "with seed variety.",

@@ -207,7 +207,7 @@ def test_a_settings_file_of_wan2gp_is_accepted_and_its_other_keys_are_listed():
         "video_guide": null, "creation_date": "2026-08-21T10:00:00"}""")
     result = validate(wan2gp, {}, BASE)
     kept = EVERY_MODEL | {"negative_prompt", "guidance_scale", "flow_shift"} | LORAS
-    kept -= {"image_format", "loras_optional"}
+    kept -= {"image_format", "loras_optional", "multi_prompts_gen_type", "prompt_template"}
     assert {name: result.settings[name] for name in kept} == {name: wan2gp[name] for name in kept}
     assert result.ignored.keys() == wan2gp.keys() - kept - {"video_guide"}  # null asks for nothing
     assert result.ignored.pop("NAG_scale") == "does not act on this model"

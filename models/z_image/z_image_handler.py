@@ -9,7 +9,7 @@ import argparse
 import functools
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +75,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # documents 001 (Turbo) and 003 (Base)
 class family_handler:
     """The family's entry in the registry; the method names are those of the model documents."""
 
+    MAX_TOKENS = 512  # of a prompt; the pipeline's max_sequence_length
+
     @staticmethod
     def query_supported_types() -> list[str]:
         return list(DEFAULTS)
@@ -103,6 +105,7 @@ class family_handler:
             "negative_prompt": not unified,
             "flow_shift": guided,
             "NAG": not guided and not unified,
+            "seed_variety": True,
             "unified": unified,
             "loras": True,
             "image": True,
@@ -183,6 +186,18 @@ class family_handler:
         folders = folders or DEFAULT_FOLDERS
         needed = family_handler.query_model_files(base_model_type, model_def)
         return memory.offers(needed, _configs(model_def, folders), folders, float_bytes)
+
+    @staticmethod
+    def query_prompt_tokens(
+        base_model_type: str, model_def: Mapping[str, Any], folders: Folders | None = None
+    ) -> Callable[[str], int] | None:
+        """What counts a prompt's tokens as the pipeline does, its chat template included; None while the
+        tokenizer is not on disk. `MAX_TOKENS` of them are read.
+        """
+        from models.z_image import prompt_tokens
+
+        file = _tokenizer(model_def, folders or DEFAULT_FOLDERS)
+        return prompt_tokens.counter(file, file.stat().st_mtime_ns) if file else None
 
     @staticmethod
     def update_default_settings(
@@ -327,6 +342,17 @@ def _modules(model_def: Mapping[str, Any]) -> list[Required]:
     """The control network's file, where the card has one."""
     modules = model_def.get("modules") or []
     return [Required(f"module{i}", list(files)) for i, files in enumerate(modules)]
+
+
+def _tokenizer(model_def: Mapping[str, Any], folders: Folders) -> Path | None:
+    """The tokenizer of this model, where it is loaded from: in the project, or beside the text encoder."""
+    needed = family_handler.query_model_files("z_image", {"URLs": [], **model_def})
+    encoders = [one for one in needed if one.role == "text_encoder"]
+    found = [locate(source, folders, one.target) for one in encoders for source in one.alternatives]
+    places = [path if path.is_dir() else path.parent for path in found if path is not None]
+    folder = ROOT / (model_def.get("text_encoder_folder") or TEXT_ENCODER_FOLDER)
+    files = [place / "tokenizer.json" for place in (folder, *places)]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _in_project(folder: str) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, catalog
+from shared.engine.forever import Forever
 from shared.engine.inputs import keep_pictures
 from shared.engine.planner import Overrides
 from shared.engine.records import ENDED, Event
@@ -87,6 +88,7 @@ class Engine:
     def __init__(self, config: EngineConfig, handler_for: HandlerFor | None = None):
         self.config = config
         self.store = JobStore(config.database)
+        self.forever = Forever(self.store, self.submit_all)
         self._handler_for = handler_for
         self.catalog: Catalog
         self.reload_catalog()
@@ -121,11 +123,14 @@ class Engine:
         """Spawn the worker at once, or become a client of the process that already has one."""
         self._log_notices()
         self._supervisor.start()
-        if not self.supervises:
+        if self.supervises:
+            self.forever.tell_of_the_last_stop()
+        else:
             log.info("Another ZGP process works on %s; this one uses its worker.", self.config.database)
 
     def stop(self) -> None:
         """End the worker; a running job goes back to the queue, where the next start finds it."""
+        self.forever.stop()
         self._supervisor.stop()
 
     def submit(

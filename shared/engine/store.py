@@ -126,6 +126,19 @@ class JobStore:
             raise UserError(f"There is no image {image_id}: pick one of the list of images.")
         return _image(row)
 
+    def texts(self, name: str, limit: int = 200, source: str = "") -> list[str]:
+        """The different values of a setting in the newest jobs, newest first, as they were typed: templates
+        for what was drawn from one. Jobs of `source` do not count.
+        """
+        given, template = (f"json_extract(settings, '$.{key}')" for key in (name, f"{name}_template"))
+        newest = "SELECT id, settings FROM jobs WHERE source <> ? ORDER BY id DESC LIMIT 5000"
+        rows = self._db.connection().execute(
+            f"SELECT COALESCE(NULLIF({template}, ''), {given}) AS text FROM ({newest})"
+            " GROUP BY text HAVING text <> '' ORDER BY MAX(id) DESC LIMIT ?",
+            [source, limit],
+        )
+        return [row["text"] for row in rows]
+
     # -- worker -------------------------------------------------------------------------------------------
 
     def claim_next(self) -> Job | None:

@@ -20,11 +20,12 @@ from shared.ui.form import Form, Updates
 from shared.ui.notice import notice_area, notice_html
 from shared.ui.pictures import Pictures, picture_area
 from shared.ui.presets import lines_html
+from shared.ui.prompt import LIVE
 from shared.ui.stage import stage_area, stage_html
 from shared.ui.watch import Sight, watch
 from shared.ui.welcome import Welcome
 
-LIVE = "live"  # the source of jobs that follow typing
+FOREVER, STOP_FOREVER = "Forever", "Stop"
 LIVE_SEED = 0
 PAUSE_SECONDS = 0.25
 PICTURE_FILES = [".png", ".jpg", ".jpeg", ".webp"]
@@ -57,6 +58,7 @@ class Generate:
     def _wire(self, page: gr.Blocks) -> None:
         form, controls = self.form, self.form.controls
         form.generate.click(self.submit, form.inputs, [self.submitted, self.notice], **QUIET)
+        form.forever.click(self.forever, form.inputs, [self.submitted, form.forever, self.notice], **QUIET)
         form.cancel.click(self.cancel, None, None, **QUIET)
         controls["prompt"].change(  # not "input": pasting a prompt makes no such event
             self.redraw, [form.live, *form.inputs], self.submitted, trigger_mode="multiple", **QUIET
@@ -99,8 +101,22 @@ class Generate:
     @shows_errors
     def submit(self, *values: Any) -> tuple[int, str]:
         """Queue what the form says; the new job clears the notice of the last one."""
-        job_id, _ = self._engine.submit(self.form.read(values), source="ui", uploads=uploads())
-        return job_id, ""
+        jobs = self._engine.submit_all(self.form.read(values), source="ui", uploads=uploads())
+        return jobs[-1][0], ""
+
+    @shows_errors
+    def forever(self, *values: Any) -> tuple[Any, str, str]:
+        """Begin to generate forever, or stop it."""
+        forever = self._engine.forever
+        if forever.on:
+            forever.stop()
+            return (
+                gr.skip(),
+                FOREVER,
+                notice_html(["What is in the queue is still made, and nothing after it."]),
+            )
+        jobs = forever.start(self.form.read(values), uploads=uploads())
+        return jobs[-1][0], STOP_FOREVER, ""
 
     async def redraw(self, request: gr.Request, live: bool, *values: Any) -> Any:
         """Queue what the form says once the typing has paused; of those in wait only the newest stays."""
@@ -121,7 +137,8 @@ class Generate:
     def _submit_live(self, settings: dict[str, Any]) -> int:
         if settings["seed"] == -1:
             settings["seed"] = LIVE_SEED  # or every letter would give another picture
-        job_id, _ = self._engine.submit(settings, source=LIVE, newest_wins=True, uploads=uploads())
+        first = self._engine.catalog.validate_all(settings)[0].settings
+        job_id, _ = self._engine.submit(first, source=LIVE, newest_wins=True, uploads=uploads())
         return job_id
 
     @shows_errors
@@ -180,13 +197,23 @@ class Generate:
         if seen is None:
             seen = store.last_seq()
             yield self._arrival()
-        async for sight in watch(store, seen):
+        forever = self._engine.forever
+        async for sight in watch(store, seen, lambda: forever.on):
             yield self._show(sight)
+        ended = {self.notice: notice_html([forever.ended], "error")} if forever.ended else {}
+        yield {self.form.forever: FOREVER, **ended}
 
     @property
     def _followed(self) -> list[Any]:
         shown = [self.notice, self.welcome.column, self.stage, self.viewer, self.recent]
-        return [self.seen, *shown, self.form.controls["model_type"], self.form.generate, self.form.cancel]
+        return [
+            self.seen,
+            *shown,
+            self.form.controls["model_type"],
+            self.form.generate,
+            self.form.cancel,
+            self.form.forever,
+        ]
 
     def _arrival(self) -> Updates:
         self._engine.reload_catalog()
@@ -201,6 +228,7 @@ class Generate:
             self.welcome.column: gr.update(visible=not busy and self._is_new()),
             self.form.generate: "Add to queue" if busy else "Generate",
             self.form.cancel: gr.update(visible=busy),
+            self.form.forever: STOP_FOREVER if self._engine.forever.on else FOREVER,
         }
         for event in sight.ended:
             updates.update(self._show_end(event))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from shared.engine.records import ENDED, Event, Job
@@ -32,11 +32,15 @@ def look(store: JobStore, after: int) -> Sight:
     return Sight(seq, queue, preview[1] if preview else None, ended)
 
 
-async def watch(store: JobStore, after: int) -> AsyncIterator[Sight]:
-    """A sight at once and one per change, until the queue is empty. Costs one tiny query per poll."""
+async def watch(
+    store: JobStore, after: int, goes_on: Callable[[], bool] = lambda: False
+) -> AsyncIterator[Sight]:
+    """A sight at once and one per change, until the queue is empty and nothing `goes_on` to fill it. Costs
+    one tiny query per poll.
+    """
     sight = look(store, after)
     yield sight
-    while sight.queue:
+    while sight.queue or goes_on():
         await asyncio.sleep(POLL_SECONDS)
         if store.last_seq() != sight.seq:
             sight = look(store, sight.seq)
