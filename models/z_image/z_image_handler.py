@@ -75,8 +75,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # documents 001 (Turbo) and 003 (Base)
 class family_handler:
     """The family's entry in the registry; the method names are those of the model documents."""
 
-    MAX_TOKENS = 512  # of a prompt; the pipeline's max_sequence_length
-
     @staticmethod
     def query_supported_types() -> list[str]:
         return list(DEFAULTS)
@@ -106,6 +104,7 @@ class family_handler:
             "flow_shift": guided,
             "NAG": not guided and not unified,
             "seed_variety": True,
+            "max_tokens": 512,  # that are read of a prompt
             "unified": unified,
             "loras": True,
             "image": True,
@@ -192,7 +191,7 @@ class family_handler:
         base_model_type: str, model_def: Mapping[str, Any], folders: Folders | None = None
     ) -> Callable[[str], int] | None:
         """What counts a prompt's tokens as the pipeline does, its chat template included; None while the
-        tokenizer is not on disk. `MAX_TOKENS` of them are read.
+        tokenizer is not on disk.
         """
         from models.z_image import prompt_tokens
 

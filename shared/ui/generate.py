@@ -110,11 +110,7 @@ class Generate:
         forever = self._engine.forever
         if forever.on:
             forever.stop()
-            return (
-                gr.skip(),
-                FOREVER,
-                notice_html(["What is in the queue is still made, and nothing after it."]),
-            )
+            return gr.skip(), FOREVER, notice_html(["What waits is still made; nothing follows it."])
         jobs = forever.start(self.form.read(values), uploads=uploads())
         return jobs[-1][0], STOP_FOREVER, ""
 
@@ -221,14 +217,15 @@ class Generate:
         return {**self.form.refresh(), **pictures}
 
     def _show(self, sight: Sight) -> Updates:
-        busy = bool(sight.queue)
+        forever = self._engine.forever.on
+        busy = bool(sight.queue) or forever
         updates: Updates = {
             self.seen: sight.seq,
-            self.stage: stage_html(sight) if busy else "",
+            self.stage: stage_html(sight) if sight.queue else gr.skip() if forever else "",
             self.welcome.column: gr.update(visible=not busy and self._is_new()),
             self.form.generate: "Add to queue" if busy else "Generate",
             self.form.cancel: gr.update(visible=busy),
-            self.form.forever: STOP_FOREVER if self._engine.forever.on else FOREVER,
+            self.form.forever: STOP_FOREVER if forever else FOREVER,
         }
         for event in sight.ended:
             updates.update(self._show_end(event))

@@ -14,6 +14,7 @@ from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.prompts import choices
 from shared.prompts.jobs import expand
+from shared.prompts.lines import tidy
 from shared.prompts.wildcards import Wildcards
 from shared.settings import ALL_ONE, SETTINGS, TEMPLATES
 from shared.ui.errors import QUIET
@@ -43,8 +44,8 @@ _INSERT = """(text) => {
 _TAKE = "(text, shown) => text === null ? [shown, null] : [text, null]"
 _TAKE_TEMPLATES = "(...texts) => [texts[2] || texts[0], texts[3] || texts[1], '']"
 
-GRAMMAR = """<p><code>{red|blue}</code> draws one of them, <code>{3::red|blue}</code> red more often; another draw
-for each picture, the same one for the same seed.</p>
+GRAMMAR = """<p><code>{red|blue}</code> draws one of them, <code>{3::red|blue}</code> red more often: another
+draw for each picture, the same one for the same seed.</p>
 <p><code>__animals/birds__</code> draws a line of the file <code>wildcards/animals/birds.txt</code>.</p>
 <p><code>! {A}="cat","dog"</code> repeats the lines below it with cat, then dog, in the place of
 <code>{A}</code>.</p>
@@ -113,7 +114,7 @@ class Prompts:
         """The line below the box, once the typing has paused."""
         await asyncio.sleep(PAUSE_SECONDS)
         given = dict(zip(SHAPES, values, strict=True))
-        return "" if not given["prompt"].strip() else self._said(given)
+        return await asyncio.to_thread(self._said, given) if given["prompt"].strip() else ""
 
     def _said(self, given: dict[str, Any]) -> str:
         model = self._engine.catalog.model(given["model_type"])
@@ -123,22 +124,26 @@ class Prompts:
         if settings["seed"] == -1:
             settings["seed"] = 0  # the example stays while one types on
         try:
-            jobs = expand(settings, Wildcards(self._engine.catalog.wildcards))
+            prompts = [job["prompt"] for job in expand(settings, Wildcards(self._engine.catalog.wildcards))]
+            tokens = self._tokens(model, prompts)
         except UserError as error:
             return line_html([], problem=str(error))
-        prompts = [job["prompt"] for job in jobs]
-        limit = model.handler.MAX_TOKENS
-        count = model.handler.query_prompt_tokens(
-            model.architecture, model.card.model, self._engine.config.folders
-        )
-        tokens = max(map(count, prompts)) if count else None
-        said = [tokens_text(tokens, limit)]
-        if len(jobs) > 1:
-            said.append(f"makes {plural(len(jobs), 'job')}")
+        limit = model.capabilities.get("max_tokens")
+        said = [tokens_text(tokens, limit)] if limit else []
+        if len(prompts) > 1:
+            said.append(f"makes {plural(len(prompts), 'job')}")
         elif "\n!" in f"\n{given['prompt']}" and settings["multi_prompts_gen_type"] == ALL_ONE:
             said.append("one prompt of all lines")
-        example = prompts[0] if prompts[0] != given["prompt"].strip() else ""
-        return line_html(said, example, too_long=bool(tokens and tokens > limit))
+        example = prompts[0] if prompts[0] != tidy(given["prompt"]) else ""
+        return line_html(said, example, too_long=bool(tokens and limit and tokens > limit))
+
+    def _tokens(self, model: ModelInfo, prompts: list[str]) -> int | None:
+        """Of the longest one; None where they cannot be counted."""
+        if not model.capabilities.get("max_tokens"):
+            return None
+        folders = self._engine.config.folders
+        count = model.handler.query_prompt_tokens(model.architecture, model.card.model, folders)
+        return max(map(count, prompts)) if count else None
 
 
 def as_typed(settings: Mapping[str, Any]) -> dict[str, Any]:
