@@ -35,7 +35,7 @@ def engine(running):
 
 
 @pytest.fixture
-def jobs():
+def jobs(engine):
     """A function: the jobs since the beginning of the test, oldest first."""
     before = len(engine.store.jobs(limit=10_000))
     return lambda: engine.store.jobs(limit=10_000)[::-1][before:]
