@@ -158,7 +158,7 @@ SETTINGS: dict[str, Setting] = {
             name="seed_variety", kind=float, default=0.0, label="Seed variety", minimum=0, maximum=2,
             step=0.05, group="guidance", needs="seed_variety",
             help="Makes pictures of one prompt differ more, at the price of following it less closely: noise "
-            "on what the model reads, another one for each seed. 0 is off.",
+            "on what the model reads, another one for each seed. 0 is off; begin with 0.5 to 1.",
         ),
         Setting(
             name="seed_variety_share", kind=float, default=50.0, label="Seed variety: share (%)", minimum=0,

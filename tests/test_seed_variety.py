@@ -90,4 +90,4 @@ def test_seeds_differ_more_with_it():
         made = pictures(seeds=range(6), steps=8, **options)
         return np.mean([np.abs(a - b).mean() for a, b in itertools.combinations(made, 2)])
 
-    assert distance(seed_variety=1.0) > 1.2 * distance()
+    assert distance(seed_variety=1.0, seed_variety_until=1.0) > 1.2 * distance()
