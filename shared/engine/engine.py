@@ -151,20 +151,16 @@ class Engine:
         return self._queue(ready, source, output_dir, newest_wins)
 
     def submit_all(
-        self,
-        values: Mapping[str, Any],
-        source: str = "ui",
-        output_dir: Path | None = None,
-        uploads: Path | None = None,
+        self, values: Mapping[str, Any], uploads: Path | None = None, **options: Any
     ) -> list[tuple[int, Validated]]:
         """Queue every job that `values` stand for, in order: what a user wrote is submitted by this.
 
-        All of them or none. SettingsError as for `submit`, and for prompts that cannot be expanded (see
-        prompts.jobs.expand).
+        All of them or none. options: as for `submit`. SettingsError as there, and for prompts that cannot be
+        expanded (see prompts.jobs.expand).
         """
         jobs = [self._ready(validated, uploads) for validated in self.catalog.validate_all(values)]
         with self.store.together():
-            return [self._queue(validated, source, output_dir) for validated in jobs]
+            return [self._queue(validated, **options) for validated in jobs]
 
     def _ready(self, validated: Validated, uploads: Path | None) -> Validated:
         """With copies of its pictures and a seed."""
@@ -176,7 +172,11 @@ class Engine:
         return replace(validated, settings=settings, notes=[*validated.notes, *notes])
 
     def _queue(
-        self, validated: Validated, source: str, output_dir: Path | None, newest_wins: bool = False
+        self,
+        validated: Validated,
+        source: str = "ui",
+        output_dir: Path | None = None,
+        newest_wins: bool = False,
     ) -> tuple[int, Validated]:
         if output_dir is None and not self.config.dated_folders:
             output_dir = self.config.output_dir

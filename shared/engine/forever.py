@@ -32,7 +32,7 @@ class Forever:
         self._store, self._submit = store, submit
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self.ended = ""  # why it ended by itself, one sentence
+        self.ended = ""  # why it ended by itself, one sentence; whoever has read it may clear it
 
     @property
     def on(self) -> bool:
@@ -66,25 +66,30 @@ class Forever:
         self, jobs: list[int], values: dict[str, Any], options: dict[str, Any], stopping: threading.Event
     ) -> None:
         try:
-            while self._went_well(jobs, stopping):
+            while True:
+                reason = self._outcome(jobs, stopping)
+                if reason or stopping.is_set():
+                    break
                 jobs = _ids(self._submit(values, source=SOURCE, **options))
         except UserError as error:
-            self.ended = f"Generate forever ended: {error}"
+            reason = str(error)
         except Exception:
             log.exception("Generate forever ended.")
-            self.ended = "Generate forever ended: the log has the details."
+            reason = "the log has the details."
+        if reason:
+            self.ended = f"Generate forever ended: {reason}"
+            stopping.set()
+            self._store.note(jobs[-1], self.ended)  # an event: pages look again
 
-    def _went_well(self, job_ids: list[int], stopping: threading.Event) -> bool:
-        """Wait for all of these jobs; False when no others should follow."""
+    def _outcome(self, job_ids: list[int], stopping: threading.Event) -> str:
+        """Wait for these jobs, or for the stop; why no others should follow, "" when all were done."""
         for job_id in job_ids:
             while (job := self._store.job(job_id)).status not in ENDED:
                 if stopping.wait(POLL_SECONDS):
-                    return False
+                    return ""
             if job.status != DONE:
-                reason = "its job was cancelled." if job.status == CANCELLED else job.error
-                self.ended = f"Generate forever ended: {reason}"
-                return False
-        return not stopping.is_set()
+                return "its job was cancelled." if job.status == CANCELLED else str(job.error)
+        return ""
 
 
 def _ids(jobs: list[tuple[int, Validated]]) -> list[int]:

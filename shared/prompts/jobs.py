@@ -25,7 +25,8 @@ def expand(settings: Mapping[str, Any], wildcards: Wildcards) -> list[dict[str, 
     too many jobs.
     """
     negative = _parsed(settings, "negative_prompt", settings.get("negative_prompt", ""))
-    prompts = [_parsed(settings, "prompt", text) for text in _units(settings)]
+    texts = _units(settings)
+    prompts = [_parsed(settings, "prompt", text) for text in texts]
     counts = [_draws(settings, prompt, negative) for prompt in prompts]
     if sum(counts) > MOST_JOBS:
         raise UserError(
@@ -33,7 +34,7 @@ def expand(settings: Mapping[str, Any], wildcards: Wildcards) -> list[dict[str, 
             "or queue it in parts."
         )
     jobs = []
-    for text, prompt, count in zip(_units(settings), prompts, counts, strict=True):
+    for text, prompt, count in zip(texts, prompts, counts, strict=True):
         seed = random_seed() if settings["seed"] == -1 else settings["seed"]
         for k in range(count):
             job = {**settings, "seed": seed + k} | ({"batch_size": 1} if count > 1 else {})

@@ -102,6 +102,7 @@ class Generate:
     def submit(self, *values: Any) -> tuple[int, str]:
         """Queue what the form says; the new job clears the notice of the last one."""
         jobs = self._engine.submit_all(self.form.read(values), source="ui", uploads=uploads())
+        self._engine.forever.ended = ""
         return jobs[-1][0], ""
 
     @shows_errors
@@ -196,8 +197,7 @@ class Generate:
         forever = self._engine.forever
         async for sight in watch(store, seen, lambda: forever.on):
             yield self._show(sight)
-        ended = {self.notice: notice_html([forever.ended], "error")} if forever.ended else {}
-        yield {self.form.forever: FOREVER, **ended}
+        yield self._forever_state()
 
     @property
     def _followed(self) -> list[Any]:
@@ -225,13 +225,19 @@ class Generate:
             self.welcome.column: gr.update(visible=not busy and self._is_new()),
             self.form.generate: "Add to queue" if busy else "Generate",
             self.form.cancel: gr.update(visible=busy),
-            self.form.forever: STOP_FOREVER if forever else FOREVER,
+            **self._forever_state(),
         }
         for event in sight.ended:
             updates.update(self._show_end(event))
         if sight.ended:
             updates[self.recent] = self._pictures.recent()
         return updates
+
+    def _forever_state(self) -> Updates:
+        """Its button, and why it ended by itself."""
+        forever = self._engine.forever
+        ended = {self.notice: notice_html([forever.ended], "error")} if forever.ended else {}
+        return {self.form.forever: STOP_FOREVER if forever.on else FOREVER, **ended}
 
     def _show_end(self, event: Event) -> Updates:
         if event.kind == DONE:
