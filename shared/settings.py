@@ -26,6 +26,14 @@ PREPROCESSORS = ("as_it_is", "canny", "lines", "scribble", "gray", "tile", "dept
 FIXED_STEPS = {"unified_2s": 2, "unified_4s": 4}
 #: letters of Wan2GP's video_prompt_type -> what to follow in the control picture
 WAN2GP_GUIDES = {"P": "pose", "D": "depth", "E": "canny"}
+#: values of multi_prompts_gen_type
+ALL_ONE, LINES, PARAGRAPHS = "FG", "G", "PG"
+#: how Wan2GP writes them besides; its W are lines and paragraphs of videos
+WAN2GP_PROMPT_MODES = {
+    "": ALL_ONE, "2": ALL_ONE, "0": LINES, "1": LINES, "W": LINES, "P": PARAGRAPHS, "PW": PARAGRAPHS,
+}  # fmt: skip
+#: texts with choices and wildcards -> where they are kept once drawn
+TEMPLATES = {"prompt": "prompt_template", "negative_prompt": "negative_prompt_template"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +45,7 @@ class Setting:
     default: object
     label: str
     help: str
-    group: str = "main"  # "main" | "guidance" | "sampler" | "pictures" | "loras" | "output" | "advanced"
+    group: str = "main"  # or "prompt", "guidance", "sampler", "pictures", "loras", "advanced", "output"
     minimum: float | None = None
     maximum: float | None = None
     step: float | None = None
@@ -72,6 +80,22 @@ SETTINGS: dict[str, Setting] = {
             companions=("guidance_scale", "NAG_scale"), above=1,
             help="What the picture should not show. It acts only while guidance (or NAG, on Turbo models) is "
             "on.",
+        ),
+        Setting(
+            name="multi_prompts_gen_type", kind=str, default=ALL_ONE, label="The box is", group="prompt",
+            choices=(ALL_ONE, LINES, PARAGRAPHS),
+            help="Whether the text is one prompt (FG), or each line (G) or each paragraph (PG) makes "
+            "pictures of its own.",
+        ),
+        Setting(
+            name="prompt_template", kind=str, default="", label="Template of the prompt", group="prompt",
+            maximum=100_000,
+            help="The text that the prompt was drawn from. With it, the prompt is taken as it stands.",
+        ),
+        Setting(
+            name="negative_prompt_template", kind=str, default="", label="Template of the negative prompt",
+            group="prompt", maximum=100_000, needs="negative_prompt",
+            help="The text that the negative prompt was drawn from.",
         ),
         Setting(
             name="resolution", kind=str, default="1024x1024", label="Resolution",
@@ -138,6 +162,23 @@ SETTINGS: dict[str, Setting] = {
             companions=("NAG_scale",), above=1,
             help="How much of the pushed picture is mixed in: 0 none, 1 all of it. Acts while the NAG scale "
             "is above 1.",
+        ),
+        Setting(
+            name="seed_variety", kind=float, default=0.0, label="Seed variety", minimum=0, maximum=2,
+            step=0.05, group="guidance", needs="seed_variety",
+            help="Makes pictures of one prompt differ more, at the price of following it less closely: noise "
+            "on what the model reads, another one for each seed. 0 is off; begin with 0.5 to 1.",
+        ),
+        Setting(
+            name="seed_variety_share", kind=float, default=50.0, label="Seed variety: share (%)", minimum=0,
+            maximum=100, step=5, group="guidance", needs="seed_variety",
+            help="How much of what the model reads gets noise. Acts with seed variety.",
+        ),
+        Setting(
+            name="seed_variety_until", kind=float, default=50.0, label="Seed variety: end (%)", minimum=0,
+            maximum=100, step=5, group="guidance", needs="seed_variety",
+            help="The part of the steps that sees the noise; the steps after it see the clean prompt. Acts "
+            "with seed variety.",
         ),
         Setting(
             name="sample_solver", kind=str, default="unified", label="Sampler preset", group="sampler",
@@ -302,7 +343,7 @@ _WAN2GP_NAMES = {
     "ZGP does not offer it yet": """
         unified_sampler_config loras_choices
         control_net_weight2 masking_strength image_refs image_prompt_type video_prompt_type
-        spatial_upsampling film_grain_intensity film_grain_saturation prompt_enhancer multi_prompts_gen_type
+        spatial_upsampling film_grain_intensity film_grain_saturation prompt_enhancer
         multi_images_gen_type repeat_generation output_filename override_profile""",
     "no Z-Image model uses it": """
         control_net_weight_alt embedded_guidance_scale guidance2_scale guidance3_scale guidance_phases
@@ -358,7 +399,7 @@ def validate(
     """
     if not isinstance(values, Mapping):
         raise SettingsError([f"Settings came as {_show(values)}; expected one object of names and values"])
-    given = _without_letters({str(name): value for name, value in values.items() if value is not None})
+    given = _in_our_words({str(name): value for name, value in values.items() if value is not None})
     settings: dict[str, Any] = {}
     problems: list[str] = []
     for setting in SETTINGS.values():
@@ -405,6 +446,14 @@ def _while(companions: Iterable[Setting], above: float) -> str:
     if kind in (int, float):
         return f"while {names} is above {above:g}"
     return f"while {names} is on" if kind is bool else f"with: {names}"
+
+
+def _in_our_words(given: dict[str, Any]) -> dict[str, Any]:
+    """Wan2GP's spellings of what has another one here."""
+    mode = str(given.get("multi_prompts_gen_type", ALL_ONE)).upper()
+    if mode in WAN2GP_PROMPT_MODES:
+        given = given | {"multi_prompts_gen_type": WAN2GP_PROMPT_MODES[mode]}
+    return _without_letters(given)
 
 
 def _without_letters(given: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from shared.settings import SETTINGS, SettingsError, parse_resolution, validate
 TURBO = {"guidance": False, "flow_shift": False, "negative_prompt": False}
 BASE = {"guidance": True, "flow_shift": True, "negative_prompt": True, "loras": True}
 EVERY_MODEL = set("model_type prompt resolution num_inference_steps seed batch_size image_format".split())
+EVERY_MODEL |= {"multi_prompts_gen_type", "prompt_template"}
+NEGATIVE = {"negative_prompt", "negative_prompt_template"}
 BASE_ONLY = {"negative_prompt", "guidance_scale", "flow_shift", "cfg_normalization", "cfg_truncation"}
 LORAS = {"activated_loras", "loras_multipliers", "loras_optional"}
 
@@ -34,7 +36,16 @@ def test_the_table_is_complete_and_consistent():
         assert setting.name == name
         assert setting.help and setting.label and setting.help.endswith(".")
         assert isinstance(setting.default, setting.kind)
-        assert setting.group in ("main", "guidance", "sampler", "pictures", "loras", "output", "advanced")
+        assert setting.group in (
+            "main",
+            "prompt",
+            "guidance",
+            "sampler",
+            "pictures",
+            "loras",
+            "output",
+            "advanced",
+        )
         assert not setting.choices or setting.default in setting.choices
 
 
@@ -43,6 +54,8 @@ def test_a_prompt_alone_is_completed_from_the_table():
     assert turbo.settings == {
         "model_type": "z_image_mini",
         "prompt": "a red circle",
+        "multi_prompts_gen_type": "FG",
+        "prompt_template": "",
         "resolution": "1024x1024",
         "num_inference_steps": 8,
         "seed": -1,
@@ -50,7 +63,7 @@ def test_a_prompt_alone_is_completed_from_the_table():
         "image_format": "png",
     }
     assert turbo.ignored == {} and turbo.notes == []
-    assert check(BASE).settings.keys() == EVERY_MODEL | BASE_ONLY | LORAS
+    assert check(BASE).settings.keys() == EVERY_MODEL | BASE_ONLY | LORAS | NEGATIVE
 
 
 def test_the_models_defaults_stand_between_the_values_and_the_table():
@@ -194,7 +207,7 @@ def test_a_settings_file_of_wan2gp_is_accepted_and_its_other_keys_are_listed():
         "video_guide": null, "creation_date": "2026-08-21T10:00:00"}""")
     result = validate(wan2gp, {}, BASE)
     kept = EVERY_MODEL | {"negative_prompt", "guidance_scale", "flow_shift"} | LORAS
-    kept -= {"image_format", "loras_optional"}
+    kept -= {"image_format", "loras_optional", "multi_prompts_gen_type", "prompt_template"}
     assert {name: result.settings[name] for name in kept} == {name: wan2gp[name] for name in kept}
     assert result.ignored.keys() == wan2gp.keys() - kept - {"video_guide"}  # null asks for nothing
     assert result.ignored.pop("NAG_scale") == "does not act on this model"
@@ -207,7 +220,7 @@ UNIFIED = {"unified": True}
 
 def test_nag_and_the_sampler_act_where_the_model_has_them():
     named = {"NAG_scale", "NAG_tau", "NAG_alpha"}
-    assert check(NAG).settings.keys() == EVERY_MODEL | {"negative_prompt"} | named
+    assert check(NAG).settings.keys() == EVERY_MODEL | NEGATIVE | named
     sampler = {name for name, setting in SETTINGS.items() if setting.group == "sampler"}
     assert check(UNIFIED, negative_prompt="x").settings.keys() == EVERY_MODEL | sampler
     assert check(UNIFIED, negative_prompt="x").ignored.keys() == {"negative_prompt"}

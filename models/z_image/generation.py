@@ -35,7 +35,11 @@ SAME_NAME = (
     "NAG_scale",
     "NAG_tau",
     "NAG_alpha",
+    "seed_variety",
 )
+
+#: the same, in percent
+IN_PERCENT = ("seed_variety_share", "seed_variety_until")
 
 Previews = Callable[[], list[Image.Image]]
 
@@ -148,6 +152,7 @@ class ZImageProcessor:
             on_phase=on_phase,
             interrupt=interrupt,
             **{name: settings[name] for name in SAME_NAME if name in settings},
+            **{name: settings[name] / 100 for name in IN_PERCENT if name in settings},
             **given,
         )
         images = [part.put_back(image) for image in output.images] if part else output.images

@@ -23,6 +23,7 @@ from models.z_image.nag import Nag
 from models.z_image.pictures import Given, Known, Pictures
 from models.z_image.prompt_cache import Encoded, PromptCache
 from models.z_image.schedule import make_sigmas
+from models.z_image.seed_variety import SeedVariety
 from models.z_image.transformer_z_image import Conditioning, ZImageTransformer2DModel, dit_time
 from models.z_image.unified_sampler import UnifiedConfig
 from shared.errors import UserError
@@ -165,6 +166,9 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         NAG_scale: float = 1.0,
         NAG_tau: float = 3.5,
         NAG_alpha: float = 0.5,
+        seed_variety: float = 0.0,
+        seed_variety_share: float = 0.5,
+        seed_variety_until: float = 0.5,
         image: Given | None = None,
         denoising_strength: float = 1.0,
         inpaint_mask: Given | None = None,
@@ -189,6 +193,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         flow_shift: static shift of the schedule instead of the model's. interrupt: asked before every layer.
         sample_solver, unified_sampler_config: see unified_sampler.resolve; no name means the model's own.
         NAG_*: see Nag; it acts at a scale above 1 while guidance is off.
+        seed_variety*: see SeedVariety; each picture's noise comes from its generator's seed.
         image: a picture to start from, see pictures.Given; denoising_strength: how far from it, 0 (it comes
         back as it is) to 1 (only its mask's surroundings are left of it).
         inpaint_mask: white where `image` is repainted; every other pixel stays. mask_feather: see
@@ -211,6 +216,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         if unified:
             guidance, nag = _unguided(guidance, nag, notes)
         nag_acts = nag.scale > 1 and not guidance.on
+        variety = SeedVariety(seed_variety, seed_variety_share, seed_variety_until)
 
         on_phase("Encoding prompt")
         prompts = _as_list(prompt, prompt_embeds)
@@ -237,17 +243,22 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         if source is not None:
             samples = [levels[0] * x + (1 - levels[0]) * source for x in samples]
 
+        steps = len(levels) - 1
+        varied = variety.for_each(positive, num_images_per_prompt, generators) if variety.on else []
         on_phase("Denoising")
         with contextlib.ExitStack() as in_use:
             in_use.enter_context(self._in_use(self.transformer))
             conditionings: list[Conditioning] = []
             opposites: list[Conditioning] = []
 
-            def prepare() -> None:
-                conditionings[:] = self._prepare(positive, rows, columns, num_images_per_prompt)
+            def prepare(step: int) -> None:
+                read, repeat = (
+                    (varied, 1) if variety.acts_at(step, steps) else (positive, num_images_per_prompt)
+                )
+                conditionings[:] = self._prepare(read, rows, columns, repeat)
                 opposites[:] = self._prepare(negative, rows, columns, num_images_per_prompt)
 
-            callback = self._before_steps(lora_strengths, len(levels) - 1, prepare, callback)
+            callback = self._before_steps(lora_strengths, variety, steps, prepare, callback)
             guide = None
             if context is not None and self.control is not None:
                 in_use.enter_context(self._in_use(self.control))
@@ -372,8 +383,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
             known[text] = encoded.features.to(self.device)
             if encoded.dropped:
                 notes.append(
-                    f"The prompt is {encoded.dropped} tokens longer than the {limit} the model reads; "
-                    "its end was dropped."
+                    f"The prompt is {encoded.dropped} tokens longer than the {limit} the model reads; it did "
+                    f"not see the end: {text_encoding.cut(self.tokenizer, text, limit)}"
                 )
         return [
             [known[text] for text in group] if embeds is None else [x.to(self.device) for x in embeds]
@@ -404,24 +415,27 @@ class ZImagePipeline(Mapping[str, nn.Module]):
     def _before_steps(
         self,
         strengths: LoraStrengths | None,
+        variety: SeedVariety,
         steps: int,
-        prepare: Callable[[], None],
+        prepare: Callable[[int], None],
         callback: StepCallback | None,
     ) -> StepCallback:
         """Get ready for the first step; the callback to be called after each step does so for the next one.
 
-        The prompts are prepared anew whenever the strengths change: LoRAs act on that, too.
+        The prompts are prepared anew whenever the strengths change, since LoRAs act on that, too, and when
+        seed variety ends.
         """
         prepared_with: list[Any] = []
 
         def before(step: int) -> None:
             values = None if strengths is None else list(strengths(step, steps))
-            if prepared_with == [values]:
+            wanted = [values, variety.acts_at(step, steps)]
+            if prepared_with == wanted:
                 return
             if values is not None:
                 set_multipliers(self.transformer, values)
-            prepare()
-            prepared_with[:] = [values]
+            prepare(step)
+            prepared_with[:] = wanted
 
         def after(step: int, total: int, denoised: Sequence[Tensor]) -> None:
             if callback is not None:

@@ -63,6 +63,15 @@ def tokenize(tokenizer: Any, prompt: str, max_sequence_length: int) -> tuple[lis
     return ids[:max_sequence_length], max(0, len(ids) - max_sequence_length)
 
 
+def cut(tokenizer: Any, prompt: str, max_sequence_length: int, show: int = 200) -> str:
+    """What of a prompt the model does not see, in quotation marks; at most `show` characters of it."""
+    ids, dropped = tokenize(tokenizer, prompt, max_sequence_length)
+    whole, _ = tokenize(tokenizer, prompt, max_sequence_length + dropped)
+    ending = tokenizer.decode(whole[len(ids) :], skip_special_tokens=True)
+    end = ending.removesuffix("assistant\n").strip()
+    return f'"{end}"' if len(end) <= show else f'"{end[: show // 2]} … {end[-show // 2 :]}"'
+
+
 @torch.inference_mode()
 def encode(
     text_encoder: Qwen3Model,

@@ -9,7 +9,7 @@ import argparse
 import functools
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,8 @@ class family_handler:
             "negative_prompt": not unified,
             "flow_shift": guided,
             "NAG": not guided and not unified,
+            "seed_variety": True,
+            "max_tokens": 512,  # that are read of a prompt
             "unified": unified,
             "loras": True,
             "image": True,
@@ -205,6 +207,18 @@ class family_handler:
         if modules := _modules(model_def):
             layout = memory.control_layout(modules[0], config, folders)
         return recognition.fit(file, config, bool(model_def.get("unified_solver")), layout)
+
+    @staticmethod
+    def query_prompt_tokens(
+        base_model_type: str, model_def: Mapping[str, Any], folders: Folders | None = None
+    ) -> Callable[[str], int] | None:
+        """What counts a prompt's tokens as the pipeline does, its chat template included; None while the
+        tokenizer is not on disk.
+        """
+        from models.z_image import prompt_tokens
+
+        file = _tokenizer(model_def, folders or DEFAULT_FOLDERS)
+        return prompt_tokens.counter(file, file.stat().st_mtime_ns) if file else None
 
     @staticmethod
     def update_default_settings(
@@ -349,6 +363,17 @@ def _modules(model_def: Mapping[str, Any]) -> list[Required]:
     """The control network's file, where the card has one."""
     modules = model_def.get("modules") or []
     return [Required(f"module{i}", list(files)) for i, files in enumerate(modules)]
+
+
+def _tokenizer(model_def: Mapping[str, Any], folders: Folders) -> Path | None:
+    """The tokenizer of this model, where it is loaded from: in the project, or beside the text encoder."""
+    needed = family_handler.query_model_files("z_image", {"URLs": [], **model_def})
+    encoders = [one for one in needed if one.role == "text_encoder"]
+    found = [locate(source, folders, one.target) for one in encoders for source in one.alternatives]
+    places = [path if path.is_dir() else path.parent for path in found if path is not None]
+    folder = ROOT / (model_def.get("text_encoder_folder") or TEXT_ENCODER_FOLDER)
+    files = [place / "tokenizer.json" for place in (folder, *places)]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _in_project(folder: str) -> bool:

@@ -129,8 +129,8 @@ def _item(task: Valid) -> dict[str, Any]:
 def validate_tasks(
     tasks: Sequence[Task], catalog: Catalog, model_id: str, reporter: Reporter, inputs: Path
 ) -> list[Valid]:
-    """The tasks that can run; reports the problems of the others. `model_id`: for those that name none.
-    `inputs`: the folder of the copies of pictures, which may be named as they are there.
+    """The jobs of the tasks that can run; reports the problems of the others. `model_id`: for those that name
+    none. `inputs`: the folder of the copies of pictures, which may be named as they are there.
     """
     valid = []
     for task in tasks:
@@ -138,24 +138,24 @@ def validate_tasks(
         if isinstance(values, dict):
             values = {**values, "model_type": values.get("model_type") or model_id}
         try:
-            one = _validated(task.number, values, catalog)
+            jobs = _validated(task.number, values, catalog)
         except SettingsError as error:
             reporter.invalid(task.number, error.problems)
             continue
-        if problems := check_pictures(one.validated.settings, inputs):
+        if problems := check_pictures(jobs[0].validated.settings, inputs):
             reporter.invalid(task.number, problems)
             continue
-        reporter.ignored(task.number, one.validated.ignored)
-        valid.append(one)
+        reporter.ignored(task.number, jobs[0].validated.ignored)
+        valid += jobs
     return valid
 
 
-def _validated(number: int, values: Any, catalog: Catalog) -> Valid:
+def _validated(number: int, values: Any, catalog: Catalog) -> list[Valid]:
     if not isinstance(values, dict) or values.get("grid") is None:
-        return Valid(number, values, catalog.validate(values))
+        return [Valid(number, job.settings, job) for job in catalog.validate_all(values)]
     plain = {name: value for name, value in values.items() if name != "grid"}
     grid = plan(plain, values["grid"], catalog)
-    return Valid(number, values, grid.base, grid)
+    return [Valid(number, values, grid.base, grid)]
 
 
 def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output_dir: Path | None) -> bool:

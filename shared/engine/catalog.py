@@ -15,6 +15,8 @@ from shared.engine import loras, saved_defaults
 from shared.errors import UserError
 from shared.loras.library import Library
 from shared.loras.names import ModelNames
+from shared.prompts.jobs import expand
+from shared.prompts.wildcards import Wildcards
 from shared.settings import SETTINGS, SettingsError, Validated, applies, validate
 from shared.weights.files import Folders, Required, describe
 
@@ -73,7 +75,7 @@ class Catalog:
     """All models by id, and one sentence for each card that could not be used.
 
     notices: what of the saved defaults does nothing. preferred: the model that the user wants first.
-    locked: the only model that may be used; "" = all.
+    locked: the only model that may be used; "" = all. wildcards: a folder.
     """
 
     models: dict[str, ModelInfo]
@@ -81,6 +83,7 @@ class Catalog:
     notices: list[str] = field(default_factory=list)
     preferred: str = ""
     locked: str = ""
+    wildcards: Path = Path("wildcards")
 
     @property
     def default_model(self) -> str:
@@ -117,6 +120,15 @@ class Catalog:
         if problems:
             raise SettingsError(problems)
         return validated
+
+    def validate_all(self, values: Mapping[str, Any]) -> list[Validated]:
+        """As `validate`, for every job that `values` stand for (see prompts.jobs.expand), seeds drawn."""
+        whole = self.validate(values)
+        try:
+            jobs = expand(whole.settings, Wildcards(self.wildcards))
+        except UserError as error:
+            raise SettingsError([str(error)]) from error
+        return [replace(whole, settings=self.validate(job).settings) for job in jobs]
 
     def time_grid(self, values: Mapping[str, Any]) -> list[float] | None:
         """The noise levels that these settings visit, for models whose sampler lets the user shape them.
@@ -171,7 +183,7 @@ def catalog(
             notices += told
         model.defaults.update({n: value for n, value in (overrides or {}).items() if n in model.settings})
         models[card.id] = model
-    return Catalog(models, errors, notices, preferred)
+    return Catalog(models, errors, notices, preferred, wildcards=root / "wildcards")
 
 
 def locked(found: Catalog) -> Catalog:

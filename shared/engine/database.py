@@ -139,8 +139,14 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A short write transaction: all of it is kept, or on any exception none of it."""
+        """A short write transaction: all of it is kept, or on any exception none of it.
+
+        Within another one of the same thread it is a part of that one.
+        """
         connection = self.connection()
+        if connection.in_transaction:
+            yield connection
+            return
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from shared import config as config_file
 from shared.engine import saved_defaults
 from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, ModelInfo, catalog, locked
 from shared.engine.downloading import Downloads
+from shared.engine.forever import Forever
 from shared.engine.grid import Grid
 from shared.engine.grid import plan as plan_grid
 from shared.engine.host import plan_job
@@ -112,6 +114,7 @@ class Engine:
         self.config = self._with_last_model(config)
         self.notices = list(config.notices)  # what the page tells a new tab
         self._mendable: list[str] = []
+        self.forever = Forever(self.store, self.submit_all)
         self._handler_for = handler_for
         self.catalog: Catalog
         self.reload_catalog()
@@ -242,12 +245,15 @@ class Engine:
         """Spawn the worker at once, or become a client of the process that already has one."""
         self._log_notices()
         self._supervisor.start()
-        if not self.supervises:
+        if self.supervises:
+            self.forever.tell_of_the_last_stop()
+        else:
             log.info("Another ZGP process works on %s; this one uses its worker.", self.config.database)
 
     def stop(self) -> None:
         """End the worker; a running job goes back to the queue, where the next start finds it."""
         self.downloads.stop()
+        self.forever.stop()
         self._supervisor.stop()
 
     def submit(
@@ -259,28 +265,30 @@ class Engine:
         uploads: Path | None = None,
         client: str = "",
     ) -> tuple[int, Validated]:
-        """Validate and queue a job: (its id, what was understood). SettingsError lists what is wrong.
+        """Validate and queue one job as it stands: (its id, what was understood). SettingsError lists what is
+        wrong.
 
         newest_wins, client: see JobStore.submit. uploads: given for settings that come over the network;
         pictures are then read from there and from the outputs alone.
         """
-        (validated,) = self._ready([self.catalog.validate(values)], uploads)
-        job_id = self.store.submit(
-            validated.settings,
-            source=source,
-            output_dir=self._folder(output_dir),
-            notes=validated.notes,
-            newest_wins=newest_wins,
-            client=client,
-        )
-        return job_id, validated
+        ready = self._ready([self.catalog.validate(values)], uploads)
+        return self._queue(ready, source, output_dir, newest_wins, client)[0]
 
-    def submit_all(self, values: Mapping[str, Any], **options: Any) -> list[tuple[int, Validated]]:
-        """Queue every job that `values` stand for, in order; `options` as for `submit`.
+    def submit_all(
+        self,
+        values: Mapping[str, Any],
+        source: str = "ui",
+        output_dir: Path | None = None,
+        uploads: Path | None = None,
+        client: str = "",
+    ) -> list[tuple[int, Validated]]:
+        """Queue every job that `values` stand for, in order: what a user wrote is submitted by this.
 
-        SettingsError when one of them is wrong; then none is queued.
+        All of them or none. SettingsError as for `submit`, and for prompts that cannot be expanded (see
+        prompts.jobs.expand).
         """
-        return [self.submit(values, **options)]
+        ready = self._ready(self.catalog.validate_all(values), uploads)
+        return self._queue(ready, source, output_dir, client=client)
 
     def plan_grid(self, values: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Grid:
         """The pictures for each combination of `axes` (see grid.plan). SettingsError with all problems."""
@@ -311,7 +319,7 @@ class Engine:
         """Replace the settings of a waiting job. SettingsError lists what is wrong with them, UserError says
         that the job has begun; either way it stays as it is.
         """
-        (validated,) = self._ready([self.catalog.validate(values)], uploads)
+        validated = self._ready(self.catalog.validate_all(values)[:1], uploads)[0]
         self.store.edit(job_id, validated.settings, validated.notes)
         return validated
 
@@ -353,6 +361,21 @@ class Engine:
             settings = {**job.settings, **kept, "seed": seed}
             found.append(replace(job, settings=settings, notes=[*job.notes, *notes]))
         return found
+
+    def _queue(
+        self,
+        jobs: Sequence[Validated],
+        source: str,
+        output_dir: Path | None,
+        newest_wins: bool = False,
+        client: str = "",
+    ) -> list[tuple[int, Validated]]:
+        append = partial(
+            self.store.submit, source=source, output_dir=self._folder(output_dir), newest_wins=newest_wins,
+            client=client,
+        )  # fmt: skip
+        with self.store.together():
+            return [(append(job.settings, notes=job.notes), job) for job in jobs]
 
     def _folder(self, output_dir: Path | None) -> str | None:
         """Where the images of a job go; None: into the folder of the day."""

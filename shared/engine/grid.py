@@ -356,7 +356,7 @@ def _validated(
             value = random_seed()
         given[axis.setting] = value
     try:
-        validated = catalog.validate(given)
+        validated, *more = catalog.validate_all(given)
     except SettingsError as error:
         raise SettingsError([*problems, *error.problems]) from None
     name = catalog.models[validated.settings["model_type"]].name
@@ -365,6 +365,11 @@ def _validated(
         for axis in axes
         if axis.setting not in validated.settings
     ]
+    if more:
+        problems.append(
+            f"the prompt stands for {len(more) + 1} jobs: expected one; of a prompt in which something is drawn, "
+            "make 1 image"
+        )
     if problems:
         raise SettingsError(problems)
     return validated

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
+LIVE = "live"  # the source of jobs that follow typing: they come and go with every letter
 ENDED = (DONE, FAILED, CANCELLED)
 
 

@@ -7,6 +7,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ class JobStore:
         return self._db
 
     # -- clients ------------------------------------------------------------------------------------------
+
+    def together(self) -> AbstractContextManager[object]:
+        """What is written within it is kept as a whole or, on any exception, not at all."""
+        return self._db.transaction()
 
     def submit(
         self,
@@ -290,6 +295,19 @@ class JobStore:
         if row is None:
             raise UserError(f"There is no image {image_id}: pick one of the list of images.")
         return image_record(row)
+
+    def texts(self, name: str, limit: int = 200, source: str = "") -> list[str]:
+        """The different values of a setting in the newest jobs, newest first, as they were typed: templates
+        for what was drawn from one. Jobs of `source` do not count.
+        """
+        given, template = (f"json_extract(settings, '$.{key}')" for key in (name, f"{name}_template"))
+        newest = "SELECT id, settings FROM jobs WHERE source <> ? ORDER BY id DESC LIMIT 5000"
+        rows = self._db.connection().execute(
+            f"SELECT COALESCE(NULLIF({template}, ''), {given}) AS text FROM ({newest})"
+            " GROUP BY text HAVING text <> '' ORDER BY MAX(id) DESC LIMIT ?",
+            [source, limit],
+        )
+        return [row["text"] for row in rows]
 
     # -- worker -------------------------------------------------------------------------------------------
 

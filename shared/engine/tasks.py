@@ -11,6 +11,8 @@ from typing import Any
 from shared.engine.inputs import PICTURES
 from shared.engine.queue_file import read_queue, unwrapped
 from shared.errors import UserError
+from shared.prompts.lines import units
+from shared.settings import LINES
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,7 @@ def _read_json(text: str) -> list[Any]:
 
 
 def _read_prompts(text: str) -> list[Any]:
-    lines = (line.strip() for line in text.splitlines())
-    return [{"prompt": line} for line in lines if line and not line.startswith("#")]
+    return [{"prompt": line} for line in units(text, LINES)]
 
 
 READERS: dict[str, Callable[[str], list[Any]]] = {".json": _read_json, ".txt": _read_prompts}

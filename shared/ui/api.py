@@ -39,20 +39,21 @@ def generate_with(engine: Engine) -> Callable[[dict], Awaitable[dict]]:
             {"images": [path, …], "metadata": [object, …]}, one of each per picture
         """
         try:
-            job_id, _ = engine.submit(settings, source="api", uploads=uploads())
-            return await _pictures(engine, job_id)
+            jobs = engine.submit_all(settings, source="api", uploads=uploads())
+            return await _pictures(engine, [job_id for job_id, _ in jobs])
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
     return generate
 
 
-async def _pictures(engine: Engine, job_id: int) -> dict[str, Any]:
-    while (job := engine.store.job(job_id)).status not in ENDED:
-        await asyncio.sleep(POLL_SECONDS)
-    if job.status != DONE:
-        raise UserError(job.error or f"Job {job_id} was {job.status}.")
-    records = engine.store.images(job_id)
+async def _pictures(engine: Engine, job_ids: list[int]) -> dict[str, Any]:
+    for job_id in job_ids:
+        while (job := engine.store.job(job_id)).status not in ENDED:
+            await asyncio.sleep(POLL_SECONDS)
+        if job.status != DONE:
+            raise UserError(job.error or f"Job {job_id} was {job.status}.")
+    records = [record for job_id in job_ids for record in engine.store.images(job_id)]
     return {
         "images": [record.path for record in records],
         "metadata": [record.metadata for record in records],

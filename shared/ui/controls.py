@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from shared.settings import Setting
+from shared.settings import ALL_ONE, LINES, PARAGRAPHS, Setting
 
 Builder = Callable[..., Any]
 
@@ -62,6 +62,11 @@ def _solver(setting: Setting, **options: Any) -> Any:
     return gr.Radio([name for name in setting.choices if name.startswith("unified")], **options)
 
 
+def _prompt_mode(setting: Setting, **options: Any) -> Any:
+    words = {ALL_ONE: "one prompt", LINES: "a prompt per line", PARAGRAPHS: "a prompt per paragraph"}
+    return gr.Radio([(words[choice], choice) for choice in setting.choices], **options)
+
+
 def _numbers(setting: Setting, **options: Any) -> Any:
     return gr.Textbox(max_lines=1, placeholder="preset" if not setting.default else None, **options)
 
@@ -104,6 +109,7 @@ _BY_NAME: dict[str, Builder] = {
     "seed": _seed,
     "loras_multipliers": _strengths,
     "control_preprocessor": _preprocessor,
+    "multi_prompts_gen_type": _prompt_mode,
     "sample_solver": _solver,
     "sampling_style": _style,
 }

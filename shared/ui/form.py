@@ -12,13 +12,14 @@ from shared.engine import machine
 from shared.engine.catalog import ModelInfo
 from shared.engine.engine import Engine
 from shared.errors import UserError
-from shared.settings import SETTINGS, idle
+from shared.settings import SETTINGS, TEMPLATES, idle
 from shared.ui.controls import control
 from shared.ui.errors import QUIET
 from shared.ui.grid import GridGroup
 from shared.ui.images import NO_PICTURES, PICTURE_SETTINGS, Images
 from shared.ui.loras import Loras
 from shared.ui.presets import Presets
+from shared.ui.prompt import Prompts, as_typed
 from shared.ui.text import plural
 from shared.ui.time_grid import problem_html, time_grid_html
 
@@ -29,7 +30,7 @@ SMALL_FILES = (".json", ".txt")  # configurations and vocabularies: counted, not
 LAST_OF_SAMPLER = [name for name, setting in SETTINGS.items() if setting.group == "sampler"][-1]
 
 # What the user typed stays when the model changes; everything else follows the model.
-KEPT = ("prompt", "negative_prompt", "seed", "batch_size", "image_format")
+KEPT = ("prompt", "negative_prompt", "multi_prompts_gen_type", "seed", "batch_size", "image_format")
 # Controls that cannot be moved while they do nothing; the groups of pictures and LoRAs hide theirs.
 RESTING = (
     "num_inference_steps",
@@ -49,10 +50,12 @@ class Form:
         self._add(model, "model_type", choices=self._models(), value=model.id)
         self.about = gr.HTML(self._about(model), elem_id="about")
         self._add(model, "prompt")
+        self.prompts = Prompts(engine)
         self.live = gr.Checkbox(
             False, label="Redraw while typing", visible=redraws(model), elem_id="live", container=False
         )
         self._add(model, "negative_prompt")
+        self.prompts.lay_out(model, self._add)
         with gr.Row():
             self._add(model, "resolution", choices=sizes(model))
             self._add(model, "batch_size")
@@ -78,7 +81,9 @@ class Form:
             self.cancel = gr.Button(
                 "Cancel", size="lg", elem_id="cancel", visible=False, scale=1, min_width=96
             )
+            self.forever = gr.Button("Forever", size="lg", elem_id="forever", scale=1, min_width=96)
         self.random_seed.click(None, None, self.controls["seed"], js="() => -1")
+        self.prompts.wire(self.controls)
         self.loras.wire(self.controls["model_type"], self.controls["prompt"])
         self.presets.wire(self.controls["model_type"])
         self.images.wire(self.controls)
@@ -103,6 +108,7 @@ class Form:
             self.about,
             self.live,
             self.time_grid,
+            *self.prompts.outputs,
             *self.loras.outputs,
             *self.images.outputs,
             *self.grid.settings.values(),
@@ -121,7 +127,8 @@ class Form:
     def _acting(self, values: tuple[Any, ...]) -> dict[str, Any]:
         given = dict(zip(self.controls, values, strict=True))
         acting = self._engine.catalog.model(given["model_type"]).settings
-        return {name: given[name] for name in acting if given[name] is not None}
+        told = set(TEMPLATES.values())  # what is in the boxes now may be something else
+        return {name: given[name] for name in acting if given[name] is not None and name not in told}
 
     def rest(self, *values: Any) -> Updates:
         """Hold the controls that do nothing beside the others; say of a negative prompt when it does."""
@@ -162,11 +169,12 @@ class Form:
     def fill(self, settings: Mapping[str, Any]) -> Updates:
         """Show these settings; what they leave out takes the default of their model."""
         model = self._engine.catalog.model(settings["model_type"])
-        values = {**model.defaults, **settings}
+        values = {**model.defaults, **as_typed(settings)}
         updates: Updates = {
             self.about: self._about(model),
             self.live: gr.update(visible=redraws(model)),
             self.time_grid: self._grid({**values, "model_type": model.id}),
+            **self.prompts.suit(model, values),
             **self.loras.suit(model),
             **self.images.suit(model, values),
             **self.grid.suit(model),

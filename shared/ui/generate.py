@@ -12,7 +12,7 @@ import gradio as gr
 
 from shared.engine.engine import Engine
 from shared.engine.gallery import Collection
-from shared.engine.records import CANCELLED, FAILED, Job
+from shared.engine.records import CANCELLED, FAILED, LIVE, Job
 from shared.errors import UserError
 from shared.ui import recall
 from shared.ui.api import uploads
@@ -22,12 +22,13 @@ from shared.ui.form import Form, Updates
 from shared.ui.notice import notice_area, notice_html
 from shared.ui.pictures import Pictures, picture_area
 from shared.ui.presets import changes, lines_html
-from shared.ui.queue import LIVE, Queue
+from shared.ui.queue import Queue
 from shared.ui.stage import WITH_TAB, stage_area, stage_html
 from shared.ui.text import plural
 from shared.ui.watch import Sight, watch
 from shared.ui.welcome import Welcome
 
+FOREVER, STOP_FOREVER = "Forever", "Stop"
 LIVE_SEED = 0
 PAUSE_SECONDS = 0.25
 PICTURE_FILES = [".png", ".jpg", ".jpeg", ".webp"]
@@ -69,6 +70,10 @@ class Generate:
         form, controls = self.form, self.form.controls
         submitted = [self.submitted, self.notice]
         form.generate.click(self.submit, [self.tab, *form.inputs], submitted, js=WITH_TAB, **QUIET)
+        form.forever.click(
+            self.forever, [self.tab, *form.inputs], [self.submitted, form.forever, self.notice], js=WITH_TAB,
+            **QUIET,
+        )  # fmt: skip
         form.grid.generate.click(
             self.submit_grid, [self.tab, *form.grid.inputs, *form.inputs], submitted, js=WITH_TAB, **QUIET
         )
@@ -122,8 +127,19 @@ class Generate:
     @shows_errors
     def submit(self, tab: str, *values: Any) -> tuple[int, str]:
         """Queue what the form says; the new job clears the notice of the last one."""
-        job_id, _ = self._engine.submit(self.form.read(values), source="ui", uploads=uploads(), client=tab)
-        return job_id, ""
+        jobs = self._engine.submit_all(self.form.read(values), uploads=uploads(), client=tab)
+        self._engine.forever.ended = ""
+        return jobs[-1][0], ""
+
+    @shows_errors
+    def forever(self, tab: str, *values: Any) -> tuple[Any, str, str]:
+        """Begin to generate forever, or stop it."""
+        forever = self._engine.forever
+        if forever.on:
+            forever.stop()
+            return gr.skip(), FOREVER, notice_html(["What waits is still made; nothing follows it."])
+        jobs = forever.start(self.form.read(values), uploads=uploads(), client=tab)
+        return jobs[-1][0], STOP_FOREVER, ""
 
     @shows_errors
     def submit_grid(self, tab: str, *values: Any) -> tuple[int, str]:
@@ -151,9 +167,8 @@ class Generate:
     def _submit_live(self, settings: dict[str, Any], tab: str) -> int:
         if settings["seed"] == -1:
             settings["seed"] = LIVE_SEED  # or every letter would give another picture
-        job_id, _ = self._engine.submit(
-            settings, source=LIVE, newest_wins=True, uploads=uploads(), client=tab
-        )
+        first = self._engine.catalog.validate_all(settings)[0].settings
+        job_id, _ = self._engine.submit(first, source=LIVE, newest_wins=True, uploads=uploads(), client=tab)
         return job_id
 
     @shows_errors
@@ -284,6 +299,7 @@ class Generate:
             self.form.controls["model_type"],
             self.form.generate,
             self.form.cancel,
+            self.form.forever,
         ]
 
     def _arrival(self) -> Updates:
@@ -294,15 +310,19 @@ class Generate:
 
     def _state(self, sight: Sight) -> Updates:
         """What follows from the queue alone; nothing but this tab's follower changes it."""
-        job = sight.current
+        job, forever = sight.current, self._engine.forever
         state: Updates = {
             self.on_stage: job and job.id,
-            self.stage: stage_html(sight),
             self.queue.panel: self.queue.html(sight),
             self.welcome.column: gr.update(visible=not sight.queue and self._is_new()),
             self.form.generate: "Add to queue" if sight.queue else "Generate",
             self.form.cancel: gr.update(visible=job is not None),
+            self.form.forever: STOP_FOREVER if forever.on else FOREVER,
         }
+        if sight.queue or not forever.on:  # else it is between two rounds
+            state[self.stage] = stage_html(sight)
+        if forever.ended:
+            state[self.notice] = notice_html([forever.ended], "error")
         return {**state, self.recent: self._pictures.recent()} if sight.ended else state
 
     def _ends(self, sight: Sight, tab: str) -> Updates:

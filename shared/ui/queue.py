@@ -12,7 +12,7 @@ import gradio as gr
 
 from shared.engine.engine import Engine
 from shared.engine.queue_file import write_queue
-from shared.engine.records import RUNNING, Job
+from shared.engine.records import LIVE, RUNNING, Job
 from shared.engine.tasks import read_tasks
 from shared.errors import UserError
 from shared.ui import recall
@@ -25,7 +25,6 @@ from shared.ui.text import DOT, plural
 from shared.ui.watch import SHOWN, Sight
 
 HERE = Path(__file__).parent
-LIVE = "live"  # the source of jobs that follow typing: they come and go with every letter
 PROMPT_LENGTH = 200
 MAX_REPORT = 12  # lines
 
