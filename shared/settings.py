@@ -35,11 +35,12 @@ class Setting:
     default: object
     label: str
     help: str
-    group: str = "main"  # "main" | "guidance" | "sampler" | "pictures" | "loras" | "output" | "advanced"
+    group: str = "main"  # main, guidance, sampler, pictures, hires, loras, output or advanced
     minimum: float | None = None
     maximum: float | None = None
     step: float | None = None
     choices: tuple[str, ...] = ()
+    more_choices: str = ""  # the model's capability that lists further ones
     needs: str = ""  # the model's capability that makes it act; "" = every model
     numbers: bool = False  # a text of numbers: one number, or a list of them, is written out
     pairs: bool = False  # a text of name=value pairs: an object is written out
@@ -209,6 +210,12 @@ SETTINGS: dict[str, Setting] = {
             help="Pixels around the mask that are looked at. Acts where only that part is painted.",
         ),
         Setting(
+            name="outpaint", kind=str, default="", label="Extend beyond the borders", group="pictures",
+            maximum=60, needs="inpaint", numbers=True,
+            help="How far the picture is painted on to the left, top, right and bottom, in pixels or, with a "
+            "% sign, in parts of it: 0,0,64,0 or 25%,0,25%,0. What is there stays exactly as it is.",
+        ),
+        Setting(
             name="image_guide", kind=str, default="", label="Control picture", group="pictures",
             maximum=MAX_PATH, needs="control", picture=True,
             help="A picture whose lines, depth or poses the new one follows.",
@@ -238,6 +245,36 @@ SETTINGS: dict[str, Setting] = {
             name="control_end", kind=float, default=100.0, label="Control end (%)", minimum=0, maximum=100,
             step=1, group="pictures", needs="control",
             help="Control acts up to this part of the steps; ending early frees the fine detail.",
+        ),
+        Setting(
+            name="hires_scale", kind=float, default=1.0, label="Enlarge", minimum=1, maximum=4, step=0.05,
+            group="hires", needs="hires",
+            help="How many times wider and higher the finished picture becomes; 1 leaves it as it is. A "
+            "picture to start from with strength 0 is enlarged from its own size.",
+        ),
+        Setting(
+            name="hires_upscaler", kind=str, default="lanczos", label="Enlarged by", maximum=200,
+            choices=("lanczos",), more_choices="upscalers", group="hires", needs="hires",
+            help="Lanczos, which adds nothing of its own, or an upscaler model of the folder "
+            "ckpts/upscalers. Acts when the picture is enlarged.",
+        ),
+        Setting(
+            name="hires_denoising_strength", kind=float, default=0.4, label="New detail", minimum=0,
+            maximum=1, step=0.01, group="hires", needs="hires",
+            help="How far the enlarged picture is painted anew: 0 not at all, 0.3 to 0.5 adds detail, more "
+            "changes the picture. Acts when the picture is enlarged.",
+        ),
+        Setting(
+            name="hires_steps", kind=int, default=0, label="Steps of the second pass", minimum=0, maximum=100,
+            step=1, group="hires", needs="hires",
+            help="0 is as many as the first pass. Of these it takes the part that its strength says. Acts "
+            "when new detail is painted.",
+        ),
+        Setting(
+            name="hires_tile", kind=int, default=0, label="Tile of the second pass", minimum=0, maximum=4096,
+            step=16, group="hires", needs="hires",
+            help="0 paints the enlarged picture as a whole. A number paints it in overlapping tiles of so "
+            "many pixels, which takes less memory; about the size the model is used to is best.",
         ),
         Setting(
             name="activated_loras", kind=list, default=[], label="LoRAs", group="loras", maximum=100,
@@ -334,13 +371,16 @@ def validate(
     """
     if not isinstance(values, Mapping):
         raise SettingsError([f"Settings came as {_show(values)}; expected one object of names and values"])
-    given = _without_letters({str(name): value for name, value in values.items() if value is not None})
+    given = _as_ours({str(name): value for name, value in values.items() if value is not None})
     settings: dict[str, Any] = {}
     problems: list[str] = []
     for setting in SETTINGS.values():
         if not applies(setting, capabilities):
             continue
         default = _first(defaults.get(setting.name), setting.default)
+        if setting.more_choices:
+            more = tuple(capabilities.get(setting.more_choices, ()))
+            setting = replace(setting, choices=(*setting.choices, *more))
         try:
             settings[setting.name] = _convert(setting, given.get(setting.name, default), default)
         except _Unusable as error:
@@ -354,6 +394,37 @@ def validate(
 def applies(setting: Setting, capabilities: Mapping[str, Any]) -> bool:
     """Whether the setting acts on a model with these capabilities."""
     return not setting.needs or bool(capabilities.get(setting.needs))
+
+
+def _as_ours(given: dict[str, Any]) -> dict[str, Any]:
+    """What Wan2GP says in other words than ours, in ours."""
+    return _without_outpainting(_without_letters(_without_upsampling(given)))
+
+
+def _without_upsampling(given: dict[str, Any]) -> dict[str, Any]:
+    """spatial_upsampling "lanczos2" enlarges the finished picture and paints nothing."""
+    match = re.fullmatch(r"lanczos(\d(?:\.\d+)?)", str(given.get("spatial_upsampling", "")))
+    if match is None or "hires_scale" in given:
+        return given
+    others = {name: value for name, value in given.items() if name != "spatial_upsampling"}
+    return others | {"hires_scale": float(match[1]), "hires_denoising_strength": 0.0}
+
+
+def _without_outpainting(given: dict[str, Any]) -> dict[str, Any]:
+    """video_guide_outpainting "10 0 25 0" extends its picture to the top, bottom, left and right, in percent;
+    with a # before it, it is switched off.
+    """
+    text = given.get("video_guide_outpainting")
+    parts = text.split() if isinstance(text, str) else []
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts) or "outpaint" in given:
+        return given
+    others = {name: value for name, value in given.items() if name != "video_guide_outpainting"}
+    if not any(map(int, parts)):
+        return others
+    top, bottom, left, right = parts
+    pictures = {} if given.get("image_start") else {"image_start": given.get("image_guide", "")}
+    painted = {"outpaint": f"{left}%,{top}%,{right}%,{bottom}%", "denoising_strength": 1.0}
+    return pictures | painted | others
 
 
 def _without_letters(given: dict[str, Any]) -> dict[str, Any]:
@@ -406,6 +477,28 @@ def parse_parameters(text: str) -> dict[str, int | float | bool]:
         number = float if match[3] else int
         values[match[1]] = _FLAGS[flag] if (flag := match[2].lower()) in _FLAGS else number(flag)
     return values
+
+
+def parse_outpaint(text: str, width: int, height: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) in pixels, of a text such as "0,0,64,0" or "25%,0,25%,0" for a picture of
+    width x height; SettingsError when it has another form.
+    """
+    parts = re.findall(r"\s*(\d{1,5})\s*(%?)\s*(?:,|$)", text)
+    if not text.strip():
+        return 0, 0, 0, 0
+    if len(parts) != 4 or text.count(",") != 3 or not re.fullmatch(r"[\d\s,%]+", text):
+        raise SettingsError(
+            [
+                f"outpaint came as {_show(text)}; expected how far to go on to the left, top, right and "
+                'bottom, in pixels or percent, for example "0,0,64,0" or "25%,0,25%,0"'
+            ]
+        )
+    sides = (width, height, width, height)
+    left, top, right, bottom = (
+        round(side * int(number) / 100) if percent else int(number)
+        for (number, percent), side in zip(parts, sides, strict=True)
+    )
+    return left, top, right, bottom
 
 
 _FLAGS = {"true": True, "false": False}

@@ -34,7 +34,16 @@ def test_the_table_is_complete_and_consistent():
         assert setting.name == name
         assert setting.help and setting.label and setting.help.endswith(".")
         assert isinstance(setting.default, setting.kind)
-        assert setting.group in ("main", "guidance", "sampler", "pictures", "loras", "output", "advanced")
+        assert setting.group in (
+            "main",
+            "guidance",
+            "sampler",
+            "pictures",
+            "hires",
+            "loras",
+            "output",
+            "advanced",
+        )
         assert not setting.choices or setting.default in setting.choices
 
 

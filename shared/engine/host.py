@@ -17,6 +17,7 @@ from shared.engine.loras import Loras, gather
 from shared.engine.parts import PartStore
 from shared.engine.planner import NO_OVERRIDES, Machine, Overrides, Plan
 from shared.errors import Cancelled, UserError
+from shared.imaging.upscale import Enlarger, needs_no_model
 from shared.weights.downloads import DownloadProgress, ensure
 from shared.weights.files import Folders, Required, describe
 
@@ -114,6 +115,8 @@ class ModelHost:
         """
         self.planned = None
         info = self.info(model_id)
+        if settings is not None and needs_no_model(settings):
+            return LoadedModel(info, Enlarger(self._folders), None, FileHashes({}), {})
         loras = (
             Loras() if settings is None else gather(info, settings, download_report(report), report.cancelled)
         )
