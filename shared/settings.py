@@ -419,12 +419,14 @@ def _without_outpainting(given: dict[str, Any]) -> dict[str, Any]:
     if len(parts) != 4 or not all(part.isdecimal() for part in parts) or "outpaint" in given:
         return given
     others = {name: value for name, value in given.items() if name != "video_guide_outpainting"}
-    if not any(map(int, parts)):
-        return others
+    picture = given.get("image_start") or given.get("image_guide")
+    if not any(map(int, parts)) or not picture:
+        return others if picture else given
+    if given.get("control_preprocessor") == "as_it_is":
+        others.pop("image_guide", None)  # a photograph is no map
     top, bottom, left, right = parts
-    pictures = {} if given.get("image_start") else {"image_start": given.get("image_guide", "")}
     painted = {"outpaint": f"{left}%,{top}%,{right}%,{bottom}%", "denoising_strength": 1.0}
-    return pictures | painted | others
+    return {"image_start": picture} | painted | others
 
 
 def _without_letters(given: dict[str, Any]) -> dict[str, Any]:

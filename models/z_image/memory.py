@@ -21,7 +21,7 @@ from models.z_image import names
 from models.z_image.control_layout import OWN, PLAIN, SHARED, Layout
 from shared.errors import UserError
 from shared.footprint import Needs, Offers, PartSize, Variant
-from shared.settings import parse_resolution
+from shared.imaging import upscale
 from shared.weights import formats
 from shared.weights.files import (
     Folders,
@@ -202,36 +202,48 @@ def needs(
     control: the layout of the model's control network.
     """
     shape = Shape.of(configs["transformer"])
-    width, height = parse_resolution(settings["resolution"])
-    images = settings.get("batch_size", 1)
-    guided = settings.get("guidance_scale", 0) > 1
-    nag = settings.get("NAG_scale", 1) > 1 and not guided
-    sizes = Sizes(
-        shape.image_tokens(width, height),
-        MAX_CAPTION,
-        images * 2 if guided else images,
-        MAX_CAPTION if nag else 0,
-        control if settings.get("image_guide") or settings.get("image_mask") else None,
-    )
-    state = LATENT_STATE * images * sizes.image * shape.patch_size**2 * shape.in_channels * 4
-    state += lora_bytes
-    linear, attention = step_flops(shape, sizes)
-    encode = text_encoder_bytes(configs["text_encoder"], MAX_CAPTION)
+    passes, last = upscale.run_sizes(settings)
+    each = [_sizes(shape, settings, *one, control) for one in passes]
+    tokens = [images * shape.image_tokens(width, height) for width, height, images in passes]
+    state = max(*tokens, shape.image_tokens(*last))  # tiles are parts of one picture
+    state = LATENT_STATE * state * shape.patch_size**2 * shape.in_channels * 4 + lora_bytes
+    linear, attention = max(step_flops(shape, sizes) for sizes in each)
     return Needs(
-        encode=encode,
-        denoise=state + transformer_bytes(shape, sizes),
-        denoise_quantized=state + transformer_bytes(shape, sizes, quantized=True),
-        decode=_decode_table(configs["vae"], width, height, any(map(settings.get, PICTURES))),
+        encode=text_encoder_bytes(configs["text_encoder"], MAX_CAPTION),
+        denoise=state + max(transformer_bytes(shape, sizes) for sizes in each),
+        denoise_quantized=state + max(transformer_bytes(shape, sizes, quantized=True) for sizes in each),
+        decode=_decode_table(configs["vae"], *last, settings),
         linear_flops=linear,
         attention_flops=attention,
     )
 
 
-def _decode_table(config: Mapping[str, Any], width: int, height: int, encodes: bool) -> dict[int | None, int]:
+def _sizes(
+    shape: Shape, settings: Mapping[str, Any], width: int, height: int, images: int, control: Layout | None
+) -> Sizes:
+    """Of a pass over so many images at once."""
+    guided = settings.get("guidance_scale", 0) > 1
+    nag = settings.get("NAG_scale", 1) > 1 and not guided
+    acting = ("image_guide", "image_mask", "outpaint")  # what a control network is told
+    return Sizes(
+        shape.image_tokens(width, height),
+        MAX_CAPTION,
+        images * 2 if guided else images,
+        MAX_CAPTION if nag else 0,
+        control if any(map(settings.get, acting)) else None,
+    )
+
+
+def _decode_table(
+    config: Mapping[str, Any], width: int, height: int, settings: Mapping[str, Any]
+) -> dict[int | None, int]:
     """Tile -> bytes, the whole picture first; the smaller tiles only where they save something."""
+    hires = upscale.Hires.of(settings)
+    encodes = any(map(settings.get, PICTURES)) or (hires is not None and hires.strength > 0)
+    least = upscale.WORK_BYTES if hires is not None and hires.upscaler != upscale.LANCZOS else 0
 
     def cost(w: int, h: int) -> int:
-        return max(decode_bytes(config, w, h), encode_bytes(config, w, h) if encodes else 0)
+        return max(decode_bytes(config, w, h), encode_bytes(config, w, h) if encodes else 0, least)
 
     table: dict[int | None, int] = {None: cost(width, height)}
     for tile in VAE_TILES:

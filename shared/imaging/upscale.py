@@ -134,11 +134,11 @@ class Enlarger:
         return Enlarged([image] * len(seeds), source.notes)
 
 
-def run_sizes(settings: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """(width, height) of what each pass of a job paints and, last, of the picture that it decodes, about: the
-    size of a picture to start from is asked of its file.
+def run_sizes(settings: Mapping[str, Any]) -> tuple[list[tuple[int, int, int]], tuple[int, int]]:
+    """(width, height, images at once) of each pass of a job, and the size of the finished picture. About: a
+    picture to start from is asked for its size only.
     """
-    size = parse_resolution(settings["resolution"])
+    size, images = parse_resolution(settings["resolution"]), settings.get("batch_size", 1)
     if not (settings.get("image_mask") and settings.get("mask_only")):
         if begins_as_it_is(settings):
             size = _size_of(settings["image_start"]) or size
@@ -146,11 +146,12 @@ def run_sizes(settings: Mapping[str, Any]) -> list[tuple[int, int]]:
         size = size[0] + left + right, size[1] + top + bottom
     hires = Hires.of(settings)
     if hires is None:
-        return [size, size]
+        return [(*size, images)], size
     last = hires.size(size)
-    second = last if hires.tile is None else (min(last[0], hires.tile), min(last[1], hires.tile))
-    passes = [] if begins_as_it_is(settings) else [size]
-    return [*passes, *([second] if hires.strength else []), last]
+    tile = hires.tile or max(last)
+    first = [] if begins_as_it_is(settings) else [(*size, images)]
+    second = [(min(last[0], tile), min(last[1], tile), 1)] if hires.strength or not first else []
+    return [*first, *second], last
 
 
 def _size_of(picture: str) -> tuple[int, int] | None:
@@ -236,8 +237,8 @@ class _Model:
         scale = self._found.scale
         if image.width * image.height * scale**2 > MAX_ON_THE_WAY:
             raise UserError(
-                f"{self._name} makes a picture of {image.width}x{image.height} {scale} times larger, "
-                f"more than {MAX_ON_THE_WAY // 10**6} megapixels: choose {LANCZOS} or a model of a smaller scale."
+                f"{self._name} makes a picture of {image.width}x{image.height} {scale} times larger, more "
+                f"than {MAX_ON_THE_WAY // 10**6} megapixels: choose {LANCZOS} or a model that enlarges less."
             )
         if interrupt():
             raise Cancelled
