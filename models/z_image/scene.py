@@ -66,7 +66,7 @@ def _start(
     amounts = parse_outpaint(settings.get("outpaint", ""), *image.size)
     if not any(amounts):
         return image, mask, notes
-    larger = masks.extend(image, *amounts)
+    larger = masks.extend(image, *amounts, multiple=1)
     if mask:
         larger.mask.paste(mask, larger.box)
     return larger.image, larger.mask, [*notes, *larger.notes]

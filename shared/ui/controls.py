@@ -92,6 +92,10 @@ def _preprocessor(setting: Setting, **options: Any) -> Any:
     return gr.Dropdown(filterable=False, **options)
 
 
+def _upscaler(setting: Setting, **options: Any) -> Any:
+    return gr.Dropdown(filterable=False, **{"choices": list(setting.choices), **options})
+
+
 def _resolution(setting: Setting, **options: Any) -> Any:
     return gr.Dropdown(allow_custom_value=True, **options)
 
@@ -104,6 +108,8 @@ _BY_NAME: dict[str, Builder] = {
     "seed": _seed,
     "loras_multipliers": _strengths,
     "control_preprocessor": _preprocessor,
+    "outpaint": _data,
+    "hires_upscaler": _upscaler,
     "sample_solver": _solver,
     "sampling_style": _style,
 }
