@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
@@ -18,6 +18,7 @@ from shared.ui.loras import Loras
 from shared.ui.presets import Presets
 from shared.ui.text import plural
 from shared.ui.time_grid import problem_html, time_grid_html
+from shared.ui.upscale import Enlarging, upscaler_names
 
 Updates = dict[Any, Any]
 
@@ -56,6 +57,7 @@ class Form:
         self.loras = Loras(engine, model, lambda name: self._add(model, name))
         self.presets = Presets(engine, model)
         self.images = Images(engine, model, self._add)
+        self.enlarging = Enlarging(model, self._add)
         with gr.Accordion("Advanced", open=False, elem_id="advanced"):
             for name in SETTINGS:
                 if name not in self.controls:
@@ -89,6 +91,7 @@ class Form:
             self.time_grid,
             *self.loras.outputs,
             *self.images.outputs,
+            *self.enlarging.outputs,
         ]
 
     @property
@@ -136,12 +139,13 @@ class Form:
             self.time_grid: self._grid({**values, "model_type": model.id}),
             **self.loras.suit(model),
             **self.images.suit(model, values),
+            **self.enlarging.suit(model, values),
         }
         for name, component in self.controls.items():
             if name not in model.settings:
                 updates[component] = gr.update(visible=False)
-            elif name == "resolution":
-                updates[component] = gr.update(visible=True, value=values[name], choices=sizes(model))
+            elif name in CHOICES:
+                updates[component] = gr.update(visible=True, value=values[name], choices=CHOICES[name](model))
             else:
                 updates[component] = gr.update(visible=True, value=values[name])
         return updates
@@ -168,6 +172,13 @@ def sizes(model: ModelInfo) -> list[str]:
     """The model's usual sizes, its default always among them; any other can be typed."""
     usual = list(model.capabilities.get("resolutions", []))
     return usual if model.defaults["resolution"] in usual else [model.defaults["resolution"], *usual]
+
+
+#: settings whose choices are the model's
+CHOICES: dict[str, Callable[[ModelInfo], list[str]]] = {
+    "resolution": sizes,
+    "hires_upscaler": upscaler_names,
+}
 
 
 def redraws(model: ModelInfo) -> bool:

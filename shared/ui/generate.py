@@ -21,6 +21,7 @@ from shared.ui.notice import notice_area, notice_html
 from shared.ui.pictures import Pictures, picture_area
 from shared.ui.presets import lines_html
 from shared.ui.stage import stage_area, stage_html
+from shared.ui.upscale import Upscale
 from shared.ui.watch import Sight, watch
 from shared.ui.welcome import Welcome
 
@@ -51,6 +52,7 @@ class Generate:
                 self.welcome = Welcome(engine.catalog.model(engine.catalog.default_model), self._is_new())
                 self.stage = stage_area()
                 self.viewer = picture_area("viewer")
+                self.upscale = Upscale(engine)
                 self.recent = picture_area("recent")
         self._wire(page)
 
@@ -93,6 +95,8 @@ class Generate:
             area.pick(self.pick, None, self.viewer, **QUIET)
             area.use(self.use_settings, None, filled, **QUIET)
             form.images.takes_from(area)
+            self.upscale.opens_from(area)
+        self.upscale.wire(self.submitted, self.notice)
 
     # -- what the user does -------------------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ class Images:
                 for name in MASK_SETTINGS:
                     add(model, name, info=SETTINGS[name].help)
             with gr.Accordion("Extend beyond the borders", open=False, elem_id="extend-group"):
-                gr.Markdown(SETTINGS["outpaint"].help, elem_classes="zgp-info")
+                gr.HTML(f'<p class="zgp-lora-line">{escape(SETTINGS["outpaint"].help)}</p>')
                 with gr.Row(elem_id="extend-sides"):
                     self.sides = [
                         gr.Textbox("0", label=side, min_width=0, elem_id=f"extend-{side.lower()}")
@@ -145,8 +145,9 @@ class Images:
         needed = [self.guide, self.what, self.details, resolution]
         shown = [self.map, self.about, self.fetch, self.control_group]
         self.guide.change(self.draw_unpainted_map, needed, shown, **last)
-        gr.on([self.details.change, resolution.change], self.draw_map, needed, [self.guide, *shown], **last)
-        self.what.change(self.draw_other_map, needed, [self.guide, *shown], **last)
+        gr.on(
+            [self.what.change, self.details.change, resolution.change], self.draw_map, needed, shown, **last
+        )
         self.what.input(None, None, self.details, js="() => ''")
         details = [one for each in self.parameters.values() for one in each]
         self.what.input(self.show_details, self.what, [*self.columns.values(), *details], **last)
@@ -155,7 +156,7 @@ class Images:
                 component.input(None, components, self.details, js=_pairs(PREPROCESSORS[name]))
         self.fetch.click(
             self.fetch_extra, self.what, self.fetch, api_visibility="private", concurrency_limit=1
-        ).then(self.draw_map, needed, [self.guide, *shown], **QUIET)
+        ).then(self.draw_map, needed, shown, **QUIET)
 
     def takes_from(self, area: Any) -> None:
         """Let the buttons of `area` (`pictures.picture_area`) send pictures here."""
@@ -293,20 +294,13 @@ class Images:
         """As `draw_map`, but what is being painted on is left alone."""
         if STROKES in guide:
             return {self.control_group: gr.skip()}
-        updates = self.draw_map(guide, name, details, resolution)
-        del updates[self.guide]
-        return updates
-
-    def draw_other_map(self, guide: str, name: str, details: str, resolution: str) -> Updates:
-        """As `draw_map`, for another preprocessor: strokes on the last one's map mean nothing on this one's."""
-        return self.draw_map(guide.partition(STROKES)[0], name, details, resolution)
+        return self.draw_map(guide, name, details, resolution)
 
     def draw_map(self, guide: str, name: str, details: str, resolution: str) -> Updates:
         """The map that will be followed, with the strokes on it, and what the preprocessor is or lacks."""
         path, _, strokes = guide.partition(STROKES)
         preprocessor, lacks = find(name), missing(name, self._engine.config.ckpts)
         updates: Updates = {
-            self.guide: guide,
             self.map: "",
             self.control_group: gr.update(label=_title("Control", path)),
             self.about: _about(preprocessor, lacks),

@@ -22,12 +22,12 @@ from shared.ui.thumbnails import thumbnail
 RECENT = 24
 THUMBNAILS = ".thumbnails"
 
-# 'pick' puts a picture on view, 'use' takes its settings, 'image' changes it, 'control' follows it; all carry
-# its number as `id`.
+# 'pick' puts a picture on view, 'use' takes its settings, 'image' changes it, 'control' follows it, 'upscale'
+# enlarges it; all carry its number as `id`.
 _CLICKS = """element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-id]');
   if (!button) return;
-  const act = ['use', 'image', 'control'].find((name) => name === button.dataset.act) || 'pick';
+  const act = ['use', 'image', 'control', 'upscale'].find((name) => name === button.dataset.act) || 'pick';
   trigger(act, {id: Number(button.dataset.id)});
 });"""
 
@@ -102,7 +102,12 @@ def viewer_html(batch: Sequence[ImageRecord], shown: ImageRecord, catalog: Catal
     )
 
 
-_ACTS = (("use", "Use these settings"), ("image", "Change this picture"), ("control", "Use as control"))
+_ACTS = (
+    ("use", "Use these settings"),
+    ("upscale", "Upscale"),
+    ("image", "Change this picture"),
+    ("control", "Use as control"),
+)
 
 
 def file_url(path: Path) -> str:
