@@ -28,9 +28,9 @@ def upscale_settings(
 ) -> dict[str, Any]:
     """Settings that enlarge the picture in a file: image to image at strength 0, then the second pass.
 
-    scale, upscaler, strength, tile: of the settings hires_*. At strength 0 no model is loaded. prompt: of what
-    is painted; "" for the picture's own. UserError for a file that is no picture, or when the result would be
-    too large.
+    scale, upscaler, strength, tile: of the settings hires_*. At strength 0 no model is loaded. prompt: of
+    what is painted; "" for the picture's own. UserError for a file that is no picture, or when the result
+    would be too large.
     """
     source = sources.load_picture(picture).image
     width, height = (round(side * scale) for side in source.size)
@@ -70,7 +70,7 @@ def _own(picture: Path) -> Mapping[str, Any]:
 
 
 def _suited(side: int, model: ModelInfo) -> int:
-    """The nearest side that the setting takes; the picture itself keeps its own."""
+    """The next side that the setting takes; the picture itself keeps its own."""
     multiple = int(model.capabilities.get("size_multiple", 16))
     low, high = int(model.capabilities.get("min_size", 64)), int(model.capabilities.get("max_size", 8192))
     return min(max(-(-side // multiple) * multiple, low), high)

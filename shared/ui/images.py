@@ -43,8 +43,8 @@ STRENGTHS = ("control_net_weight", "control_start", "control_end")
 # From the four sides, the setting outpaint and the strength to the last two: what is new is painted freely.
 _EXTEND = """(left, top, right, bottom, before, strength) => {
   const text = [left, top, right, bottom].map((side) => side.trim() || '0').join(',');
-  const extends_ = /[^0,]/.test(text);
-  return [extends_ ? text : '', extends_ && !before ? 1 : strength];
+  const now = /[^0,]/.test(text) ? text : '';
+  return [now, now && !before ? 1 : strength];
 }"""
 _PAINTED = "() => window.zgpPainted"
 _PAINTED_ON = f"(guide) => guide.split('{STROKES}')[0] + '{STROKES}' + window.zgpPainted"
@@ -82,7 +82,7 @@ class Images:
                 gr.HTML(f'<p class="zgp-lora-line">{escape(SETTINGS["outpaint"].help)}</p>')
                 with gr.Row(elem_id="extend-sides"):
                     self.sides = [
-                        gr.Textbox("0", label=side, min_width=0, elem_id=f"extend-{side.lower()}")
+                        gr.Textbox(label=side, placeholder="0", min_width=0, elem_id=f"extend-{side.lower()}")
                         for side in SIDES
                     ]
 
@@ -130,7 +130,7 @@ class Images:
             [self.easel, self.image_group], **last,
         )  # fmt: skip
         for side in self.sides:
-            side.input(
+            side.change(  # not "input": pasting makes no such event
                 None, [*self.sides, self.outpaint, self.strength], [self.outpaint, self.strength], js=_EXTEND
             )
         self.guide_file.upload(
@@ -176,7 +176,7 @@ class Images:
         updates: Updates = {
             self.image_group: gr.update(visible="image_start" in model.settings),
             self.control_group: gr.update(visible="image_guide" in model.settings),
-            **dict(zip(self.sides, (settings.get("outpaint") or "0,0,0,0").split(","), strict=False)),
+            **dict(zip(self.sides, _sides(settings.get("outpaint", "")), strict=True)),
         }
         if "image_guide" not in model.settings:
             return updates
@@ -248,7 +248,7 @@ class Images:
     def _started(self, path: str, mask: str, size: str) -> Updates:
         opened = gr.update(open=True)
         started = {self.start: path, self.mask: mask, self.resolution: size, self.image_group: opened}
-        return {**started, self.outpaint: "", **dict.fromkeys(self.sides, "0")}
+        return {**started, self.outpaint: "", **dict.fromkeys(self.sides, "")}
 
     @shows_errors
     def take_mask(self, path: str, start: str) -> str:
@@ -408,6 +408,12 @@ def _problem(sentence: str) -> str:
 
 def _title(name: str, path: str | None) -> str:
     return f"{name} (in use)" if path else name
+
+
+def _sides(outpaint: str) -> list[str]:
+    """What the four fields of the setting show."""
+    parts = [part.strip() for part in outpaint.split(",")]
+    return ["" if part == "0" else part for part in parts] if len(parts) == len(SIDES) else [""] * len(SIDES)
 
 
 def _pairs(preprocessor: Preprocessor) -> str:
