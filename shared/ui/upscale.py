@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +102,11 @@ class Upscale:
         own = metadata.settings_from(record.metadata)
         ids = [model.id for model in models if model.available]
         chosen = own.get("model_type") if own.get("model_type") in ids else ids[0]
-        name, size = escape(Path(record.path).name), f"{record.width} × {record.height}"
+        size = f"{record.width} × {record.height}"
         return {
             self.picture: record.id,
             self.panel: gr.update(visible=True),
-            self.about: f'<h2 class="zgp-heading">Upscale <span>{size}, {name}</span></h2>',
+            self.about: f'<h2 class="zgp-heading">Upscale <span>{size}</span></h2>',
             self.model: gr.update(
                 choices=[(model.name, model.id) for model in models if model.available], value=chosen
             ),
