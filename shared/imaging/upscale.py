@@ -246,7 +246,7 @@ class _Model:
         rows, columns = (tiles(s, TILE if self._tiled else s, OVERLAP) for s in (image.height, image.width))
         with torch.inference_mode():
             made = by_tiles(self._compute, x, 3, rows, columns, 1, scale, interrupt)
-        pixels = made.nan_to_num_(0).clamp_(0, 1).mul_(255).round_().byte().permute(1, 2, 0)
+            pixels = made.nan_to_num_(0).clamp_(0, 1).mul_(255).round_().byte().permute(1, 2, 0)
         return Image.fromarray(pixels.numpy())
 
     def _compute(self, part: torch.Tensor) -> torch.Tensor:
