@@ -128,7 +128,10 @@ def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output
     try:
         # Queued before the worker starts, which then begins with them instead of warming up its default.
         for task in tasks:
-            jobs.append((task, engine.submit(task.values, "cli", output_dir)[0]))
+            try:
+                jobs.append((task, engine.submit(task.values, "cli", output_dir)[0]))
+            except SettingsError as error:  # of a picture that cannot be used
+                reporter.invalid(task.number, error.problems)
         engine.start()
         for task, job_id in jobs:
             for event in engine.follow(job_id):
@@ -143,7 +146,7 @@ def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output
         raise
     finally:
         engine.stop()
-    return all(engine.store.job(job_id).status == DONE for _, job_id in jobs)
+    return len(jobs) == len(tasks) and all(engine.store.job(job_id).status == DONE for _, job_id in jobs)
 
 
 def _cancel(engine: Engine, job_ids: Sequence[int]) -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -226,7 +226,10 @@ class Images:
         return self._kept(painted_over(drawn, strokes))
 
     def _kept(self, picture: sources.Picture) -> str:
-        return str(keep_picture(picture, self._engine.config.inputs)[0])
+        """The path of its copy; the user is told what was corrected in it."""
+        path, notes = keep_picture(picture, self._engine.config.inputs)
+        _say(notes)
+        return str(path)
 
     # -- the picture to start from ------------------------------------------------------------------------
 
@@ -254,7 +257,8 @@ class Images:
     def take_mask(self, path: str, start: str) -> str:
         """Take the mask from a file."""
         picture = sources.load_picture(start).image
-        mask, _ = masks.from_upload(path, picture.size)
+        mask, notes = masks.from_upload(path, picture.size)
+        _say([*notes, *masks.checked(mask)])
         return self._kept(mask)
 
     def draw_image(self, start: str, mask: str) -> Updates:
@@ -400,6 +404,11 @@ def _about(preprocessor: Preprocessor, lacks: str) -> str:
         )
     said = "".join(f'<p class="zgp-lora-line">{escape(line)}</p>' for line in lines)
     return said + (_problem(lacks) if lacks and not fetchable(preprocessor, lacks) else "")
+
+
+def _say(notes: Sequence[str]) -> None:
+    for note in notes:
+        gr.Info(escape(note, quote=False))
 
 
 def _problem(sentence: str) -> str:
