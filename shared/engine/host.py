@@ -248,6 +248,8 @@ def plan_job(
 def chosen(required: Sequence[Required], plan: Plan) -> list[Required]:
     """The required files with the plan's choice as the only alternative."""
     sources = {"transformer": plan.transformer.source}
+    if plan.transformer.module is not None:
+        sources["module0"] = plan.transformer.module.source
     if plan.text_encoder is not None:
         sources["text_encoder"] = plan.text_encoder.source
     return [
