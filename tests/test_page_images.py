@@ -23,6 +23,7 @@ from shared.ui.form import Form, label
 from shared.ui.images import suited_size
 from shared.ui.painter import EMPTY, mask_of, painted_over, painter_html
 from tests import mini
+from tests.bad_pictures import bad_pictures
 from tests.browser import ROOT, Visit, chromium, serve, visits
 from training.control_score import cases, judge
 
@@ -163,28 +164,6 @@ def test_an_empty_map_is_said(form, tmp_path):
     Image.new("RGB", (64, 64), "white").save(tmp_path / "white.png")
     shown = form.images.draw_map(str(tmp_path / "white.png"), "canny", "", "128x128")
     assert "The control map is empty: no edge" in shown[form.images.map]
-
-
-def bad_pictures(folder: Path) -> dict[str, Path]:
-    """What users drop on pages."""
-    rng = np.random.default_rng(0)
-    plain = Image.fromarray(rng.integers(0, 255, (40, 60, 3)).astype(np.uint8))
-    paths = {name: folder / f"{name}.png" for name in ("alpha", "deep", "black", "white", "other", "broken")}
-    paths |= {"cmyk": folder / "cmyk.jpg", "turned": folder / "turned.jpg", "moving": folder / "moving.gif"}
-    seen_through = plain.convert("RGBA")
-    seen_through.paste((0, 0, 0, 0), (0, 0, 20, 20))
-    seen_through.save(paths["alpha"])
-    Image.fromarray(rng.integers(0, 65535, (40, 60)).astype(np.uint16)).save(paths["deep"])
-    plain.convert("CMYK").save(paths["cmyk"])
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    plain.save(paths["turned"], exif=exif)
-    plain.save(paths["moving"], save_all=True, append_images=[plain.rotate(90), plain.rotate(180)])
-    Image.new("L", (60, 40)).save(paths["black"])
-    Image.new("L", (60, 40), 255).save(paths["white"])
-    Image.new("L", (30, 60), 255).save(paths["other"])
-    paths["broken"].write_bytes(paths["deep"].read_bytes()[:-900])
-    return paths
 
 
 @pytest.mark.parametrize(
@@ -388,7 +367,7 @@ def test_a_picture_is_enlarged_while_it_is_made_and_afterwards(visit, server):
     page.tab.locator("#upscale-hires_scale input[type=number]").fill("1.5")
     page.tab.locator("#upscale-go").click()
     page.tab.wait_for_selector("#upscale", state="hidden")
-    page.tab.wait_for_function("document.querySelector('#viewer img')?.width === 384")
+    page.tab.wait_for_selector('#viewer img[width="384"]')
     [picture] = set(server.pictures()) - before
     expected = Image.open(larger).resize((384, 384), Image.Resampling.LANCZOS)
     assert np.array_equal(pixels(picture), pixels(expected))

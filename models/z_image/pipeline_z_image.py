@@ -198,7 +198,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         lora_strengths: of the LoRAs attached to the transformer; without it they keep those they have.
         Raises UserError for values that make no picture, Cancelled when interrupted.
         """
-        check_size(height, width, num_inference_steps)
+        check_size(height, width, num_inference_steps, tile)
         notes: list[str] = []
         share = Share(control_context_scale, control_start, control_end)
         given = pictures.prepare(width, height, image, inpaint_mask, control_image, mask_feather, notes)
@@ -585,9 +585,9 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         return [to_pil(p) for p in made]
 
 
-def check_size(height: int, width: int, steps: int) -> None:
-    for name, value in (("height", height), ("width", width)):
-        if value % SIZE_MULTIPLE or value <= 0:
+def check_size(height: int, width: int, steps: int, tile: int | None = None) -> None:
+    for name, value in (("height", height), ("width", width), ("tile", tile)):
+        if value is not None and (value % SIZE_MULTIPLE or value <= 0):
             near = max(SIZE_MULTIPLE, round(value / SIZE_MULTIPLE) * SIZE_MULTIPLE)
             raise UserError(
                 f"The {name} {value} is not a multiple of {SIZE_MULTIPLE}; the nearest is {near}."

@@ -116,7 +116,7 @@ class Form:
     def _grid(self, settings: Mapping[str, Any]) -> str:
         try:
             levels = self._engine.catalog.time_grid(
-                {**settings, "activated_loras": [], **NO_PICTURES}  # they do not bend it
+                {**settings, "activated_loras": [], "outpaint": "", **NO_PICTURES}  # they do not bend it
             )
         except UserError as error:
             return problem_html(str(error))

@@ -224,8 +224,9 @@ class Generate:
     def _fill(self, found: recall.Recalled) -> Updates:
         model = self._engine.catalog.model(found.settings["model_type"])
         settings, lost = self.form.images.present(found.settings)
+        settings, replaced = self.form.enlarging.present(model, settings)
         filled = {**self.form.fill(settings), **self.welcome.suit(model)}
-        return {**filled, self.notice: notice_html([*found.report, *lost])}
+        return {**filled, self.notice: notice_html([*found.report, *lost, *replaced])}
 
     def _is_new(self) -> bool:
         return not self._engine.store.images(limit=1)

@@ -51,6 +51,15 @@ class Enlarging:
         """Show the group where it acts."""
         return {self.group: gr.update(visible=HIRES[0] in model.settings)}
 
+    def present(self, model: ModelInfo, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The settings with an upscaler that is here, and a line where it is not the one that they name."""
+        name, scale = settings.get("hires_upscaler"), settings.get("hires_scale", 1)
+        if name is None or name in upscaler_names(model):
+            return dict(settings), []
+        usual = SETTINGS["hires_upscaler"].default
+        lines = [f"Its upscaler {name} is not here: {usual} takes its place."] if scale != 1 else []
+        return {**settings, "hires_upscaler": usual}, lines
+
     @staticmethod
     def _add(model: ModelInfo, add: Callable[..., Any], name: str) -> Any:
         more = {"choices": upscaler_names(model)} if name == "hires_upscaler" else {}
@@ -100,16 +109,15 @@ class Upscale:
         record = self._engine.store.image(int(event.id))
         models = [one for one in self._engine.catalog.models.values() if HIRES[0] in one.settings]
         own = metadata.settings_from(record.metadata)
-        ids = [model.id for model in models if model.available]
+        models = [model for model in models if model.available] or models
+        ids = [model.id for model in models]
         chosen = own.get("model_type") if own.get("model_type") in ids else ids[0]
         size = f"{record.width} × {record.height}"
         return {
             self.picture: record.id,
             self.panel: gr.update(visible=True),
             self.about: f'<h2 class="zgp-heading">Upscale <span>{size}</span></h2>',
-            self.model: gr.update(
-                choices=[(model.name, model.id) for model in models if model.available], value=chosen
-            ),
+            self.model: gr.update(choices=[(model.name, model.id) for model in models], value=chosen),
             self.prompt: str(own.get("prompt", "")),
         }
 
