@@ -37,13 +37,15 @@ class Variant:
     """One file that can serve as a part.
 
     source: the card's entry (URL or project path). kind: "bf16", "fp16", "fp32", "int8", "fp8", "svdq-int4",
-    "svdq-fp4". size: as loaded, so floats count in the dtype they compute in.
+    "svdq-fp4". size: as loaded, so floats count in the dtype they compute in. module: the file of the
+    control network that goes with it, whose weights `size` includes.
     """
 
     source: str
     kind: str
     size: PartSize
     on_disk: bool = True
+    module: Variant | None = None
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,12 @@ class Setting:
     default: object
     label: str
     help: str
-    group: str = "main"  # or "prompt", "guidance", "sampler", "pictures", "loras", "advanced", "output"
+    group: str = "main"  # or prompt, guidance, sampler, pictures, hires, loras, advanced, output
     minimum: float | None = None
     maximum: float | None = None
     step: float | None = None
     choices: tuple[str, ...] = ()
+    more_choices: str = ""  # the model's capability that lists further ones
     needs: str = ""  # the model's capability that makes it act; "" = every model
     numbers: bool = False  # a text of numbers: one number, or a list of them, is written out
     pairs: bool = False  # a text of name=value pairs: an object is written out
@@ -267,6 +268,12 @@ SETTINGS: dict[str, Setting] = {
             help="Pixels around the mask that are looked at. Acts where only that part is painted.",
         ),
         Setting(
+            name="outpaint", kind=str, default="", label="Extend beyond the borders", group="pictures",
+            maximum=60, needs="inpaint", numbers=True,
+            help="How far the picture is painted on to the left, top, right and bottom, in pixels or, with a "
+            "% sign, in parts of it: 0,0,64,0 or 25%,0,25%,0. What is there stays exactly as it is.",
+        ),
+        Setting(
             name="image_guide", kind=str, default="", label="Control picture", group="pictures",
             maximum=MAX_PATH, needs="control", picture=True,
             help="A picture whose lines, depth or poses the new one follows.",
@@ -301,6 +308,36 @@ SETTINGS: dict[str, Setting] = {
             step=1, group="pictures", needs="control",
             companions=("image_guide",),
             help="Control acts up to this part of the steps; ending early frees the fine detail.",
+        ),
+        Setting(
+            name="hires_scale", kind=float, default=1.0, label="Enlarge", minimum=1, maximum=4, step=0.05,
+            group="hires", needs="hires",
+            help="How many times wider and higher the finished picture becomes; 1 leaves it as it is. A "
+            "picture to start from with strength 0 is enlarged from its own size.",
+        ),
+        Setting(
+            name="hires_upscaler", kind=str, default="lanczos", label="Enlarged by", maximum=200,
+            choices=("lanczos",), more_choices="upscalers", group="hires", needs="hires",
+            help="Lanczos, which adds nothing of its own, or an upscaler model of the folder "
+            "ckpts/upscalers. Acts when the picture is enlarged.",
+        ),
+        Setting(
+            name="hires_denoising_strength", kind=float, default=0.3, label="New detail", minimum=0,
+            maximum=1, step=0.01, group="hires", needs="hires",
+            help="How far the enlarged picture is painted anew: 0 not at all, 0.2 to 0.4 adds detail, more "
+            "changes the picture. Acts when the picture is enlarged.",
+        ),
+        Setting(
+            name="hires_steps", kind=int, default=0, label="Steps of the second pass", minimum=0, maximum=100,
+            step=1, group="hires", needs="hires",
+            help="0 is as many as the first pass. Of these it takes the part that its strength says. Acts "
+            "when new detail is painted.",
+        ),
+        Setting(
+            name="hires_tile", kind=int, default=0, label="Tile of the second pass", minimum=0, maximum=4096,
+            step=16, group="hires", needs="hires",
+            help="0 paints the enlarged picture as a whole; a number in overlapping tiles of so many pixels, "
+            "which takes less memory. With little new detail (0.1 to 0.3), or every tile shows the prompt.",
         ),
         Setting(
             name="activated_loras", kind=list, default=[], label="LoRAs", group="loras", maximum=100,
@@ -406,6 +443,9 @@ def validate(
         if not applies(setting, capabilities):
             continue
         default = _first(defaults.get(setting.name), setting.default)
+        if setting.more_choices:
+            more = tuple(capabilities.get(setting.more_choices, ()))
+            setting = replace(setting, choices=(*setting.choices, *more))
         try:
             settings[setting.name] = _convert(setting, given.get(setting.name, default), default)
         except _Unusable as error:
@@ -453,7 +493,35 @@ def _in_our_words(given: dict[str, Any]) -> dict[str, Any]:
     mode = str(given.get("multi_prompts_gen_type", ALL_ONE)).upper()
     if mode in WAN2GP_PROMPT_MODES:
         given = given | {"multi_prompts_gen_type": WAN2GP_PROMPT_MODES[mode]}
-    return _without_letters(given)
+    return _without_outpainting(_without_letters(_without_upsampling(given)))
+
+
+def _without_upsampling(given: dict[str, Any]) -> dict[str, Any]:
+    """spatial_upsampling "lanczos2" enlarges the finished picture and paints nothing."""
+    match = re.fullmatch(r"lanczos(\d(?:\.\d+)?)", str(given.get("spatial_upsampling", "")))
+    if match is None or "hires_scale" in given:
+        return given
+    others = {name: value for name, value in given.items() if name != "spatial_upsampling"}
+    return others | {"hires_scale": float(match[1]), "hires_denoising_strength": 0.0}
+
+
+def _without_outpainting(given: dict[str, Any]) -> dict[str, Any]:
+    """video_guide_outpainting "10 0 25 0" extends its picture to the top, bottom, left and right, in percent;
+    with a # before it, it is switched off.
+    """
+    text = given.get("video_guide_outpainting")
+    parts = text.split() if isinstance(text, str) else []
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts) or "outpaint" in given:
+        return given
+    others = {name: value for name, value in given.items() if name != "video_guide_outpainting"}
+    picture = given.get("image_start") or given.get("image_guide")
+    if not any(map(int, parts)) or not picture:
+        return others if picture else given
+    if given.get("control_preprocessor") == "as_it_is":
+        others.pop("image_guide", None)  # a photograph is no map
+    top, bottom, left, right = parts
+    painted = {"outpaint": f"{left}%,{top}%,{right}%,{bottom}%", "denoising_strength": 1.0}
+    return {"image_start": picture} | painted | others
 
 
 def _without_letters(given: dict[str, Any]) -> dict[str, Any]:
@@ -506,6 +574,28 @@ def parse_parameters(text: str) -> dict[str, int | float | bool]:
         number = float if match[3] else int
         values[match[1]] = _FLAGS[flag] if (flag := match[2].lower()) in _FLAGS else number(flag)
     return values
+
+
+def parse_outpaint(text: str, width: int, height: int) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) in pixels, of a text such as "0,0,64,0" or "25%,0,25%,0" for a picture of
+    width x height; SettingsError when it has another form.
+    """
+    parts = re.findall(r"\s*(\d{1,5})\s*(%?)\s*(?:,|$)", text)
+    if not text.strip():
+        return 0, 0, 0, 0
+    if len(parts) != 4 or text.count(",") != 3 or not re.fullmatch(r"[\d\s,%]+", text):
+        raise SettingsError(
+            [
+                f"outpaint came as {_show(text)}; expected how far to go on to the left, top, right and "
+                'bottom, in pixels or percent, for example "0,0,64,0" or "25%,0,25%,0"'
+            ]
+        )
+    sides = (width, height, width, height)
+    left, top, right, bottom = (
+        round(side * int(number) / 100) if percent else int(number)
+        for (number, percent), side in zip(parts, sides, strict=True)
+    )
+    return left, top, right, bottom
 
 
 _FLAGS = {"true": True, "false": False}

@@ -118,7 +118,7 @@ def test_a_control_networks_published_size_is_the_real_one(generation):
     names = {"v1": "Union_bf16", "2.0": "Union2_bf16", "2.1": "Union2.1_bf16", "lite": "Union-2.1-lite"}
     one = Required("module0", [f"https://x.org/Z-Image-Turbo-Fun-Controlnet-{names[generation]}.safetensors"])
     nowhere = Folders(ROOT / "nowhere", ROOT / "nowhere")
-    size = memory.control_size(one, DIT, nowhere)
+    size = memory.control_variants(one, DIT, nowhere)[0].size
     blocks = [*net.control_noise_refiner, *net.control_layers]
     assert size.block_bytes == tuple(sum(p.nbytes for p in block.parameters()) for block in blocks)
     assert size.total == sum(p.nbytes for p in net.parameters())
@@ -138,7 +138,7 @@ def test_a_control_file_on_disk_is_measured(generation, tmp_path):
         torch.float32,
     )
     assert layout == net.layout
-    size = memory.control_size(one, base, places, 4)
+    size = memory.control_variants(one, base, places, 4)[0].size
     assert size.total == sum(p.nbytes for p in net.parameters())
     assert len(size.block_bytes) == len(net.control_layers) + len(net.control_noise_refiner)
 

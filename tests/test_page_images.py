@@ -23,9 +23,11 @@ from shared.ui.form import Form, label
 from shared.ui.images import suited_size
 from shared.ui.painter import EMPTY, mask_of, painted_over, painter_html
 from tests import mini
+from tests.bad_pictures import bad_pictures
 from tests.browser import ROOT, Visit, chromium, serve, visits
+from training.control_score import cases, judge
 
-MINI, CONTROL = "z_image_mini", "z_image_control2_1"
+MINI, CONTROL, MINI_CONTROL = "z_image_mini", "z_image_control2_1", "z_image_mini_control2_1"
 RED = (225, 29, 72, 255)
 
 
@@ -135,6 +137,68 @@ def test_a_map_that_was_painted_on_is_used_as_it_is(form, source):
     assert (painted[:, :15] == 255).all() and np.array_equal(painted[:, 18:, 0], edges[:, 18:])
     unpainted = form.images.read({**given, "image_guide": f"{source}|{EMPTY}"})
     assert unpainted == {**given, "image_guide": str(source)}
+
+
+def test_strokes_lie_on_the_map_again():
+    strokes = drawn((512, 512), (0, 0, 63, 511), (255, 255, 255, 255))
+    html = painter_html("map", Image.new("RGB", (128, 128)), None, [], strokes)
+    layer = html.split('data-layer="')[1].split('"')[0]
+    again = Image.open(io.BytesIO(base64.b64decode(layer.removeprefix("data:image/png;base64,"))))
+    assert (np.asarray(again)[:, :64] == 255).all() and not np.asarray(again)[:, 64:].any()
+    assert 'data-painted="1"' in html
+    for none in ("", EMPTY):
+        assert 'data-layer=""' in painter_html("map", Image.new("RGB", (8, 8)), None, [], none)
+
+
+def test_extending_is_a_setting_of_the_page(form, source):
+    model = form.images._engine.catalog.model(MINI)
+    shown = form.images.suit(model, {**model.defaults, "outpaint": "25%, 0,64,0"})
+    assert [shown[side] for side in form.images.sides] == ["25%", "", "64", ""]
+    assert [form.images.suit(model, model.defaults)[side] for side in form.images.sides] == [""] * 4
+    given = {"image_start": "", "outpaint": "0,0,64,0"}
+    assert "outpaint" not in form.images.read(given)  # left over from a picture that is gone
+    assert form.images.read({**given, "image_start": str(source)})["outpaint"] == "0,0,64,0"
+
+
+def test_an_empty_map_is_said(form, tmp_path):
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "white.png")
+    shown = form.images.draw_map(str(tmp_path / "white.png"), "canny", "", "128x128")
+    assert "The control map is empty: no edge" in shown[form.images.map]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("alpha", "transparent parts were laid on white"), ("deep", "16-bit values were scaled"),
+        ("cmyk", "CMYK without a colour profile"), ("turned", "turned upright"),
+        ("moving", "holds 3 frames; the first one is used"),
+    ],
+)  # fmt: skip
+def test_every_correction_of_a_picture_is_said(form, tmp_path, monkeypatch, name, said):
+    notes = []
+    monkeypatch.setattr(gr, "Info", notes.append)
+    path = str(bad_pictures(tmp_path)[name])
+    form.images.take_image(path, MINI)
+    assert any(said in note for note in notes)
+    notes.clear()
+    form.images.take_guide(path, CONTROL, "")
+    assert any(said in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("black", "The mask is all black"), ("other", "The mask is 30x60, its picture 60x40"),
+        ("broken", "broken.png cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_mask_that_cannot_be_used_is_one_sentence(form, tmp_path, monkeypatch, name, sentence):
+    paths, notes = bad_pictures(tmp_path), []
+    monkeypatch.setattr(gr, "Info", notes.append)
+    with pytest.raises(gr.Error, match=sentence):
+        form.images.take_mask(str(paths[name]), str(paths["alpha"]))
+    form.images.take_mask(str(paths["white"]), str(paths["alpha"]))
+    assert notes == ["The mask is all white: the whole picture is repainted"]
 
 
 def test_only_kept_pictures_come_back(form, source):
@@ -281,13 +345,32 @@ def test_a_picture_is_extended(visit, server, source):
     page = visit()
     drop(page, "image", source)
     page.tab.locator("#extend-group > button").click()
-    page.tab.locator("#extend-right input").fill("64")
-    page.tab.locator("#extend").click()
-    page.tab.wait_for_function("document.querySelector('#resolution input').value === '192x128'")
-    page.tab.wait_for_selector('#easel [data-painted="1"]')
+    page.tab.locator("#extend-right textarea").fill("50%")
+    page.tab.wait_for_function("document.querySelector('#outpaint textarea').value === '0,0,50%,0'")
     assert page.value("denoising_strength") == "1"
     result = pixels(made(page, server))
     assert result.shape == (128, 192, 3) and np.array_equal(result[:, :128], pixels(source))
+
+
+@pytest.mark.browser
+def test_a_picture_is_enlarged_while_it_is_made_and_afterwards(visit, server):
+    page = visit()
+    page.tab.locator("#enlarge-group > button").click()
+    assert not page.tab.locator("#hires_tile").is_visible()
+    page.set_number("hires_scale", 2)
+    page.tab.wait_for_selector("#hires_tile")
+    assert pixels(larger := made(page, server)).shape == (256, 256, 3)
+    page.tab.locator("#viewer").get_by_role("button", name="Upscale").click()
+    page.tab.wait_for_selector("#upscale-go")
+    assert page.value("upscale-prompt").startswith("a red circle")
+    before = set(server.pictures())
+    page.tab.locator("#upscale-hires_scale input[type=number]").fill("1.5")
+    page.tab.locator("#upscale-go").click()
+    page.tab.wait_for_selector("#upscale", state="hidden")
+    page.tab.wait_for_selector('#viewer img[width="384"]')
+    [picture] = set(server.pictures()) - before
+    expected = Image.open(larger).resize((384, 384), Image.Resampling.LANCZOS)
+    assert np.array_equal(pixels(picture), pixels(expected))
 
 
 @pytest.mark.browser
@@ -316,6 +399,35 @@ def test_control_is_shown_where_it_acts_and_its_map_before_running(visit, models
     assert page.value("control_parameters") == "" and page.tab.locator("#depth-detail").is_visible()
     page.choose_model(models[MINI].name)
     page.tab.wait_for_selector("#control-group", state="hidden")
+
+
+@pytest.mark.browser
+def test_a_picture_follows_a_drawing_against_its_words(visit, models, server, tmp_path):
+    """A black outline on white, uploaded: the edges' shape comes out, filled with the prompt's colour."""
+    if MINI_CONTROL not in models:
+        pytest.skip("the card is not here")
+    case = next(one for one in cases(8) if one.shape == "square")
+    Image.fromarray(case.picture).save(tmp_path / "drawing.png")
+    page = visit()
+    page.choose_model(models[MINI_CONTROL].name)
+    page.tab.wait_for_selector("#control-group")
+    drop(page, "control", tmp_path / "drawing.png")
+    before = set(server.pictures())
+    page.set_number("seed", 3)
+    page.generate(case.asked.caption)
+    page.tab.wait_for_selector("#cancel")
+    page.wait_until_idle()
+    [picture] = set(server.pictures()) - before
+    verdict = judge(pixels(picture).astype(np.uint8), case)
+    assert verdict.overlap > 0.7 and verdict.looks_like == case.shape
+    stroke(page, "map", (0.1, 0.1), (0.2, 0.2))
+    number = page.tab.evaluate("document.querySelector('#map .zgp-painter').dataset.number")
+    page.set_number("canny-high", 300)
+    page.tab.wait_for_function(
+        "(old) => document.querySelector('#map .zgp-painter')?.dataset.number !== old", arg=number
+    )
+    assert page.tab.locator("#map .zgp-painter").get_attribute("data-painted") == "1"
+    assert "|data:image/png;base64," in page.value("image_guide")
 
 
 @pytest.mark.browser

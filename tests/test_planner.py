@@ -5,12 +5,14 @@ import itertools
 import re
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from models.z_image import memory
 from models.z_image.z_image_handler import family_handler
 from shared.engine import machine as machines
+from shared.engine.host import chosen
 from shared.engine.planner import (
     GIB,
     KINDS,
@@ -24,6 +26,8 @@ from shared.engine.planner import (
 )
 from shared.errors import UserError
 from shared.footprint import Needs, Offers, PartSize, Variant
+from shared.weights.files import Folders
+from tests.mini import ROOT, model_def
 from tests.test_memory import DIT
 
 CARDS, SIDES = (6, 8, 10, 12, 16, 24), (512, 1024, 1536, 2048)
@@ -336,3 +340,23 @@ def test_a_containers_limit_is_the_ram_and_own_weights_count_as_free(monkeypatch
 
 def test_the_overhead_is_part_of_every_peak():
     assert plan(card(24), round_offers(), replace(ROUND, denoise=0)).peak > OVERHEAD
+
+
+def test_the_control_networks_file_is_chosen_with_the_transformers():
+    """bf16 where there is room for it, int8 where it saves streaming; what is on disk comes first."""
+    plain, definition = (model_def(name) for name in ("z_image", "z_image_control2_1"))
+    definition = {**definition, "URLs": plain["URLs"][:1]}
+    found = family_handler.query_offers("z_image_control2_1", definition, Folders(ROOT, ROOT / "nowhere"))
+    assert [(v.kind, v.module.kind) for v in found.transformer] == [("bf16", "bf16"), ("bf16", "int8")]
+    job = family_handler.query_memory(
+        "z_image_control2_1", definition, {"resolution": "512x512", "image_guide": "x"}
+    )
+    chosen_at = {gib: plan(card(gib), found, job) for gib in (8, 32)}
+    assert [p.transformer.module.kind for p in chosen_at.values()] == ["int8", "bf16"]
+    assert chosen_at[8].sentence().startswith("bf16 with int8 control, ")
+    bf16, int8 = found.transformer
+    here = replace(found, transformer=(replace(bf16, on_disk=True), int8))
+    assert plan(card(8), here, job).transformer.module.kind == "bf16"
+    required = family_handler.query_model_files("z_image_control2_1", definition)
+    files = {one.role: one.alternatives for one in chosen(required, chosen_at[8])}
+    assert [Path(url).stem[-9:] for url in files["module0"]] == ["bf16_int8"]

@@ -42,6 +42,7 @@ def test_the_table_is_complete_and_consistent():
             "guidance",
             "sampler",
             "pictures",
+            "hires",
             "loras",
             "output",
             "advanced",

@@ -15,6 +15,7 @@ from models.z_image import vae as tiling
 from models.z_image.loading import read_config
 from models.z_image.z_image_handler import VAE_CONFIG
 from shared.errors import Cancelled, UserError
+from shared.imaging.tiling import ramps, tiles
 from tests import mini
 
 PROMPT = "a red circle above a blue square on a yellow background"
@@ -57,7 +58,7 @@ def cuts() -> Iterator[tuple[int, int, int]]:
 
 def test_tiles_cover_everything_with_full_tiles_that_share_enough() -> None:
     for size, tile, overlap in cuts():
-        spans = tiling.tiles(size, tile, overlap)
+        spans = tiles(size, tile, overlap)
         assert spans[0][0] == 0 and spans[-1][1] == size
         assert {stop - start for start, stop in spans} == {min(tile, size)}
         for (_, stop), (start, _) in zip(spans, spans[1:], strict=False):
@@ -68,16 +69,16 @@ def test_tiles_cover_everything_with_full_tiles_that_share_enough() -> None:
 
 def test_the_shares_of_every_position_add_up_to_one() -> None:
     for size, tile, overlap in cuts():
-        spans = tiling.tiles(size, tile, overlap)
+        spans = tiles(size, tile, overlap)
         total = torch.zeros(size)
-        for (start, stop), share in zip(spans, tiling.ramps(spans), strict=True):
+        for (start, stop), share in zip(spans, ramps(spans), strict=True):
             assert (share > 0).all()
             total[start:stop] += share
         torch.testing.assert_close(total, torch.ones(size))
 
 
 def test_two_tiles_fade_along_a_line() -> None:
-    first, second = tiling.ramps([(0, 6), (2, 8)])
+    first, second = ramps([(0, 6), (2, 8)])
     assert first.tolist() == [1, 1, 0.875, 0.625, 0.375, 0.125]
     assert second.tolist() == [0.125, 0.375, 0.625, 0.875, 1, 1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,16 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from models.z_image import scene as scenes
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
 from models.z_image.z_image_handler import DEFAULT_FOLDERS, SAMPLER_SETTINGS
 from shared import attention
-from shared.imaging import masks, preprocess, sources
+from shared.imaging.upscale import Hires, begins_as_it_is, upscaler
 from shared.loras.apply import use_files
 from shared.loras.multipliers import Multipliers
 from shared.loras.names import ModelNames
 from shared.offloading import Placement
-from shared.settings import parse_parameters, parse_resolution
+from shared.weights.files import Folders
 
 #: settings that are pipeline arguments of the same name
 SAME_NAME = (
@@ -39,7 +39,7 @@ SAME_NAME = (
 )
 
 #: the same, in percent
-IN_PERCENT = ("seed_variety_share", "seed_variety_until")
+IN_PERCENT = ("seed_variety_share", "seed_variety_until", "control_start", "control_end")
 
 Previews = Callable[[], list[Image.Image]]
 
@@ -51,6 +51,19 @@ class Generation:
     images: list[Image.Image]
     notes: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told of a job's progress, and asked whether it goes on."""
+
+    on_phase: Callable[[str], None]
+    on_step: Callable[[int, int, Previews], None]
+    interrupt: Callable[[], bool]
+
+    def under(self, heading: str) -> Watch:
+        """The same with a heading before each phase's name."""
+        return replace(self, on_phase=lambda phase: self.on_phase(heading + phase))
 
 
 class Plan(Protocol):
@@ -71,12 +84,12 @@ class ZImageProcessor:
         pipe: ZImagePipeline,
         latent_rgb: LatentRgb,
         choose_attention: Callable[[str | None], tuple[str, str | None]] = attention.choose,
-        extras: Path = DEFAULT_FOLDERS.ckpts,
+        folders: Folders = DEFAULT_FOLDERS,
     ) -> None:
         """choose_attention: from a job's wish (None: the program's) to a backend and a note for the user.
-        extras: folder of the control preprocessors' models.
+        folders: with the models of the control preprocessors and the upscalers.
         """
-        self.extras = extras
+        self.folders = folders
         self.pipe, self.latent_rgb, self.choose_attention = pipe, latent_rgb, choose_attention
         self.multipliers = Multipliers(())
 
@@ -129,100 +142,87 @@ class ZImageProcessor:
         interrupt: Callable[[], bool],
     ) -> Generation:
         """One picture for each seed. Raises Cancelled once `interrupt` is true, UserError for bad input."""
-        sampler = {name: settings[name] for name in SAMPLER_SETTINGS if name in settings}
-        width, height = parse_resolution(settings["resolution"])
-        given, part, notes = _pictures(settings, width, height, self.extras)
-        if part:
-            width, height = part.size
-
-        def step(number: int, total: int, denoised: Sequence[Tensor]) -> None:
-            on_step(number, total, lambda: [self.latent_rgb.render(x, (width, height)) for x in denoised])
-
+        scene, notes = scenes.of_job(settings, self.folders.ckpts)
+        hires = Hires.of(settings)
         backend, note = self.choose_attention(settings.get("override_attention"))
         self.pipe.transformer.set_attention_backend(backend)
+        notes = [*([note] if note else []), *notes]
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        watch = Watch(on_phase, on_step, interrupt)
+        if begins_as_it_is(settings) and scene.image is not None:
+            images = [scene.image] * len(seeds)
+        else:
+            framed = scenes.frame(scene, settings)
+            images = self._pass(settings, framed, generators, watch, notes)
+        if hires is not None:
+            images = self._enlarged(settings, hires, scene, images, generators, watch, notes)
+        return Generation(images, list(dict.fromkeys(notes)))
+
+    def _pass(
+        self,
+        settings: Mapping[str, Any],
+        framed: scenes.Whole | scenes.Part,
+        generators: Sequence[torch.Generator],
+        watch: Watch,
+        notes: list[str],
+        **changed: Any,
+    ) -> list[Image.Image]:
+        """One picture of the scene for each generator. changed: arguments that differ from the settings."""
+        sampler = {name: settings[name] for name in SAMPLER_SETTINGS if name in settings}
+
+        def step(number: int, total: int, denoised: Sequence[Tensor]) -> None:
+            watch.on_step(number, total, lambda: [self.latent_rgb.render(x, framed.size) for x in denoised])
+
+        arguments = {name: settings[name] for name in SAME_NAME if name in settings}
+        arguments |= {name: settings[name] / 100 for name in IN_PERCENT if name in settings}
+        if "control_net_weight" in settings:
+            arguments["control_context_scale"] = settings["control_net_weight"]
         output = self.pipe(
             prompt=settings["prompt"],
-            height=height,
-            width=width,
-            num_images_per_prompt=len(seeds),
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            num_images_per_prompt=len(generators),
+            generator=generators,
             unified_sampler_config=sampler or None,
             callback=step,
             lora_strengths=self.multipliers.at,
-            on_phase=on_phase,
-            interrupt=interrupt,
-            **{name: settings[name] for name in SAME_NAME if name in settings},
-            **{name: settings[name] / 100 for name in IN_PERCENT if name in settings},
-            **given,
+            on_phase=watch.on_phase,
+            interrupt=watch.interrupt,
+            **arguments | scenes.arguments(framed, settings.get("denoising_strength", 1.0)) | changed,
         )
-        images = [part.put_back(image) for image in output.images] if part else output.images
-        return Generation(images, [*([note] if note else []), *notes, *output.notes])
+        notes += output.notes
+        return [framed.put_back(image) for image in output.images]
 
+    def _enlarged(
+        self,
+        settings: Mapping[str, Any],
+        hires: Hires,
+        scene: scenes.Scene,
+        images: Sequence[Image.Image],
+        generators: Sequence[torch.Generator],
+        watch: Watch,
+        notes: list[str],
+    ) -> list[Image.Image]:
+        """The pictures of the first pass after the second one, which paints one after the other.
 
-@dataclass(frozen=True)
-class Part:
-    """The part of a picture that is painted alone. mask: the whole picture's. feather: in its pixels."""
-
-    box: masks.Box
-    whole: Image.Image
-    mask: Image.Image
-    feather: float
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.box.width, self.box.height
-
-    def put_back(self, painted: Image.Image) -> Image.Image:
-        """The whole picture with the painted part in its place."""
-        return self.box.put_back(self.whole, painted, self.mask, self.feather)
-
-
-def _pictures(
-    settings: Mapping[str, Any], width: int, height: int, extras: Path
-) -> tuple[dict[str, Any], Part | None, list[str]]:
-    """The pipeline's arguments for a job's pictures, and notes. UserError for what cannot be used.
-
-    With a Part, they are for a picture of its size.
-    """
-    given: dict[str, Any] = {}
-    notes: list[str] = []
-    part = None
-    if settings.get("image_start") and settings.get("image_mask") and settings.get("mask_only"):
-        given, part, notes = _part(settings, width, height)
-    elif settings.get("image_start"):
-        source = sources.load_picture(settings["image_start"])
-        fitted = sources.fit_source(source, width, height)
-        notes += fitted.notes
-        given |= {"image": fitted.image, "denoising_strength": settings["denoising_strength"]}
-        if settings.get("image_mask"):
-            mask, said = masks.from_upload(settings["image_mask"], source.image.size)
-            mask = sources.fit(mask, width, height, resample=sources.NEAREST).image
-            given["inpaint_mask"] = masks.grow(mask, settings["mask_expand"])
-            given["mask_feather"] = settings["mask_feather"]
-            notes += said
-    if settings.get("image_guide") and settings["control_net_weight"]:
-        picture = sources.load_picture(settings["image_guide"])
-        name, values = settings["control_preprocessor"], parse_parameters(settings["control_parameters"])
-        size = part.whole.size if part else (width, height)
-        control = preprocess.control_map(name, picture.image, *size, values, folder=extras)
-        given["control_image"] = part.box.cut(control) if part else control
-    if "control_net_weight" in settings:
-        given["control_context_scale"] = settings["control_net_weight"]
-        given |= {name: settings[name] / 100 for name in ("control_start", "control_end")}
-    return given, part, notes
-
-
-def _part(settings: Mapping[str, Any], width: int, height: int) -> tuple[dict[str, Any], Part, list[str]]:
-    """The pipeline's arguments for the part around the mask, of at most as many pixels as width x height."""
-    source = sources.load_picture(settings["image_start"])
-    mask, said = masks.from_upload(settings["image_mask"], source.image.size)
-    mask = masks.grow(mask, settings["mask_expand"])
-    side = math.isqrt(width * height)
-    box = masks.crop_around(mask, settings["mask_margin"], min_size=min(512, side), max_size=side)
-    given = {
-        "image": box.cut(source.image),
-        "inpaint_mask": box.cut(mask, sources.NEAREST),
-        "denoising_strength": settings["denoising_strength"],
-    }
-    part = Part(box, source.image, mask, settings["mask_feather"])
-    return given, part, [*source.notes, *said]
+        What a mask keeps is the enlarged picture, bit for bit.
+        """
+        size = hires.size(images[0].size)
+        watch.on_phase("Enlarging")
+        enlarge = upscaler(hires.upscaler, self.folders, self.pipe.device)
+        made = []
+        for number, (image, generator) in enumerate(zip(images, generators, strict=True), 1):
+            larger = enlarge(image, size, watch.interrupt)
+            if hires.strength:
+                of_many = f" of image {number} of {len(images)}" if len(images) > 1 else ""
+                framed = scenes.frame(scene.enlarged(larger), settings, hires.scale)
+                (larger,) = self._pass(
+                    settings,
+                    framed,
+                    [generator],
+                    watch.under(f"Second pass{of_many}: "),
+                    notes,
+                    num_inference_steps=hires.steps,
+                    denoising_strength=hires.strength,
+                    tile=hires.tile,
+                )
+            made.append(larger)
+        return made

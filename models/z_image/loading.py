@@ -139,7 +139,7 @@ def load(
         capability=attention_backends.capability_of(place),
     )
     rgb = LatentRgb.read(_latent_rgb_file(vae_config))
-    return ZImageProcessor(pipe, rgb, choose_attention, folders.ckpts), pipe
+    return ZImageProcessor(pipe, rgb, choose_attention, folders), pipe
 
 
 def _check_control(nets: Sequence[Path], *, alone: bool, wanted: bool) -> None:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from models.z_image import names
 from models.z_image.control_layout import OWN, PLAIN, SHARED, Layout
 from shared.errors import UserError
 from shared.footprint import Needs, Offers, PartSize, Variant
-from shared.settings import parse_resolution
+from shared.imaging import upscale
 from shared.weights import formats
 from shared.weights.files import (
     Folders,
@@ -202,36 +202,48 @@ def needs(
     control: the layout of the model's control network.
     """
     shape = Shape.of(configs["transformer"])
-    width, height = parse_resolution(settings["resolution"])
-    images = settings.get("batch_size", 1)
-    guided = settings.get("guidance_scale", 0) > 1
-    nag = settings.get("NAG_scale", 1) > 1 and not guided
-    sizes = Sizes(
-        shape.image_tokens(width, height),
-        MAX_CAPTION,
-        images * 2 if guided else images,
-        MAX_CAPTION if nag else 0,
-        control if settings.get("image_guide") or settings.get("image_mask") else None,
-    )
-    state = LATENT_STATE * images * sizes.image * shape.patch_size**2 * shape.in_channels * 4
-    state += lora_bytes
-    linear, attention = step_flops(shape, sizes)
-    encode = text_encoder_bytes(configs["text_encoder"], MAX_CAPTION)
+    passes, last = upscale.run_sizes(settings)
+    each = [_sizes(shape, settings, *one, control) for one in passes]
+    tokens = [images * shape.image_tokens(width, height) for width, height, images in passes]
+    state = max(*tokens, shape.image_tokens(*last))  # tiles are parts of one picture
+    state = LATENT_STATE * state * shape.patch_size**2 * shape.in_channels * 4 + lora_bytes
+    linear, attention = max(step_flops(shape, sizes) for sizes in each)
     return Needs(
-        encode=encode,
-        denoise=state + transformer_bytes(shape, sizes),
-        denoise_quantized=state + transformer_bytes(shape, sizes, quantized=True),
-        decode=_decode_table(configs["vae"], width, height, any(map(settings.get, PICTURES))),
+        encode=text_encoder_bytes(configs["text_encoder"], MAX_CAPTION),
+        denoise=state + max(transformer_bytes(shape, sizes) for sizes in each),
+        denoise_quantized=state + max(transformer_bytes(shape, sizes, quantized=True) for sizes in each),
+        decode=_decode_table(configs["vae"], *last, settings),
         linear_flops=linear,
         attention_flops=attention,
     )
 
 
-def _decode_table(config: Mapping[str, Any], width: int, height: int, encodes: bool) -> dict[int | None, int]:
+def _sizes(
+    shape: Shape, settings: Mapping[str, Any], width: int, height: int, images: int, control: Layout | None
+) -> Sizes:
+    """Of a pass over so many images at once."""
+    guided = settings.get("guidance_scale", 0) > 1
+    nag = settings.get("NAG_scale", 1) > 1 and not guided
+    acting = ("image_guide", "image_mask", "outpaint")  # what a control network is told
+    return Sizes(
+        shape.image_tokens(width, height),
+        MAX_CAPTION,
+        images * 2 if guided else images,
+        MAX_CAPTION if nag else 0,
+        control if any(map(settings.get, acting)) else None,
+    )
+
+
+def _decode_table(
+    config: Mapping[str, Any], width: int, height: int, settings: Mapping[str, Any]
+) -> dict[int | None, int]:
     """Tile -> bytes, the whole picture first; the smaller tiles only where they save something."""
+    hires = upscale.Hires.of(settings)
+    encodes = any(map(settings.get, PICTURES)) or (hires is not None and hires.strength > 0)
+    least = upscale.WORK_BYTES if hires is not None and hires.upscaler != upscale.LANCZOS else 0
 
     def cost(w: int, h: int) -> int:
-        return max(decode_bytes(config, w, h), encode_bytes(config, w, h) if encodes else 0)
+        return max(decode_bytes(config, w, h), encode_bytes(config, w, h) if encodes else 0, least)
 
     table: dict[int | None, int] = {None: cost(width, height)}
     for tile in VAE_TILES:
@@ -262,24 +274,28 @@ def offers(
         for role, ones in roles.items()
     }
     modules = [one for one in needed if one.role.startswith("module")]
-    nets = (control_size(one, configs["transformer"], folders, float_bytes) for one in modules)
-    net = next(nets, None)
+    nets = [
+        v for one in modules[:1] for v in control_variants(one, configs["transformer"], folders, float_bytes)
+    ]
+    transformers = found["transformer"]
+    if modules:
+        transformers = tuple(_beside(v, net) for v in transformers for net in nets)
     vae = next((one for one in needed if one.role == "vae"), None)
     return Offers(
-        tuple(replace(v, size=_beside(v.size, net)) for v in found["transformer"]),
+        transformers,
         found["text_encoder"],
         PartSize(_vae_weights(vae, folders) * VAE_VALUE),
     )
 
 
-def _beside(size: PartSize, control: PartSize | None) -> PartSize:
-    """A transformer's size with its control network's, whose blocks are the first to be streamed. They pass
-    through two places of their own.
+def _beside(transformer: Variant, net: Variant) -> Variant:
+    """A transformer with its control network, whose blocks are the first to be streamed. They pass through
+    two places of their own.
     """
-    if control is None:
-        return size
+    size, control = transformer.size, net.size
     base = size.base_bytes + control.base_bytes + 2 * max(control.block_bytes)
-    return PartSize(base, control.block_bytes + size.block_bytes, size.ram_bytes)
+    both = PartSize(base, control.block_bytes + size.block_bytes, size.ram_bytes)
+    return replace(transformer, size=both, on_disk=transformer.on_disk and net.on_disk, module=net)
 
 
 def control_layout(one: Required, base: Mapping[str, Any], folders: Folders) -> Layout:
@@ -294,19 +310,26 @@ def control_layout(one: Required, base: Mapping[str, Any], folders: Folders) -> 
     return Layout(channels, tuple(range(0, Shape.of(base).n_layers, step)), refiner)
 
 
-def control_size(
+def control_variants(
     one: Required, base: Mapping[str, Any], folders: Folders, float_bytes: int | None = ACTIVATION
-) -> PartSize:
-    """As loaded, of a card's control network; as `measure` and `published_size`."""
-    path, value = describe(one, folders).path, float_bytes or ACTIVATION
-    if path is None:
-        kind = kind_by_name(file_name(one.alternatives[0]))
-        return _control_size(base, control_layout(one, base, folders), kind, value)
-    held, layout = layouts.read(path, Shape.of(base))
-    stacks = ("control_layers",) if layout.refiner == SHARED else CONTROL_STACKS
-    blocks = tuple(n for stack in stacks for n in held.block_bytes(stack, 8 * value))
-    everything = held.bytes_under("", 8 * value)
-    return PartSize(everything - sum(sum(held.block_bytes(s, 8 * value)) for s in CONTROL_STACKS), blocks)
+) -> list[Variant]:
+    """The files that can serve as a card's control network; sizes as of `measure` and `published_size`.
+    UserError when the only one is damaged.
+    """
+    layout, value = control_layout(one, base, folders), float_bytes or ACTIVATION
+
+    def published(kind: str) -> PartSize:
+        return _control_size(base, layout, kind, value)
+
+    def measured(path: Path) -> tuple[str, PartSize]:
+        held, layout = layouts.read(path, Shape.of(base))
+        stacks = ("control_layers",) if layout.refiner == SHARED else CONTROL_STACKS
+        blocks = tuple(n for stack in stacks for n in held.block_bytes(stack, 8 * value))
+        everything = held.bytes_under("", 8 * value)
+        rest = everything - sum(sum(held.block_bytes(s, 8 * value)) for s in CONTROL_STACKS)
+        return _kind_of(held), PartSize(rest, blocks)
+
+    return _alternatives(one, folders, measured, published)
 
 
 def _control_size(base: Mapping[str, Any], layout: Layout, kind: str, float_bytes: int) -> PartSize:
@@ -325,6 +348,22 @@ def _control_size(base: Mapping[str, Any], layout: Layout, kind: str, float_byte
 def _variants(
     one: Required, configs: Mapping[str, Mapping[str, Any]], folders: Folders, float_bytes: int | None
 ) -> list[Variant]:
+    config = configs[one.role]
+    return _alternatives(
+        one,
+        folders,
+        lambda path: measure(path, float_bytes, one.role, config),
+        lambda kind: published_size(one.role, kind, config, float_bytes or ACTIVATION),
+    )
+
+
+def _alternatives(
+    one: Required,
+    folders: Folders,
+    measured: Callable[[Path], tuple[str, PartSize]],
+    published: Callable[[str], PartSize],
+) -> list[Variant]:
+    """measured: (kind, size) of a file. published: the size of a file of a kind that is not here."""
     found, problem = [], None
     for source in one.alternatives:
         path = locate(source, folders, one.target)
@@ -332,11 +371,10 @@ def _variants(
             continue  # a place where some users have the file
         if path is None:
             kind = kind_by_name(file_name(source))
-            size = published_size(one.role, kind, configs[one.role], float_bytes or ACTIVATION)
-            found.append(Variant(source, kind, size, on_disk=False))
+            found.append(Variant(source, kind, published(kind), on_disk=False))
             continue
         try:
-            kind, size = measure(path, float_bytes, one.role, configs[one.role])
+            kind, size = measured(path)
         except UserError as error:
             problem = problem or error
         else:
@@ -344,6 +382,10 @@ def _variants(
     if problem and not found:
         raise problem
     return found
+
+
+def _kind_of(held: formats.Checkpoint) -> str:
+    return next((kind for kind, _ in Counter(held.quantized.values()).most_common(1)), held.label)
 
 
 def kind_by_name(name: str) -> str:
@@ -358,7 +400,7 @@ def measure(
 ) -> tuple[str, PartSize]:
     """(kind, size as loaded) of a file or a folder of shards, from headers. UserError when it is damaged."""
     held = formats.inspect([path], NAMES[role])
-    kind = next((kind for kind, _ in Counter(held.quantized.values()).most_common(1)), held.label)
+    kind = _kind_of(held)
     bits = 8 * (float_bytes or (4 if kind in ("fp16", "fp32") else 2))
     blocks = [held.block_bytes(stack, bits) for stack in STACKS]
     ram, unused = held.bytes_under("embed_tokens.", bits), 0

@@ -24,6 +24,7 @@ from models.z_image.pictures import Given, Known, Pictures
 from models.z_image.prompt_cache import Encoded, PromptCache
 from models.z_image.schedule import make_sigmas
 from models.z_image.seed_variety import SeedVariety
+from models.z_image.tiles import Forward, Grid
 from models.z_image.transformer_z_image import Conditioning, ZImageTransformer2DModel, dit_time
 from models.z_image.unified_sampler import UnifiedConfig
 from shared.errors import UserError
@@ -45,9 +46,6 @@ LoraStrengths = Callable[[int, int], Sequence[float]]
 
 #: texts, and features given in their stead
 Prompts = tuple[list[str], Sequence[Tensor] | None]
-
-#: the predictions of x - z for samples at noise level sigma, fp32
-Forward = Callable[[list[Tensor], float], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -177,6 +175,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         control_context_scale: float = 0.75,
         control_start: float = 0.0,
         control_end: float = 1.0,
+        tile: int | None = None,
         max_sequence_length: int = 512,
         output_type: str = "pil",
         callback: StepCallback | None = None,
@@ -200,10 +199,11 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         pictures.prepare.
         control_image: what the model's control network follows, a map as its preprocessor makes it, at
         control_context_scale (0 to 2) from control_start to control_end of the steps (0 to 1, see Share).
+        tile: denoise in overlapping tiles of so many pixels, a multiple of 16, instead of the whole picture.
         lora_strengths: of the LoRAs attached to the transformer; without it they keep those they have.
         Raises UserError for values that make no picture, Cancelled when interrupted.
         """
-        check_size(height, width, num_inference_steps)
+        check_size(height, width, num_inference_steps, tile)
         notes: list[str] = []
         share = Share(control_context_scale, control_start, control_end)
         given = pictures.prepare(width, height, image, inpaint_mask, control_image, mask_feather, notes)
@@ -234,10 +234,12 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         )
 
         rows, columns = height // self.vae_scale_factor, width // self.vae_scale_factor
+        grid = Grid.of(rows, columns, tile and tile // self.vae_scale_factor)
         count = len(positive) * num_images_per_prompt
         generators = _generators(generator, count)
         samples = self._noise(rows, columns, generators, latents)
-        levels = self._levels(unified, num_inference_steps, rows * columns // 4, flow_shift, strength)
+        tokens = grid.rows * grid.columns // 4
+        levels = self._levels(unified, num_inference_steps, tokens, flow_shift, strength)
         acting = share.steps(len(levels) - 1) if self._controls(given, notes) else set[int]()
         source, known, context = self._encode_pictures(given, acting, strength, on_phase, interrupt)
         if source is not None:
@@ -252,25 +254,32 @@ class ZImagePipeline(Mapping[str, nn.Module]):
             opposites: list[Conditioning] = []
 
             def prepare(step: int) -> None:
-                read, repeat = (
-                    (varied, 1) if variety.acts_at(step, steps) else (positive, num_images_per_prompt)
-                )
-                conditionings[:] = self._prepare(read, rows, columns, repeat)
-                opposites[:] = self._prepare(negative, rows, columns, num_images_per_prompt)
+                read, repeat = positive, num_images_per_prompt
+                if variety.acts_at(step, steps):
+                    read, repeat = varied, 1
+                conditionings[:] = self._prepare(read, grid.rows, grid.columns, repeat)
+                opposites[:] = self._prepare(negative, grid.rows, grid.columns, num_images_per_prompt)
 
             callback = self._before_steps(lora_strengths, variety, steps, prepare, callback)
-            guide = None
+            guides: list[Guide | None] = [None] * len(grid.cuts)
             if context is not None and self.control is not None:
                 in_use.enter_context(self._in_use(self.control))
-                guide = self._guide(self.control, context, share.scale, levels, acting)
+                parts = [context[(slice(None), *cut)] for cut in grid.cuts]
+                guides = [self._guide(self.control, x, share.scale, levels, acting) for x in parts]
             if unified:
-                predict = functools.partial(self._twin_velocities, conditionings, guide, known, interrupt)
+                predictions = [
+                    functools.partial(self._twin_forward, conditionings, guide, interrupt) for guide in guides
+                ]
+                predict = functools.partial(_velocities, self._held(grid.joined(predictions), known))
                 samples = unified_sampler.sample(predict, samples, unified, generators, callback, levels)
                 samples = [x.float() for x in samples]
             else:
-                forward = self._forward(
-                    conditionings, opposites, guidance, nag if nag_acts else None, guide, known, interrupt
-                )
+                acts = nag if nag_acts else None
+                forwards = [
+                    self._forward(conditionings, opposites, guidance, acts, guide, interrupt)
+                    for guide in guides
+                ]
+                forward = self._held(grid.joined(forwards), known)
                 samples = self._denoise(samples, levels, forward, callback)
         if not all(torch.isfinite(x).all() for x in samples):
             raise UserError(
@@ -476,7 +485,6 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         guidance: Guidance,
         nag: Nag | None,
         guide: Guide | None,
-        known: Known | None,
         interrupt: Callable[[], bool] | None,
     ) -> Forward:
         """One step's prediction of x - z: plain, with classifier-free guidance, or with NAG."""
@@ -496,8 +504,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
                 outputs = [guidance.combine(pos.float(), neg.float()) for pos, neg in pairs]
             else:
                 outputs = self.transformer(samples, t, conditionings, interrupt, control=control)
-            outputs = [x.float() for x in outputs]
-            return outputs if known is None else known.hold(outputs, samples, sigma)
+            return [x.float() for x in outputs]
 
         return forward
 
@@ -546,24 +553,33 @@ class ZImagePipeline(Mapping[str, nn.Module]):
             )
         return config
 
-    def _twin_velocities(
+    def _twin_forward(
         self,
         conditionings: list[Conditioning],
         guide: Guide | None,
-        known: Known | None,
         interrupt: Callable[[], bool] | None,
         xs: list[Tensor],
         t: float,
         tt: float,
     ) -> list[Tensor]:
-        """TwinFlow's model call: z - x at noise level t, asked to jump to tt; fp64."""
+        """TwinFlow's model call: x - z at noise level t, asked to jump to tt; fp64."""
         times = dit_time(torch.tensor([t, tt], dtype=torch.float64, device=self.device))
         control = guide and guide.at(t, len(xs))
         outputs = self.transformer(
             xs, times[:1], conditionings, interrupt, target_t=times[1:], control=control
         )
-        outputs = [x.double() for x in outputs]
-        return [-x for x in (outputs if known is None else known.hold(outputs, xs, t))]
+        return [x.double() for x in outputs]
+
+    @staticmethod
+    def _held(forward: Forward, known: Known | None) -> Forward:
+        """`forward`, exact for what is known."""
+        if known is None:
+            return forward
+
+        def held(samples: list[Tensor], level: float, *target: float) -> list[Tensor]:
+            return known.hold(forward(samples, level, *target), samples, level)
+
+        return held
 
     def _decode(
         self,
@@ -582,15 +598,20 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         return [to_pil(p) for p in made]
 
 
-def check_size(height: int, width: int, steps: int) -> None:
-    for name, value in (("height", height), ("width", width)):
-        if value % SIZE_MULTIPLE or value <= 0:
+def check_size(height: int, width: int, steps: int, tile: int | None = None) -> None:
+    for name, value in (("height", height), ("width", width), ("tile", tile)):
+        if value is not None and (value % SIZE_MULTIPLE or value <= 0):
             near = max(SIZE_MULTIPLE, round(value / SIZE_MULTIPLE) * SIZE_MULTIPLE)
             raise UserError(
                 f"The {name} {value} is not a multiple of {SIZE_MULTIPLE}; the nearest is {near}."
             )
     if steps < 1:
         raise UserError(f"num_inference_steps is {steps}; it must be 1 or more.")
+
+
+def _velocities(forward: Forward, xs: list[Tensor], t: float, tt: float) -> list[Tensor]:
+    """The unified sampler's z - x."""
+    return [-x for x in forward(xs, t, tt)]
 
 
 def _strength(value: float, given: Pictures) -> float:

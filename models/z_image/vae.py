@@ -7,50 +7,19 @@ ramp.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from shared.errors import Cancelled, UserError
+from shared.errors import UserError
+from shared.imaging.tiling import Interrupt, Span, by_tiles, tiles
 
 TILE_MULTIPLE = 64  # pixels
 # Pixels. Measured on two VAEs: the convolutions' reach past a tile's edge shows up to here, and from here on
 # the error at a seam is the group norms', which every other place of the tile has as well.
 OVERLAP = 64
-
-Span = tuple[int, int]
-Interrupt = Callable[[], bool]
-
-
-def tiles(size: int, tile: int, overlap: int) -> list[Span]:
-    """(start, stop) of the fewest parts of `tile` that cover `size`, evenly spaced.
-
-    Neighbours share at least `overlap` (less than `tile`); one whole span where `size` is not above `tile`.
-    """
-    if size <= tile:
-        return [(0, size)]
-    count = math.ceil((size - overlap) / (tile - overlap))
-    starts = [i * (size - tile) // (count - 1) for i in range(count)]
-    return [(start, start + tile) for start in starts]
-
-
-def ramps(spans: list[Span]) -> list[Tensor]:
-    """Each span's share of its positions, fp32: linear where spans overlap; the shares of a position add up
-    to 1.
-    """
-    shares = [torch.ones(stop - start) for start, stop in spans]
-    for i, ((_, stop), (start, _)) in enumerate(zip(spans, spans[1:], strict=False)):
-        ramp = (torch.arange(stop - start) + 0.5) / (stop - start)
-        shares[i + 1][: len(ramp)] *= ramp
-        shares[i][len(shares[i]) - len(ramp) :] *= ramp.flip(0)
-    total = torch.zeros(spans[-1][1])
-    for (start, stop), share in zip(spans, shares, strict=True):
-        total[start:stop] += share
-    return [share / total[start:stop] for (start, stop), share in zip(spans, shares, strict=True)]
 
 
 @torch.inference_mode()
@@ -74,7 +43,8 @@ def decode(
     def compute(part: Tensor) -> Tensor:
         return vae.decode(part.to(vae.device, vae.dtype), return_dict=False)[0]
 
-    picture = _by_tiles(compute, z, config.out_channels, cuts, 1, scale, interrupt)
+    rows, columns = map(cuts.spans, z.shape[1:])
+    picture = by_tiles(compute, z, config.out_channels, rows, columns, 1, scale, interrupt)
     return picture.div_(2).add_(0.5).clamp_(0, 1)
 
 
@@ -95,7 +65,9 @@ def encode(
     def compute(part: Tensor) -> Tensor:
         return vae.encode(part.to(vae.device, vae.dtype)).latent_dist.mode()
 
-    mode = _by_tiles(compute, pixels.float() * 2 - 1, config.latent_channels, cuts, scale, 1, interrupt)
+    x, channels = pixels.float() * 2 - 1, config.latent_channels
+    rows, columns = (cuts.spans(side // scale) for side in pixels.shape[1:])
+    mode = by_tiles(compute, x, channels, rows, columns, scale, 1, interrupt)
     return mode.sub_(config.shift_factor).mul_(config.scaling_factor)
 
 
@@ -121,33 +93,3 @@ class Cuts:
 
 def _scale(vae: AutoencoderKL) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
-
-
-def _by_tiles(
-    compute: Callable[[Tensor], Tensor],
-    x: Tensor,
-    channels: int,
-    cuts: Cuts,
-    unit: int,
-    unit_out: int,
-    interrupt: Interrupt | None,
-) -> Tensor:
-    """[c, h * unit, w * unit] -> [channels, h * unit_out, w * unit_out], fp32: `compute` on each tile
-    [1, c, ...], and their blend.
-    """
-    height, width = (side // unit for side in x.shape[1:])
-    rows, columns = cuts.spans(height), cuts.spans(width)
-    vertical, horizontal = (ramps([_times(span, unit_out) for span in spans]) for spans in (rows, columns))
-    result = torch.zeros(channels, height * unit_out, width * unit_out)
-    for row, down in zip(rows, vertical, strict=True):
-        for column, across in zip(columns, horizontal, strict=True):
-            if interrupt is not None and interrupt():
-                raise Cancelled
-            part = compute(x[None, :, slice(*_times(row, unit)), slice(*_times(column, unit))])[0]
-            part = part.float().cpu() * down[:, None] * across
-            result[:, slice(*_times(row, unit_out)), slice(*_times(column, unit_out))] += part
-    return result
-
-
-def _times(span: Span, unit: int) -> Span:
-    return span[0] * unit, span[1] * unit

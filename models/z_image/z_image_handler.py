@@ -18,7 +18,7 @@ from models.z_image.unified_sampler import resolve, time_grid
 from shared.errors import UserError
 from shared.footprint import Needs, Offers
 from shared.loras.names import ModelNames
-from shared.settings import ATTENTION_PACKAGES, parse_parameters
+from shared.settings import ATTENTION_PACKAGES, parse_outpaint, parse_parameters
 from shared.weights.files import Folders, Required, locate
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class family_handler:
             "loras": True,
             "image": True,
             "inpaint": True,
+            "hires": True,
             "control": base_model_type in CONTROL_TYPES or bool(model_def.get("modules")),
             "attention": any(map(importlib.util.find_spec, ATTENTION_PACKAGES.values())),
             "size_multiple": 16,
@@ -329,6 +330,16 @@ def _check_pictures(settings: Mapping[str, Any]) -> None:
     if settings.get("image_mask") and not settings.get("image_start"):
         raise UserError(
             "image_mask came without image_start: give the picture that is repainted, or leave the mask out."
+        )
+    if parse_outpaint(settings.get("outpaint", ""), 1000, 1000) != (0, 0, 0, 0) and not settings.get(
+        "image_start"
+    ):
+        raise UserError(
+            "outpaint came without image_start: give the picture that is extended, or leave it out."
+        )
+    if settings.get("hires_tile", 0) % 16 or 0 < settings.get("hires_tile", 0) < 64:
+        raise UserError(
+            f"hires_tile came as {settings['hires_tile']}; expected 0, or a multiple of 16 from 64 on."
         )
     if settings.get("control_start", 0) > settings.get("control_end", 100):
         raise UserError(

@@ -176,8 +176,8 @@ def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output
         for task in tasks:
             try:
                 jobs += _submit(task, engine, output_dir)
-            except UserError as error:  # such as a picture that went away meanwhile
-                reporter.invalid(task.number, [str(error)])
+            except SettingsError as error:  # of a picture that cannot be used
+                reporter.invalid(task.number, error.problems)
         engine.start()
         for task, job_id in jobs:  # grows: the job that draws a grid comes with the end of its last cell
             for event in engine.follow(job_id):

@@ -13,6 +13,7 @@ from typing import Any
 from shared.cards import Card, load_cards
 from shared.engine import loras, saved_defaults
 from shared.errors import UserError
+from shared.imaging.upscale import upscalers
 from shared.loras.library import Library
 from shared.loras.names import ModelNames
 from shared.prompts.jobs import expand
@@ -196,7 +197,10 @@ def locked(found: Catalog) -> Catalog:
 def _describe(
     card: Card, handler: Any, folders: Folders, lora_folders: LoraFolders, house: Mapping[str, Any]
 ) -> ModelInfo:
-    capabilities = handler.query_model_def(card.architecture, card.model)
+    capabilities = {
+        "upscalers": list(upscalers(folders)),
+        **handler.query_model_def(card.architecture, card.model),
+    }
     names = [setting.name for setting in SETTINGS.values() if applies(setting, capabilities)]
     required = handler.query_model_files(card.architecture, card.model)
     files = [describe(one, folders) for one in required]

@@ -367,8 +367,8 @@ def _validated(
     ]
     if more:
         problems.append(
-            f"the prompt stands for {len(more) + 1} jobs: expected one; of a prompt in which something is drawn, "
-            "make 1 image"
+            f"the prompt stands for {len(more) + 1} jobs: expected one; of a prompt in which something is "
+            "drawn, make 1 image"
         )
     if problems:
         raise SettingsError(problems)

@@ -17,6 +17,7 @@ from shared.engine.loras import Loras, gather
 from shared.engine.parts import PartStore
 from shared.engine.planner import NO_OVERRIDES, Machine, Overrides, Plan
 from shared.errors import Cancelled, UserError
+from shared.imaging.upscale import Enlarger, needs_no_model
 from shared.weights.downloads import DownloadProgress, ensure
 from shared.weights.files import Folders, Required, describe
 
@@ -114,6 +115,8 @@ class ModelHost:
         """
         self.planned = None
         info = self.info(model_id)
+        if settings is not None and needs_no_model(settings):
+            return LoadedModel(info, Enlarger(self._folders), None, FileHashes({}), {})
         loras = (
             Loras() if settings is None else gather(info, settings, download_report(report), report.cancelled)
         )
@@ -251,6 +254,8 @@ def plan_job(
 def chosen(required: Sequence[Required], plan: Plan) -> list[Required]:
     """The required files with the plan's choice as the only alternative."""
     sources = {"transformer": plan.transformer.source}
+    if plan.transformer.module is not None:
+        sources["module0"] = plan.transformer.module.source
     if plan.text_encoder is not None:
         sources["text_encoder"] = plan.text_encoder.source
     return [

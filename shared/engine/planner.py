@@ -165,6 +165,9 @@ class Plan:
         if self.resident_layers == self.total_layers:
             layers = "all on the card"
         words = [self.transformer.kind.removeprefix("svdq-"), layers]
+        module = self.transformer.module
+        if module is not None and module.kind != self.transformer.kind:
+            words[0] += f" with {module.kind} control"
         words += [] if self.encoder_whole else ["text encoder streamed"]
         words += [] if self.vae_tile is None else ["VAE tiled"]
         return f"{', '.join(words)}: about {_gb(self.peak)} of {_gb(self.machine.vram_total, 0)} GB"
@@ -258,7 +261,7 @@ class _Planner:
             raise self.too_small(plans)
         fastest = min(p.seconds for p in pool)
         near = [p for p in pool if p.seconds <= fastest * NEAR]
-        return max(near, key=lambda p: KINDS[p.transformer.kind].bits)
+        return max(near, key=lambda p: _precision(p.transformer))
 
     @property
     def obeys(self) -> bool:
@@ -415,7 +418,7 @@ def _cpu_plan(machine: Machine, offers: Offers, needs: Needs, overrides: Overrid
     offered = [v for v in offers.transformer if v.on_disk] or list(offers.transformer)
     fitting = [v for v in offered if ram(v) <= machine.ram_free]
     smallest = min(offered, key=ram)
-    variant = max(fitting, key=lambda v: KINDS[v.kind].bits, default=smallest)
+    variant = max(fitting, key=_precision, default=smallest)
     encoders = [v for v in offers.text_encoder if v.on_disk] or list(offers.text_encoder)
     dtype = "bf16" if machine.fast_bf16 and variant.kind not in ("fp32", "fp16") else "fp32"
     return Plan(
@@ -429,6 +432,11 @@ def _cpu_plan(machine: Machine, offers: Offers, needs: Needs, overrides: Overrid
 
 
 # ---- small things ------------------------------------------------------------------------------------------
+
+
+def _precision(variant: Variant) -> tuple[int, int]:
+    """Of the transformer first, then of its control network."""
+    return KINDS[variant.kind].bits, KINDS[variant.module.kind].bits if variant.module else 0
 
 
 def _gb(count: float, digits: int = 1) -> str:

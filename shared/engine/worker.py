@@ -43,6 +43,7 @@ from shared.weights.files import Folders
 
 log = logging.getLogger(__name__)
 
+SIZES = ("model_type", "resolution", "batch_size", "hires_scale", "hires_tile")  # what memory depends on
 IDLE_SECONDS = 0.02
 NICENESS = 10  # the page answers before the model is loaded, and while it computes
 RETRY_SECONDS = 1.0
@@ -129,7 +130,7 @@ class Worker:
 
     def _make_images_that_fit(self, job: Job) -> None:
         """Go down the planner's ladder until the job fits. What was learned stays for jobs of its kind."""
-        kind = tuple(job.settings.get(name) for name in ("model_type", "resolution", "batch_size"))
+        kind = tuple(job.settings.get(name) for name in SIZES)
         progress, failed = Progress(self._store, job.id), list[str]()
         while not self._fits(job, progress, self._rungs.get(kind, 0), failed):
             self._rungs[kind] = self._rungs.get(kind, 0) + 1

@@ -97,6 +97,10 @@ def _preprocessor(setting: Setting, **options: Any) -> Any:
     return gr.Dropdown(filterable=False, **options)
 
 
+def _upscaler(setting: Setting, **options: Any) -> Any:
+    return gr.Dropdown(filterable=False, **{"choices": list(setting.choices), **options})
+
+
 def _resolution(setting: Setting, **options: Any) -> Any:
     return gr.Dropdown(allow_custom_value=True, **options)
 
@@ -110,6 +114,8 @@ _BY_NAME: dict[str, Builder] = {
     "loras_multipliers": _strengths,
     "control_preprocessor": _preprocessor,
     "multi_prompts_gen_type": _prompt_mode,
+    "outpaint": _data,
+    "hires_upscaler": _upscaler,
     "sample_solver": _solver,
     "sampling_style": _style,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
@@ -22,6 +22,7 @@ from shared.ui.presets import Presets
 from shared.ui.prompt import Prompts, as_typed
 from shared.ui.text import plural
 from shared.ui.time_grid import problem_html, time_grid_html
+from shared.ui.upscale import Enlarging, upscaler_names
 
 Updates = dict[Any, Any]
 
@@ -67,6 +68,7 @@ class Form:
         self.loras = Loras(engine, model, lambda name: self._add(model, name))
         self.presets = Presets(engine, model)
         self.images = Images(engine, model, self._add)
+        self.enlarging = Enlarging(model, self._add)
         with gr.Accordion("Advanced", open=engine.config.advanced, elem_id="advanced"):
             for name in SETTINGS:
                 if name not in self.controls:
@@ -112,6 +114,7 @@ class Form:
             *self.loras.outputs,
             *self.images.outputs,
             *self.grid.settings.values(),
+            *self.enlarging.outputs,
         ]
 
     @property
@@ -153,7 +156,7 @@ class Form:
     def _grid(self, settings: Mapping[str, Any]) -> str:
         try:
             levels = self._engine.catalog.time_grid(
-                {**settings, "activated_loras": [], **NO_PICTURES}  # they do not bend it
+                {**settings, "activated_loras": [], "outpaint": "", **NO_PICTURES}  # they do not bend it
             )
         except UserError as error:
             return problem_html(str(error))
@@ -178,12 +181,13 @@ class Form:
             **self.loras.suit(model),
             **self.images.suit(model, values),
             **self.grid.suit(model),
+            **self.enlarging.suit(model, values),
         }
         for name, component in self.controls.items():
             if name not in model.settings:
                 updates[component] = gr.update(visible=False)
-            elif name == "resolution":
-                updates[component] = gr.update(visible=True, value=values[name], choices=sizes(model))
+            elif name in CHOICES:
+                updates[component] = gr.update(visible=True, value=values[name], choices=CHOICES[name](model))
             else:
                 updates[component] = gr.update(visible=True, value=values[name])
         return updates
@@ -214,6 +218,13 @@ def sizes(model: ModelInfo) -> list[str]:
     """The model's usual sizes, its default always among them; any other can be typed."""
     usual = list(model.capabilities.get("resolutions", []))
     return usual if model.defaults["resolution"] in usual else [model.defaults["resolution"], *usual]
+
+
+#: settings whose choices are the model's
+CHOICES: dict[str, Callable[[ModelInfo], list[str]]] = {
+    "resolution": sizes,
+    "hires_upscaler": upscaler_names,
+}
 
 
 def redraws(model: ModelInfo) -> bool:

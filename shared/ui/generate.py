@@ -25,6 +25,7 @@ from shared.ui.presets import changes, lines_html
 from shared.ui.queue import Queue
 from shared.ui.stage import WITH_TAB, stage_area, stage_html
 from shared.ui.text import plural
+from shared.ui.upscale import Upscale
 from shared.ui.watch import Sight, watch
 from shared.ui.welcome import Welcome
 
@@ -63,6 +64,7 @@ class Generate:
                 self.stage = stage_area()
                 self.queue.lay_out_panel()
                 self.viewer = picture_area("viewer")
+                self.upscale = Upscale(engine)
                 self.recent = picture_area("recent")
         self._wire(page)
 
@@ -118,9 +120,11 @@ class Generate:
             area.pick(self.pick, None, self.viewer, **QUIET)
             area.use(self.use_settings, form.inputs, filled, **QUIET)
             form.images.takes_from(area)
+            self.upscale.opens_from(area)
         self.viewer.favour(self.favour, None, self.viewer, **QUIET)
         self.viewer.discard(self.discard, None, [self.viewer, self.recent, self.notice], **QUIET)
         self.notice.undo(self.restore, None, [self.viewer, self.recent], **QUIET)
+        self.upscale.wire(self.tab, self.submitted, self.notice)
 
     # -- what the user does -------------------------------------------------------------------------------
 
@@ -350,10 +354,11 @@ class Generate:
         """Show settings in the form. values: of the form before; given, what they differ in is told."""
         model = self._engine.catalog.model(found.settings["model_type"])
         settings, lost = self.form.images.present(found.settings)
+        settings, replaced = self.form.enlarging.present(model, settings)
         filled = {**self.form.fill(settings), **self.welcome.suit(model)}
         before = dict(zip(self.form.controls, values, strict=True)) if values else {}
         changed = recall.differences(before, settings) if before else []
-        return {**filled, self.notice: notice_html([*found.report, *lost, *changed])}
+        return {**filled, self.notice: notice_html([*found.report, *lost, *replaced, *changed])}
 
     def _is_new(self) -> bool:
         return not self._engine.store.images(limit=1)

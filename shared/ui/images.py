@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -21,7 +21,7 @@ from shared.engine.engine import Engine
 from shared.engine.inputs import PICTURES, keep_picture, known_copy
 from shared.errors import UserError
 from shared.imaging import masks, sources
-from shared.imaging.preprocess import PREPROCESSORS, Preprocessor, control_map, find, missing
+from shared.imaging.preprocess import PREPROCESSORS, Preprocessor, control_map, empty, find, missing
 from shared.settings import SETTINGS, parse_parameters, parse_resolution
 from shared.ui.controls import control
 from shared.ui.errors import QUIET, shows_errors
@@ -40,6 +40,12 @@ SIDES = ("Left", "Top", "Right", "Bottom")
 MASK_SETTINGS = ("mask_expand", "mask_feather", "mask_only", "mask_margin")
 STRENGTHS = ("control_net_weight", "control_start", "control_end")
 
+# From the four sides, the setting outpaint and the strength to the last two: what is new is painted freely.
+_EXTEND = """(left, top, right, bottom, before, strength) => {
+  const text = [left, top, right, bottom].map((side) => side.trim() || '0').join(',');
+  const now = /[^0,]/.test(text) ? text : '';
+  return [now, now && !before ? 1 : strength];
+}"""
 _PAINTED = "() => window.zgpPainted"
 _PAINTED_ON = f"(guide) => guide.split('{STROKES}')[0] + '{STROKES}' + window.zgpPainted"
 
@@ -61,6 +67,7 @@ class Images:
 
     def _lay_out_image(self, model: ModelInfo, add: Callable[..., Any]) -> None:
         self.start, self.mask = add(model, "image_start"), add(model, "image_mask")
+        self.outpaint = add(model, "outpaint")
         self.image_file = _drop("image-drop")
         self.easel = painter_area("easel")
         with gr.Column(elem_classes="zgp-with-picture"):
@@ -72,15 +79,12 @@ class Images:
                 for name in MASK_SETTINGS:
                     add(model, name, info=SETTINGS[name].help)
             with gr.Accordion("Extend beyond the borders", open=False, elem_id="extend-group"):
+                gr.HTML(f'<p class="zgp-lora-line">{escape(SETTINGS["outpaint"].help)}</p>')
                 with gr.Row(elem_id="extend-sides"):
                     self.sides = [
-                        gr.Number(
-                            0, label=side, precision=0, minimum=0, step=16, min_width=0,
-                            elem_id=f"extend-{side.lower()}",
-                        )
+                        gr.Textbox(label=side, placeholder="0", min_width=0, elem_id=f"extend-{side.lower()}")
                         for side in SIDES
-                    ]  # fmt: skip
-                self.extend = gr.Button("Extend by so many pixels", size="sm", elem_id="extend")
+                    ]
 
     def _lay_out_control(self, model: ModelInfo, add: Callable[..., Any]) -> None:
         self.guide, self.details = add(model, "image_guide"), add(model, "control_parameters")
@@ -114,9 +118,9 @@ class Images:
         model_type, resolution = controls["model_type"], controls["resolution"]
         self.resolution = resolution
         last = {"trigger_mode": "always_last", **QUIET}
-        started = [self.start, self.mask, resolution, self.image_group]
+        self.started = [self.start, self.mask, resolution, self.image_group, self.outpaint, *self.sides]
         self.image_file.upload(
-            self.take_image, [self.image_file, model_type], [*started, self.image_file], **QUIET
+            self.take_image, [self.image_file, model_type], [*self.started, self.image_file], **QUIET
         )
         self.easel.painted(None, None, self.mask, js=_PAINTED)
         self.easel.remove(lambda: ("", ""), None, [self.start, self.mask], **QUIET)
@@ -125,10 +129,10 @@ class Images:
             [self.start.change, self.mask.change], self.draw_image, [self.start, self.mask],
             [self.easel, self.image_group], **last,
         )  # fmt: skip
-        self.extend.click(
-            self.extend_image, [model_type, self.start, *self.sides],
-            [*started, self.strength, *self.sides], **QUIET,
-        )  # fmt: skip
+        for side in self.sides:
+            side.change(  # not "input": pasting makes no such event
+                None, [*self.sides, self.outpaint, self.strength], [self.outpaint, self.strength], js=_EXTEND
+            )
         self.guide_file.upload(
             self.take_guide, [self.guide_file, model_type, self.start],
             [self.guide, self.guide_file, self.control_group, resolution], **QUIET,
@@ -142,9 +146,8 @@ class Images:
         shown = [self.map, self.about, self.fetch, self.control_group]
         self.guide.change(self.draw_unpainted_map, needed, shown, **last)
         gr.on(
-            [self.what.change, self.details.change, resolution.change], self.draw_map, needed,
-            [self.guide, *shown], **last,
-        )  # fmt: skip
+            [self.what.change, self.details.change, resolution.change], self.draw_map, needed, shown, **last
+        )
         self.what.input(None, None, self.details, js="() => ''")
         details = [one for each in self.parameters.values() for one in each]
         self.what.input(self.show_details, self.what, [*self.columns.values(), *details], **last)
@@ -153,11 +156,11 @@ class Images:
                 component.input(None, components, self.details, js=_pairs(PREPROCESSORS[name]))
         self.fetch.click(
             self.fetch_extra, self.what, self.fetch, api_visibility="private", concurrency_limit=1
-        ).then(self.draw_map, needed, [self.guide, *shown], **QUIET)
+        ).then(self.draw_map, needed, shown, **QUIET)
 
     def takes_from(self, area: Any) -> None:
         """Let the buttons of `area` (`pictures.picture_area`) send pictures here."""
-        area.image(self.send_image, None, [self.start, self.mask, self.resolution, self.image_group], **QUIET)
+        area.image(self.send_image, None, self.started, **QUIET)
         area.control(self.send_guide, None, [self.guide, self.control_group], **QUIET)
 
     # -- for the form -------------------------------------------------------------------------------------
@@ -166,13 +169,14 @@ class Images:
     def outputs(self) -> list[Any]:
         """What `suit` may update."""
         details = [one for each in self.parameters.values() for one in each]
-        return [self.image_group, self.control_group, *self.columns.values(), *details]
+        return [self.image_group, self.control_group, *self.sides, *self.columns.values(), *details]
 
     def suit(self, model: ModelInfo, settings: Mapping[str, Any]) -> Updates:
         """Show the groups where they act, and the details of the preprocessor as the settings have them."""
         updates: Updates = {
             self.image_group: gr.update(visible="image_start" in model.settings),
             self.control_group: gr.update(visible="image_guide" in model.settings),
+            **dict(zip(self.sides, _sides(settings.get("outpaint", "")), strict=True)),
         }
         if "image_guide" not in model.settings:
             return updates
@@ -184,6 +188,7 @@ class Images:
         given = dict(settings)
         if not given.get("image_start"):
             given.pop("image_mask", None)
+            given.pop("outpaint", None)
         elif is_painted(given.get("image_mask", "")):
             given["image_mask"] = self._kept_mask(given["image_mask"], given["image_start"])
         path, _, strokes = given.get("image_guide", "").partition(STROKES)
@@ -221,7 +226,10 @@ class Images:
         return self._kept(painted_over(drawn, strokes))
 
     def _kept(self, picture: sources.Picture) -> str:
-        return str(keep_picture(picture, self._engine.config.inputs)[0])
+        """The path of its copy; the user is told what was corrected in it."""
+        path, notes = keep_picture(picture, self._engine.config.inputs)
+        _say(notes)
+        return str(path)
 
     # -- the picture to start from ------------------------------------------------------------------------
 
@@ -242,13 +250,15 @@ class Images:
 
     def _started(self, path: str, mask: str, size: str) -> Updates:
         opened = gr.update(open=True)
-        return {self.start: path, self.mask: mask, self.resolution: size, self.image_group: opened}
+        started = {self.start: path, self.mask: mask, self.resolution: size, self.image_group: opened}
+        return {**started, self.outpaint: "", **dict.fromkeys(self.sides, "")}
 
     @shows_errors
     def take_mask(self, path: str, start: str) -> str:
         """Take the mask from a file."""
         picture = sources.load_picture(start).image
-        mask, _ = masks.from_upload(path, picture.size)
+        mask, notes = masks.from_upload(path, picture.size)
+        _say([*notes, *masks.checked(mask)])
         return self._kept(mask)
 
     def draw_image(self, start: str, mask: str) -> Updates:
@@ -256,20 +266,6 @@ class Images:
         if start and is_painted(mask or ""):
             return {self.image_group: gr.update(label=_title("Image", start))}
         return {self.easel: _easel(start, mask), self.image_group: gr.update(label=_title("Image", start))}
-
-    @shows_errors
-    def extend_image(self, model_id: str, start: str, *pixels: float | None) -> Updates:
-        """Make the picture larger; the new part becomes the mask."""
-        if not start:
-            raise UserError("There is no picture to extend: drop one first.")
-        picture = sources.load_picture(start).image
-        size = suited_size(picture.size, self._engine.catalog.model(model_id))
-        fitted = sources.fit(picture, *size).image
-        left, top, right, bottom = (int(amount or 0) for amount in pixels)
-        larger = masks.extend(fitted, left, top, right, bottom)
-        size_text = f"{larger.image.width}x{larger.image.height}"
-        started = self._started(self._kept(larger.image), self._kept(larger.mask), size_text)
-        return {**started, self.strength: 1.0, **dict.fromkeys(self.sides, 0)}
 
     # -- the control picture ------------------------------------------------------------------------------
 
@@ -302,16 +298,13 @@ class Images:
         """As `draw_map`, but what is being painted on is left alone."""
         if STROKES in guide:
             return {self.control_group: gr.skip()}
-        updates = self.draw_map(guide, name, details, resolution)
-        del updates[self.guide]
-        return updates
+        return self.draw_map(guide, name, details, resolution)
 
     def draw_map(self, guide: str, name: str, details: str, resolution: str) -> Updates:
-        """The map that will be followed, and what the preprocessor is or lacks."""
-        path = guide.partition(STROKES)[0]
+        """The map that will be followed, with the strokes on it, and what the preprocessor is or lacks."""
+        path, _, strokes = guide.partition(STROKES)
         preprocessor, lacks = find(name), missing(name, self._engine.config.ckpts)
         updates: Updates = {
-            self.guide: path,
             self.map: "",
             self.control_group: gr.update(label=_title("Control", path)),
             self.about: _about(preprocessor, lacks),
@@ -335,8 +328,9 @@ class Images:
             drawn = self._map(picture, name, parse_parameters(details), width, height)
         except UserError as error:
             return {**shown, self.about: _problem(str(error))}
-        said = "This is what the picture follows. White lines can be added, and any part made black."
-        return {**updates, self.map: painter_html("map", drawn, None, [said])}
+        said = ["This is what the picture follows. White lines can be added, and any part made black."]
+        said = empty(name, drawn) or said
+        return {**updates, self.map: painter_html("map", drawn, None, said, strokes)}
 
     def _map(
         self, picture: Image.Image, name: str, values: Mapping[str, Any], width: int, height: int
@@ -412,12 +406,23 @@ def _about(preprocessor: Preprocessor, lacks: str) -> str:
     return said + (_problem(lacks) if lacks and not fetchable(preprocessor, lacks) else "")
 
 
+def _say(notes: Sequence[str]) -> None:
+    for note in notes:
+        gr.Info(escape(note, quote=False))
+
+
 def _problem(sentence: str) -> str:
     return f'<p class="zgp-problem" role="alert">{escape(sentence)}</p>'
 
 
 def _title(name: str, path: str | None) -> str:
     return f"{name} (in use)" if path else name
+
+
+def _sides(outpaint: str) -> list[str]:
+    """What the four fields of the setting show."""
+    parts = [part.strip() for part in outpaint.split(",")]
+    return ["" if part == "0" else part for part in parts] if len(parts) == len(SIDES) else [""] * len(SIDES)
 
 
 def _pairs(preprocessor: Preprocessor) -> str:

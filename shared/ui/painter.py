@@ -46,13 +46,17 @@ def painter_area(elem_id: str) -> gr.HTML:
     return gr.HTML("", js_on_load=_SCRIPT, elem_id=elem_id, apply_default_css=False)
 
 
-def painter_html(kind: str, picture: Image.Image, mask: Image.Image | None, lines: Sequence[str]) -> str:
+def painter_html(
+    kind: str, picture: Image.Image, mask: Image.Image | None, lines: Sequence[str], strokes: str = ""
+) -> str:
     """kind: "mask" or "map", the tools, or "shown", without any. mask: (L) what is already painted.
 
-    lines: what stands below.
+    lines: what stands below. strokes: what `painted` brought, to lie on the picture again.
     """
     width, height = _canvas_size(picture.size)
     layer = "" if mask is None else _address(_inked(mask.resize((width, height))), "PNG")
+    if strokes not in ("", EMPTY):
+        layer = _address(_layer(strokes), "PNG")
     caption = "".join(f'<p class="zgp-lora-line">{escape(line)}</p>' for line in lines)
     # The number makes each one new to the page, so that strokes on the last one do not stay on this.
     return (

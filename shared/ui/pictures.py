@@ -23,14 +23,14 @@ from shared.ui.thumbnails import thumbnail
 RECENT = 24
 THUMBNAILS = ".thumbnails"
 
-# 'pick' puts a picture on view, 'use' takes its settings, 'image' changes it, 'control' follows it, 'favour'
-# makes it a favourite or none, 'discard' moves it into the trash; all carry its number as `id`. 'all' shows
-# all pictures.
+# 'pick' puts a picture on view, 'use' takes its settings, 'image' changes it, 'control' follows it, 'upscale'
+# enlarges it, 'favour' makes it a favourite or none, 'discard' moves it into the trash; all carry its number
+# as `id`. 'all' shows all pictures.
 _CLICKS = """element.addEventListener('click', (event) => {
   if (event.target.closest('[data-all]')) trigger('all');
   const button = event.target.closest('button[data-id]');
   if (!button) return;
-  const acts = ['use', 'image', 'control', 'favour', 'discard'];
+  const acts = ['use', 'image', 'control', 'upscale', 'favour', 'discard'];
   const act = acts.find((name) => name === button.dataset.act) || 'pick';
   trigger(act, {id: Number(button.dataset.id)});
 });"""
@@ -139,6 +139,7 @@ def actions_html(shown: ImageRecord) -> str:
 
 _ACTS = (
     ("use", "Use these settings"),
+    ("upscale", "Upscale"),
     ("image", "Change this picture"),
     ("control", "Use as control"),
     ("favour", "Favourite"),

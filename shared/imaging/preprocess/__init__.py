@@ -59,6 +59,7 @@ class Preprocessor:
     make: Make
     parameters: tuple[Setting, ...] = ()
     extra: Extra | None = None
+    empty: str = "all of the control picture has one colour"  # what a map without anything in it means
 
 
 _number = partial(Setting, group="control", kind=float)
@@ -97,6 +98,7 @@ PREPROCESSORS: dict[str, Preprocessor] = {
         ),
         Preprocessor(
             name="canny", label="Edges (Canny)", make=lines.canny,
+            empty="no edge of it is as strong as asked for; lower the strengths under its details",
             help="Thin lines wherever brightness changes. Keeps shapes and detail exactly.",
             parameters=(
                 _whole(name="low", default=100, minimum=0, maximum=1000, label="Weak edges",
@@ -108,6 +110,7 @@ PREPROCESSORS: dict[str, Preprocessor] = {
         ),
         Preprocessor(
             name="lines", label="Straight lines (like MLSD)", make=lines.straight_lines,
+            empty="no straight line was found; a shorter one may count, or take edges",
             help="Only straight lines: buildings, rooms, furniture. People and plants are left free.",
             parameters=(
                 _number(name="length", default=3.0, minimum=0, maximum=50, step=0.5, label="Shortest line",
@@ -118,6 +121,7 @@ PREPROCESSORS: dict[str, Preprocessor] = {
         ),
         Preprocessor(
             name="scribble", label="Scribble", make=lines.scribble,
+            empty="no outline of it is as strong as asked for; lower the strength under its details",
             help="A few thick soft strokes along the main outlines; leaves the model much freedom. For "
             "ControlNet files from 2601 on.",
             parameters=(
@@ -153,6 +157,7 @@ PREPROCESSORS: dict[str, Preprocessor] = {
         ),
         Preprocessor(
             name="pose", label="Pose (DWPose)", make=pose.pose_map, extra=_POSE,
+            empty="nobody was found in the control picture",
             help="Skeletons of the people, with hands and faces: keeps their pose, frees everything else.",
             parameters=(
                 _number(name="person", default=0.3, minimum=0.05, maximum=0.95, step=0.05, label="People",
@@ -194,6 +199,14 @@ def control_map(
         given["folder"] = folder
     fitted = sources.fit(picture.convert("RGB"), width, height, how).image
     return Image.fromarray(preprocessor.make(np.asarray(fitted), **given))
+
+
+def empty(name: str, drawn: Image.Image) -> list[str]:
+    """A note about a map that says nothing, because all of it has one colour."""
+    values = np.asarray(drawn)
+    if (values != values[0, 0]).any():
+        return []
+    return [f"The control map is empty: {find(name).empty}."]
 
 
 def find(name: str) -> Preprocessor:
