@@ -42,6 +42,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             height INTEGER NOT NULL, created REAL NOT NULL, metadata TEXT NOT NULL)""",
         "CREATE INDEX images_of_job ON images (job_id, number)",
     ),
+    ("CREATE INDEX images_by_path ON images (path)",),
 )
 
 

@@ -19,13 +19,14 @@ from shared.engine.planner import Overrides
 from shared.engine.records import ENDED, Event
 from shared.engine.store import JobStore
 from shared.engine.supervisor import Supervisor
-from shared.errors import UserError
+from shared.errors import QueueFull, UserError
 from shared.loras.library import Library
 from shared.settings import Validated, random_seed
 from shared.weights.files import Folders
 
 log = logging.getLogger(__name__)
 
+MAX_WAITING = 2000  # jobs; more come over the network by mistake or by malice
 WORKER = (sys.executable, "-m", "shared.engine.worker")
 
 
@@ -139,8 +140,10 @@ class Engine:
         """Validate and queue a job: (its id, what was understood). SettingsError lists what is wrong.
 
         newest_wins: see JobStore.submit. uploads: given for settings that come over the network; pictures
-        are then read from there and from the outputs alone.
+        are then read from there and from the outputs alone, and QueueFull is raised while MAX_WAITING jobs wait.
         """
+        if uploads is not None and not newest_wins and self.store.waiting() >= MAX_WAITING:
+            raise QueueFull(f"{MAX_WAITING} jobs wait already: submit this one when some of them are done.")
         validated = self.catalog.validate(values)
         within = None if uploads is None else (uploads, self.config.output_dir)
         settings, notes = keep_pictures(validated.settings, self.config.inputs, within)

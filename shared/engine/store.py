@@ -121,6 +121,18 @@ class JobStore:
             raise UserError(f"There is no image {image_id}: pick one of the list of images.")
         return _image(row)
 
+    def has_image(self, paths: Iterable[str]) -> bool:
+        """Whether one of these paths is that of a picture made here."""
+        wanted = list(paths)
+        marks = ", ".join("?" * len(wanted))
+        query = f"SELECT 1 FROM images WHERE path IN ({marks}) LIMIT 1"
+        return self._db.connection().execute(query, wanted).fetchone() is not None
+
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        query = "SELECT COUNT(*) FROM jobs WHERE status = ?"
+        return int(self._db.connection().execute(query, (QUEUED,)).fetchone()[0])
+
     # -- worker -------------------------------------------------------------------------------------------
 
     def claim_next(self) -> Job | None:
