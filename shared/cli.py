@@ -132,9 +132,9 @@ def _add_page_flags(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="USER:PASSWORD",
-        help="who may log in; may be given several times. Without --auth and --auth-file, a password is made up "
-        "and shown when a login is needed: with --listen, --share, --api-token or a --server-name that other "
-        "computers reach",
+        help="who may log in; may be given several times. Without --auth and --auth-file, a password is made "
+        "up and shown when a login is needed: with --listen, --share, --api-token or a --server-name that "
+        "other computers reach",
     )
     group.add_argument(
         "--auth-file",
@@ -155,8 +155,8 @@ def _add_page_flags(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="a further name under which browsers find the page, such as that of a reverse proxy; may be given "
-        "several times",
+        help="a further name under which browsers find the page, such as that of a reverse proxy; may be "
+        "given several times",
     )
     group.add_argument("--open-browser", action="store_true", help="open the page in the browser")
     group.add_argument(

@@ -410,7 +410,7 @@ def test_a_taken_port_is_one_sentence(tmp_path, models):
     import socket
 
     from shared.engine.engine import Engine, EngineConfig
-    from shared.ui.app import launch
+    from shared.server.launch import launch
 
     engine = Engine(EngineConfig.at(ROOT, output_dir=tmp_path, database=tmp_path / ".zgp" / "zgp.sqlite3"))
     port = free_port()

@@ -15,6 +15,7 @@ from typing import Any
 
 from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, catalog
 from shared.engine.inputs import keep_pictures
+from shared.engine.loras import check_addresses
 from shared.engine.planner import Overrides
 from shared.engine.records import ENDED, Event
 from shared.engine.store import JobStore
@@ -140,11 +141,14 @@ class Engine:
         """Validate and queue a job: (its id, what was understood). SettingsError lists what is wrong.
 
         newest_wins: see JobStore.submit. uploads: given for settings that come over the network; pictures
-        are then read from there and from the outputs alone, and QueueFull is raised while MAX_WAITING jobs wait.
+        are then read from there and from the outputs alone, LoRAs are fetched from the internet alone, and
+        QueueFull is raised while MAX_WAITING jobs wait.
         """
         if uploads is not None and not newest_wins and self.store.waiting() >= MAX_WAITING:
             raise QueueFull(f"{MAX_WAITING} jobs wait already: submit this one when some of them are done.")
         validated = self.catalog.validate(values)
+        if uploads is not None:
+            check_addresses(validated.settings)
         within = None if uploads is None else (uploads, self.config.output_dir)
         settings, notes = keep_pictures(validated.settings, self.config.inputs, within)
         validated = replace(validated, settings=settings, notes=[*validated.notes, *notes])

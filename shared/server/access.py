@@ -83,7 +83,7 @@ def _pairs_in(path: Path) -> list[tuple[str, str]]:
 def _token(token: str) -> str:
     if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise UserError(
-            f"--api-token came with {len(token)} characters; expected at least {SHORTEST_TOKEN} letters, digits "
-            "or signs without blanks."
+            f"--api-token came with {len(token)} characters; expected at least {SHORTEST_TOKEN} letters, "
+            "digits or signs without blanks."
         )
     return token

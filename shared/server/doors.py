@@ -117,7 +117,9 @@ async def _form(request: Request) -> tuple[str, str]:
         if len(body) > LARGEST_FORM:
             raise Refused(413, "This is too long for a name and a password; shorten it.")
     try:
-        fields: dict[str, list[Any]] = parse_qs(body.decode("utf-8"), keep_blank_values=True, max_num_fields=8)
+        fields: dict[str, list[Any]] = parse_qs(
+            body.decode("utf-8"), keep_blank_values=True, max_num_fields=8
+        )
     except ValueError:
         raise Refused(400, "This is no login form; send the fields username and password.") from None
     return fields.get("username", [""])[0].strip(), fields.get("password", [""])[0]

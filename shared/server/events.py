@@ -1,4 +1,4 @@
-"""A job's events as server-sent events: each with its number, so that a broken line goes on where it broke."""
+"""A job's events as server-sent events, each with its number: a broken line goes on where it broke."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ FILE = f"{GRADIO}file="
 READ = {
     "/", "/config", "/config/", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt",
     *(GRADIO + name for name in (
-        "info", "info/", "app_id", "startup-events", "queue/data", "queue/status", "upload_progress", "theme.css",
+        "info", "info/", "app_id", "startup-events", "theme.css", "queue/data", "queue/status",
+        "upload_progress",
     )),
 }  # fmt: skip
 READ_BELOW = ("/static/", "/assets/", "/svelte/", f"{GRADIO}heartbeat/", f"{GRADIO}call/", FILE)
@@ -87,6 +88,9 @@ def _is_plain(text: str) -> bool:
         return False
     parts = re.split(r"[/\\]", text[2:] if drive else text)[1:]
     return all(
-        part not in ("", ".", "..") and ":" not in part and part == part.rstrip(". ") and not DEVICE.fullmatch(part)
+        part not in ("", ".", "..")
+        and ":" not in part
+        and part == part.rstrip(". ")
+        and not DEVICE.fullmatch(part)
         for part in parts
     )

@@ -21,7 +21,7 @@ PAGE_POLICY = (
     "media-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
     "form-action 'self'; frame-ancestors 'self'"
 )
-FILE_POLICY = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; sandbox"
+FILE_POLICY = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; sandbox allow-same-origin"
 FILES = (FILE, "/api/v1/images/")
 #: how long a browser keeps what it got; pictures are never written over
 KEPT = {FILES: b"private, max-age=86400", ("/static/", "/assets/", "/svelte/"): b"no-cache"}

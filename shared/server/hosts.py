@@ -1,8 +1,8 @@
 """Who a request says it is for, and which page it comes from.
 
 A foreign web page can make a browser send requests to this computer, under its own name when that name's
-address changes meanwhile (DNS rebinding). It can neither choose the Host nor hide its Origin: both are checked
-on every request. An address as Host needs no list, since rebinding takes a name.
+address changes meanwhile (DNS rebinding). It can neither choose the Host nor hide its Origin: both are
+checked on every request. An address as Host needs no list, since rebinding takes a name.
 """
 
 from __future__ import annotations

@@ -23,7 +23,9 @@ async def json_body(request: Request) -> Any:
     try:
         return json.loads(await request.body())
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"The body cannot be read as JSON ({error}); send one object of settings.") from None
+        raise Refused(
+            400, f"The body cannot be read as JSON ({error}); send one object of settings."
+        ) from None
 
 
 def submit_all(engine: Engine, uploads: Path, many: list[Any]) -> list[tuple[int, Validated]]:

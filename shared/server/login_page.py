@@ -45,7 +45,11 @@ PAGE = f"""<!doctype html>
 """
 
 
-def login_page(problem: str = "", status: int = 200, headers: Mapping[str, str] | None = None) -> HTMLResponse:
+def login_page(
+    problem: str = "", status: int = 200, headers: Mapping[str, str] | None = None
+) -> HTMLResponse:
     """The form, with what went wrong the last time."""
     told = f'<p class="problem" role="alert">{escape(problem)}</p>' if problem else ""
-    return HTMLResponse(PAGE.replace("%s", told), status, {"Content-Security-Policy": POLICY, **(headers or {})})
+    return HTMLResponse(
+        PAGE.replace("%s", told), status, {"Content-Security-Policy": POLICY, **(headers or {})}
+    )

@@ -81,17 +81,19 @@ def translated(values: Any, engine: Engine) -> tuple[dict[str, Any], str]:
     """(our settings, the form of the answer) for a request's body. Refused for what cannot be done."""
     if not isinstance(values, dict):
         raise Refused(400, "The body is no JSON object; expected one with a prompt.")
-    form = values.get("response_format") or FORMATS[0]
+    form = str(values.get("response_format") or FORMATS[0])
     if form not in FORMATS:
-        raise Refused(400, f"response_format came as {str(form)[:40]!r}; expected {' or '.join(FORMATS)}.")
+        raise Refused(400, f"response_format came as {form[:40]!r}; expected {' or '.join(FORMATS)}.")
     if values.get("stream"):
         raise Refused(400, "stream came as true; pictures come whole here: leave it out.")
     model = values.get("model")
-    if model and model not in engine.catalog.models:
+    if model and not (isinstance(model, str) and model in engine.catalog.models):
         known = ", ".join(engine.catalog.models)
         raise Refused(404, f"There is no model {str(model)[:80]!r}: choose one of {known}, or name none.")
     dropped = {"response_format", "stream", "partial_images", *WITHOUT_MEANING}
-    settings = {NAMES.get(name, name): value for name, value in values.items() if name not in dropped}
+    settings: dict[str, Any] = {
+        NAMES.get(str(name), str(name)): value for name, value in values.items() if name not in dropped
+    }
     if settings.get("resolution") == "auto":
         del settings["resolution"]
     return settings, form

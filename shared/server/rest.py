@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi import Path as InPath
@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from shared.engine.engine import Engine
 from shared.engine.inputs import keep_picture
-from shared.engine.records import CANCELLED, DONE, ENDED, FAILED, QUEUED, RUNNING, ImageRecord, Job
+from shared.engine.records import ENDED, ImageRecord, Job
 from shared.errors import UserError
 from shared.imaging.sources import load_picture
 from shared.server.events import event_lines, nothing_follows
@@ -32,10 +32,10 @@ from shared.server.views import (
     model_view,
 )
 
-STATUSES = (QUEUED, RUNNING, DONE, FAILED, CANCELLED)
 LARGEST_ID = 2**53 - 1
 
 Id = Annotated[int, InPath(ge=1, le=LARGEST_ID)]
+Status = Literal["queued", "running", "done", "failed", "cancelled"]
 Limit = Annotated[int, Query(ge=1, le=500)]
 PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 _SETTINGS = {"$ref": "#/components/schemas/Settings"}
@@ -65,10 +65,8 @@ def rest_router(engine: Engine, uploads: Path, shelf: Shelf) -> APIRouter:
         return AcceptedJobs([accepted(job_id, validated) for job_id, validated in queued])
 
     @router.get("/jobs")
-    def jobs(limit: Limit = 100, status: Annotated[str, Query(json_schema_extra={"enum": list(STATUSES)})] = "") -> list[JobView]:
+    def jobs(limit: Limit = 100, status: Status | None = None) -> list[JobView]:
         """Jobs, newest first, without their pictures."""
-        if status and status not in STATUSES:
-            raise Refused(400, f"status came as '{status[:40]}'; expected one of {', '.join(STATUSES)}.")
         return [job_view(job) for job in store.jobs([status] if status else None, limit)]
 
     @router.get("/jobs/{job_id}")
@@ -124,8 +122,12 @@ def rest_router(engine: Engine, uploads: Path, shelf: Shelf) -> APIRouter:
     return router
 
 
-_FILE = {200: {"description": "The file", "content": {"image/*": {"schema": {"type": "string"}}}}}
-_EVENTS = {200: {"description": "Events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file", "content": {"image/*": {"schema": {"type": "string"}}}}
+}
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
 
 
 def _job(engine: Engine, job_id: int) -> Job:
