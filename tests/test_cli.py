@@ -18,6 +18,7 @@ from shared.engine.records import CANCELLED
 from shared.engine.store import JobStore
 from shared.engine.tasks import read_tasks
 from shared.errors import UserError
+from shared.server.access import Access
 from shared.version import VERSION
 from tests.fake_family import Planned, handler_for, make_root
 

@@ -42,7 +42,7 @@ def check_address(method: str, path: str) -> None:
     names, below = (READ, READ_BELOW) if method in ("GET", "HEAD") else (WRITE, WRITE_BELOW)
     if path not in names and not path.startswith(below):
         raise Refused(404, NOT_SERVED)
-    if ".." in path.split("/") or "\\" in path and not path.startswith(FILE):
+    if not path.startswith(FILE) and (".." in path.split("/") or "\\" in path):
         raise Refused(404, NOT_SERVED)
 
 
