@@ -478,7 +478,8 @@ def test_nothing_answers_before_the_login(house):
 def addresses(app) -> list[str]:
     found = []
     for route in app.routes:
-        found += addresses(route.app) if hasattr(route, "app") and hasattr(route.app, "routes") else []
+        below = getattr(route, "original_router", None) or getattr(route, "app", None)
+        found += addresses(below) if hasattr(below, "routes") else []
         found.append(re.sub(r"{[^}]*}", "1", getattr(route, "path", "") or "/"))
     return found
 
