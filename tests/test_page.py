@@ -105,6 +105,7 @@ import sys
 from pathlib import Path
 from shared.engine.engine import Engine, EngineConfig
 from shared.ui.app import build
+import shared.server.launch
 folder = Path({str(tmp_path)!r})
 build(Engine(EngineConfig.at(Path.cwd(), output_dir=folder, database=folder / ".zgp" / "zgp.sqlite3")))
 print([name for name in {HEAVY!r} if name in sys.modules])

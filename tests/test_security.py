@@ -305,6 +305,7 @@ ATTACKS = [
     settings("a prompt of a megabyte", prompt="a" * (1 << 20)),
     Attack("address: an enormous number", 400, target="/api/v1/jobs/" + "9" * 30),
     Attack("address: a number below zero", 400, target="/api/v1/images/-1"),
+    Attack("address: an endless one", 414, target="/" + "a" * 100_000),
     Attack("address: a database in it", 400, target="/api/v1/jobs/1%20OR%201=1"),
     Attack("address: a limit", 400, target="/api/v1/images?limit=100000000"),
     Attack("picture: known, and led out", 404, target="/api/v1/images/2"),

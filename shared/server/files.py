@@ -30,11 +30,14 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 THUMBNAILS = ".thumbnails"
 DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
+LONGEST = 4096  # characters of an address
 NOT_SERVED = "There is nothing here by that name."
 
 
 def check_address(method: str, path: str) -> None:
     """Refused for an address that is neither the page's nor ours."""
+    if len(path) > LONGEST:
+        raise Refused(414, "The address is too long; shorten it.")
     if any(ord(character) < 32 for character in path):
         raise Refused(400, "The address has characters that cannot be written; check it.")
     if path.startswith(OURS):
