@@ -35,6 +35,9 @@ pytestmark = pytest.mark.browser  # one server for all of them
 def server(tmp_path_factory):
     with serve(tmp_path_factory.mktemp("api"), SERVE) as running:
         yield running
+        stream = ask(running, "gradio_api/heartbeat/somebody")  # an open page has one
+    stream.close()
+    assert "Traceback" not in (running.folder / "server.log").read_text()
 
 
 def examples(language: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -10,6 +11,7 @@ import tempfile
 import webbrowser
 from collections.abc import Iterable
 from pathlib import Path
+from types import FrameType
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -61,7 +63,15 @@ def launch(
                 _share(host, port, hosts)
             if open_browser:
                 webbrowser.open(local_url(host, port))
-            uvicorn.Server(config).run(sockets=[opened])
+            _Server(config).run(sockets=[opened])
+
+
+class _Server(uvicorn.Server):
+    """Is silent about the streams that it cuts off when it is told to stop: every open page has some."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        super().handle_exit(sig, frame)
 
 
 def listening(host: str, port: int) -> socket.socket:
