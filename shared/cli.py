@@ -32,6 +32,8 @@ from shared.engine.tasks import Task, read_tasks
 from shared.errors import UserError
 from shared.imaging.saving import Rules
 from shared.loras.presets import find_preset, read_preset
+from shared.server.access import SHORTEST_TOKEN, TOKEN_VARIABLE, Access, read_access
+from shared.server.hosts import host_name, is_loopback
 from shared.settings import ATTENTION_PACKAGES, SETTINGS
 from shared.version import VERSION
 
@@ -119,8 +121,47 @@ def _add_page_flags(group: argparse._ArgumentGroup) -> None:
         help="address the page listens on; without it the variable SERVER_NAME, else 127.0.0.1, which only "
         "this computer reaches",
     )
-    group.add_argument("--listen", action="store_true", help="let other computers reach the page (0.0.0.0)")
-    group.add_argument("--share", action="store_true", help="make the page public through a Gradio tunnel")
+    group.add_argument(
+        "--listen",
+        action="store_true",
+        help="let other computers reach the page (0.0.0.0); they have to log in",
+    )
+    group.add_argument(
+        "--share",
+        action="store_true",
+        help="make the page public through a Gradio tunnel; everybody has to log in",
+    )
+    group.add_argument(
+        "--auth",
+        action="append",
+        default=[],
+        metavar="USER:PASSWORD",
+        help="who may log in; may be given several times. Without --auth and --auth-file, a password is made "
+        "up and shown when a login is needed: with --listen, --share, --api-token or a --server-name that "
+        "other computers reach",
+    )
+    group.add_argument(
+        "--auth-file",
+        type=Path,
+        metavar="FILE",
+        help="a file with a line user:password for each who may log in; # begins a comment",
+    )
+    group.add_argument(
+        "--api-token",
+        action="append",
+        default=[],
+        metavar="TOKEN",
+        help=f"what programs show instead of logging in, at least {SHORTEST_TOKEN} characters; may be given "
+        f"several times, or once as the variable {TOKEN_VARIABLE}",
+    )
+    group.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name under which browsers find the page, such as that of a reverse proxy; may be "
+        "given several times",
+    )
     group.add_argument("--open-browser", action="store_true", help="open the page in the browser")
     group.add_argument(
         "--theme",
@@ -443,11 +484,13 @@ def _make_output_printable() -> None:
 def serve(config: EngineConfig, handler_for: HandlerFor | None, options: argparse.Namespace) -> int:
     """Show the page until Ctrl-C. UserError when its address cannot be used."""
     host, port = page_address(options)
+    access, invented = page_access(options, host)
+    allowed = [host_name(name) for name in options.allowed_host]
     check_address(host, port)
     engine = Engine(config, handler_for)
     try:
         engine.start()  # before Gradio is imported: the worker loads torch meanwhile
-        from shared.ui.app import launch
+        from shared.server.launch import launch
 
         launch(
             engine,
@@ -456,6 +499,9 @@ def serve(config: EngineConfig, handler_for: HandlerFor | None, options: argpars
             share=options.share,
             open_browser=options.open_browser,
             theme=options.theme,
+            access=access,
+            invented=invented,
+            allowed_hosts=allowed,
         )
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
@@ -474,6 +520,14 @@ def page_address(options: argparse.Namespace) -> tuple[str, int]:
     except argparse.ArgumentTypeError as error:
         raise UserError(f"The variable SERVER_PORT: {error}.") from error
     return host or "127.0.0.1", port or DEFAULT_PORT
+
+
+def page_access(options: argparse.Namespace, host: str) -> tuple[Access, str]:
+    """Who may come in, and the password that was made up for it or ""."""
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    tokens = [*options.api_token, *([token] if token else [])]
+    exposed = options.share or not is_loopback(host)
+    return read_access(options.auth, options.auth_file, tokens, exposed)
 
 
 def check_address(host: str, port: int) -> None:

@@ -1,10 +1,14 @@
-"""The two exceptions that cross the rooms of the house."""
+"""The exceptions that cross the rooms of the house."""
 
 
 class UserError(Exception):
     """Something the user can mend. `str(error)` is the one sentence shown: what came, what was expected,
     what to do.
     """
+
+
+class QueueFull(UserError):
+    """No further job is taken for now."""
 
 
 class Cancelled(Exception):

@@ -119,6 +119,8 @@ def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
         try:
             with urllib.request.urlopen(url, timeout=5):
                 return
+        except urllib.error.HTTPError:
+            return  # it answers: one has to log in first
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
     raise RuntimeError(f"The server did not answer at {url}: {log.read_text(errors='replace')}")

@@ -18,6 +18,7 @@ from shared.engine.records import CANCELLED
 from shared.engine.store import JobStore
 from shared.engine.tasks import read_tasks
 from shared.errors import UserError
+from shared.server.access import Access
 from shared.version import VERSION
 from tests.fake_family import Planned, handler_for, make_root
 
@@ -305,9 +306,9 @@ def test_sizes_for_people(size, text):
 def launched(monkeypatch):
     """Replaces the page; holds the engine and what it was launched with."""
     calls = []
-    page = types.ModuleType("shared.ui.app")
+    page = types.ModuleType("shared.server.launch")
     page.launch = lambda engine, **options: calls.append((engine, engine.supervises, options))
-    monkeypatch.setitem(sys.modules, "shared.ui.app", page)
+    monkeypatch.setitem(sys.modules, "shared.server.launch", page)
     return calls
 
 
@@ -322,7 +323,8 @@ def test_the_page_gets_an_engine_that_already_runs(wgp, launched, free_port):
     assert wgp("--server-port", free_port, "--open-browser", "--theme", "gradio") == 0
     [(engine, supervised, options)] = launched
     assert options == {
-        "host": "127.0.0.1", "port": free_port, "share": False, "open_browser": True, "theme": "gradio"
+        "host": "127.0.0.1", "port": free_port, "share": False, "open_browser": True, "theme": "gradio",
+        "access": Access(), "invented": "", "allowed_hosts": [],
     }  # fmt: skip
     assert supervised and not engine.supervises and engine.worker_pid is None
 
@@ -370,7 +372,7 @@ def test_ctrl_c_on_the_page_is_a_usual_end(wgp, monkeypatch, launched, free_port
     def interrupted(engine, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["shared.ui.app"], "launch", interrupted)
+    monkeypatch.setattr(sys.modules["shared.server.launch"], "launch", interrupted)
     assert wgp("--server-port", free_port) == 0
     assert capsys.readouterr().err == "Stopped.\n"
 

@@ -19,6 +19,7 @@ from shared.loras.library import Library, address
 from shared.loras.presets import Preset, find_preset, list_presets, read_preset, write_preset
 from shared.loras.reader import read
 from shared.loras.verdict import inspect
+from shared.weights import downloads
 from tests.lora_writers import CONFIG, OTHERS, WRITERS, deltas, dora, factors, loha, lokr, save
 from tests.test_lora_files import FAMILIES, changes, distance, weights
 
@@ -158,7 +159,8 @@ class Page(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def web() -> Iterator[Web]:
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setattr(downloads, "check_request", lambda request: None)  # it is on this computer
     with Web() as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server

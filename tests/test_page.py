@@ -105,6 +105,7 @@ import sys
 from pathlib import Path
 from shared.engine.engine import Engine, EngineConfig
 from shared.ui.app import build
+import shared.server.launch
 folder = Path({str(tmp_path)!r})
 build(Engine(EngineConfig.at(Path.cwd(), output_dir=folder, database=folder / ".zgp" / "zgp.sqlite3")))
 print([name for name in {HEAVY!r} if name in sys.modules])
@@ -410,7 +411,7 @@ def test_a_taken_port_is_one_sentence(tmp_path, models):
     import socket
 
     from shared.engine.engine import Engine, EngineConfig
-    from shared.ui.app import launch
+    from shared.server.launch import launch
 
     engine = Engine(EngineConfig.at(ROOT, output_dir=tmp_path, database=tmp_path / ".zgp" / "zgp.sqlite3"))
     port = free_port()

@@ -42,7 +42,7 @@ import sys
 from pathlib import Path
 from shared.engine.catalog import LoraFolders
 from shared.engine.engine import Engine, EngineConfig
-from shared.ui.app import launch
+from shared.server.launch import launch
 folder = Path(sys.argv[1])
 engine = Engine(EngineConfig.at(
     Path.cwd(), output_dir=folder, database=folder / ".zgp" / "zgp.sqlite3",

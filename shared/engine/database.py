@@ -99,6 +99,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             DELETE FROM image_loras WHERE image_id = OLD.id;
             END""",
     ),
+    ("CREATE INDEX images_by_path ON images (path)",),
 )
 
 

@@ -23,12 +23,13 @@ from shared.engine.grid import Grid
 from shared.engine.grid import plan as plan_grid
 from shared.engine.host import plan_job
 from shared.engine.inputs import PICTURES, keep_pictures
+from shared.engine.loras import check_addresses
 from shared.engine.machine import survey
 from shared.engine.planner import Machine, Overrides, Plan
 from shared.engine.records import ENDED, Event
 from shared.engine.store import JobStore
 from shared.engine.supervisor import Supervisor
-from shared.errors import UserError
+from shared.errors import QueueFull, UserError
 from shared.imaging.saving import Rules
 from shared.loras.library import Library
 from shared.settings import Validated, random_seed
@@ -36,6 +37,7 @@ from shared.weights.files import Folders
 
 log = logging.getLogger(__name__)
 
+MAX_WAITING = 2000  # jobs; more come over the network by mistake or by malice
 WORKER = (sys.executable, "-m", "shared.engine.worker")
 
 
@@ -269,8 +271,11 @@ class Engine:
         wrong.
 
         newest_wins, client: see JobStore.submit. uploads: given for settings that come over the network;
-        pictures are then read from there and from the outputs alone.
+        pictures are then read from there and from the outputs alone, LoRAs are fetched from the internet
+        alone, and QueueFull is raised while MAX_WAITING jobs wait.
         """
+        if not newest_wins:
+            self._check_room(1, uploads)
         ready = self._ready([self.catalog.validate(values)], uploads)
         return self._queue(ready, source, output_dir, newest_wins, client)[0]
 
@@ -287,7 +292,9 @@ class Engine:
         All of them or none. SettingsError as for `submit`, and for prompts that cannot be expanded (see
         prompts.jobs.expand).
         """
-        ready = self._ready(self.catalog.validate_all(values), uploads)
+        jobs = self.catalog.validate_all(values)
+        self._check_room(len(jobs), uploads)
+        ready = self._ready(jobs, uploads)
         return self._queue(ready, source, output_dir, client=client)
 
     def plan_grid(self, values: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Grid:
@@ -306,6 +313,7 @@ class Engine:
 
         SettingsError when a picture cannot be used; then none is queued.
         """
+        self._check_room(len(planned.cells), uploads)
         kept = self._ready([cell.validated for cell in planned.cells], uploads)
         cells = [
             (cell.number, one.settings, one.notes) for cell, one in zip(planned.cells, kept, strict=True)
@@ -345,12 +353,18 @@ class Engine:
                     return
             time.sleep(poll)
 
+    def _check_room(self, jobs: int, uploads: Path | None) -> None:
+        if uploads is not None and self.store.counts().queued + jobs > MAX_WAITING:
+            raise QueueFull(f"{MAX_WAITING} jobs wait already: submit this one when some of them are done.")
+
     def _ready(self, jobs: Sequence[Validated], uploads: Path | None) -> list[Validated]:
         """As jobs hold their settings: with copies of the pictures, each made once, and a seed."""
         within = None if uploads is None else (uploads, self.config.output_dir)
         copies: dict[tuple[Any, ...], tuple[dict[str, Any], list[str]]] = {}
         found = []
         for job in jobs:
+            if uploads is not None:
+                check_addresses(job.settings)
             named = {name: job.settings[name] for name in PICTURES if name in job.settings}
             key = tuple(named.items())
             if key not in copies:

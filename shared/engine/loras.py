@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from shared.errors import UserError
 from shared.loras.library import Library, address
 from shared.loras.multipliers import Multipliers, parse
+from shared.settings import SettingsError
 from shared.weights.downloads import DownloadProgress
+from shared.weights.public import check_public
 
 if TYPE_CHECKING:
     from shared.engine.catalog import ModelInfo
@@ -54,6 +56,19 @@ def problems(info: ModelInfo, settings: Mapping[str, Any]) -> list[str]:
         return []
     library = info.loras()
     return [problem for entry in entries if (problem := _problem(info, library, entry))]
+
+
+def check_addresses(settings: Mapping[str, Any]) -> None:
+    """SettingsError for LoRAs at addresses inside this network."""
+    problems = []
+    for entry in settings.get("activated_loras") or ():
+        try:
+            if url := address(entry).url:
+                check_public(url, resolve=False)
+        except UserError as error:
+            problems.append(f"activated_loras: {error}")
+    if problems:
+        raise SettingsError(problems)
 
 
 def bytes_here(info: ModelInfo, settings: Mapping[str, Any]) -> int:

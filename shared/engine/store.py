@@ -309,6 +309,13 @@ class JobStore:
         )
         return [row["text"] for row in rows]
 
+    def has_image(self, paths: Iterable[str]) -> bool:
+        """Whether one of these paths is that of a picture made here."""
+        wanted = list(paths)
+        marks = ", ".join("?" * len(wanted))
+        query = f"SELECT 1 FROM images WHERE path IN ({marks}) LIMIT 1"
+        return self._db.connection().execute(query, wanted).fetchone() is not None
+
     # -- worker -------------------------------------------------------------------------------------------
 
     def claim_next(self) -> Job | None:

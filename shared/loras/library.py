@@ -116,7 +116,8 @@ class Library:
         """The download under a LoRA's name in a folder of its own, where no list shows it."""
         folders = Folders(self.folder, self.folder / INCOMING)
         target = hashlib.sha256(url.encode()).hexdigest()[:16]  # two addresses may end in the same name
-        path = ensure([Required("lora", [url], target)], folders, progress, cancelled)["lora"]
+        required = [Required("lora", [url], target)]
+        path = ensure(required, folders, progress, cancelled, public_only=True)["lora"]
         return path.replace(path.with_name(_safe_name(path.name)))
 
 

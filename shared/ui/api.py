@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
 
 from shared.engine.engine import Engine
-from shared.engine.records import DONE, ENDED
+from shared.engine.records import DONE, ENDED, ImageRecord
 from shared.errors import UserError
 
 POLL_SECONDS = 0.1
@@ -39,22 +38,21 @@ def generate_with(engine: Engine) -> Callable[[dict], Awaitable[dict]]:
             {"images": [path, …], "metadata": [object, …]}, one of each per picture
         """
         try:
-            jobs = engine.submit_all(settings, source="api", uploads=uploads())
-            return await _pictures(engine, [job_id for job_id, _ in jobs])
+            queued = engine.submit_all(settings, source="api", uploads=uploads())
+            made = [record for job_id, _ in queued for record in await _pictures(engine, job_id)]
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None
+        return {
+            "images": [record.path for record in made],
+            "metadata": [record.metadata for record in made],
+        }
 
     return generate
 
 
-async def _pictures(engine: Engine, job_ids: list[int]) -> dict[str, Any]:
-    for job_id in job_ids:
-        while (job := engine.store.job(job_id)).status not in ENDED:
-            await asyncio.sleep(POLL_SECONDS)
-        if job.status != DONE:
-            raise UserError(job.error or f"Job {job_id} was {job.status}.")
-    records = [record for job_id in job_ids for record in engine.store.images(job_id)]
-    return {
-        "images": [record.path for record in records],
-        "metadata": [record.metadata for record in records],
-    }
+async def _pictures(engine: Engine, job_id: int) -> list[ImageRecord]:
+    while (job := engine.store.job(job_id)).status not in ENDED:
+        await asyncio.sleep(POLL_SECONDS)
+    if job.status != DONE:
+        raise UserError(job.error or f"Job {job_id} was {job.status}.")
+    return engine.store.images(job_id)

@@ -42,6 +42,7 @@ from shared.weights.files import (
     destination,
     is_url,
 )
+from shared.weights.public import check_request
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -128,17 +129,21 @@ def ensure(
     folders: Folders,
     progress: Callable[[DownloadProgress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    public_only: bool = False,
 ) -> dict[str, Path]:
     """Have every required file on disk and return role -> path (the first file of a role that has several).
 
     What is there is used after a look at its header; of what is missing, the first alternative that is a URL
     is downloaded. Raises UserError or Cancelled; what had come by then is kept and continued next time.
+    public_only: for addresses that others wrote; see shared.weights.public.
     """
     required = list(required)
     missing = [item for item in required if not describe(item, folders).on_disk]
     if missing:
         try:
-            _fetch_all(missing, folders, progress or (lambda _: None), cancelled or (lambda: False))
+            _fetch_all(
+                missing, folders, progress or (lambda _: None), cancelled or (lambda: False), public_only
+            )
         except OSError as error:
             raise UserError(_unwritable(folders.ckpts, error)) from error
     paths: dict[str, Path] = {}
@@ -157,9 +162,13 @@ def _fetch_all(
     folders: Folders,
     progress: Callable[[DownloadProgress], None],
     cancelled: Callable[[], bool],
+    public_only: bool = False,
 ) -> None:
     wanted = {remote.path: remote for remote in (_wanted(item, folders) for item in missing)}
-    with httpx.Client(timeout=TIMEOUT, follow_redirects=True) as client:
+    # the hub is the user's choice
+    checks = public_only and not any(remote.page for remote in wanted.values())
+    hooks = {"request": [check_request]} if checks else {}
+    with httpx.Client(timeout=TIMEOUT, follow_redirects=True, event_hooks=hooks) as client:
         remotes = []
         for remote in wanted.values():
             meter = _Meter(remote, progress)

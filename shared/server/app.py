@@ -1,0 +1,127 @@
+"""The one server: guard, REST and the page, put together."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import Response
+
+from shared.engine.engine import Engine
+from shared.errors import UserError
+from shared.server.answers import answer
+from shared.server.doors import Doors
+from shared.server.files import Shelf
+from shared.server.guard import Guard
+from shared.server.hosts import Hosts
+from shared.server.limits import MAX_UPLOAD
+from shared.server.openai import openai_router
+from shared.server.refused import Refused
+from shared.server.rest import rest_router
+from shared.server.schema import PROBLEM, settings_schema
+from shared.ui.theme import look
+from shared.version import VERSION
+
+log = logging.getLogger(__name__)
+
+OPENAPI = "/api/v1/openapi.json"
+
+
+def make_app(
+    engine: Engine, page: gr.Blocks, uploads: Path, hosts: Hosts, doors: Doors, theme: str = ""
+) -> Guard:
+    """The whole server as one ASGI application. `uploads`: where Gradio puts what is sent to it."""
+    shelf = Shelf(engine, uploads)
+    app = api(engine, uploads, shelf)
+    outputs = engine.config.output_dir.resolve()
+    gr.mount_gradio_app(
+        app,
+        page.queue(default_concurrency_limit=None),
+        "/",
+        # pictures that were made before the folder was changed lie beside the queue
+        allowed_paths=[str(outputs), str(engine.config.database.resolve().parents[1])],
+        # the queue and the log are nobody's download
+        blocked_paths=[str(engine.config.database.resolve().parent)],
+        max_file_size=MAX_UPLOAD,
+        ssr_mode=False,  # these three could be turned on by a variable
+        mcp_server=False,
+        enable_monitoring=False,
+        pwa=False,
+        **look(theme),
+    )
+    page.is_running = True  # or Gradio takes every SVG that is uploaded for one of the page's own
+    return Guard(app, hosts, doors, shelf)
+
+
+def api(engine: Engine, uploads: Path, shelf: Shelf) -> FastAPI:
+    """The part for programs. What it does not know is left to what is mounted after it."""
+    app = FastAPI(title="ZGP", version=VERSION, openapi_url=OPENAPI, docs_url=None, redoc_url=None)
+    app.include_router(rest_router(engine, uploads, shelf))
+    app.include_router(openai_router(engine, uploads, shelf))
+    for below in ("/api", "/v1"):
+        app.add_api_route(
+            below + "/{rest:path}", _unknown, methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            include_in_schema=False,
+        )  # fmt: skip
+    for kind, handler in HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    schema: dict[str, Any] = {}
+
+    def openapi() -> dict[str, Any]:
+        schema.update(schema or described(app))
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app
+
+
+def described(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI description, with the settings' schema made from the one list of settings."""
+    schema = get_openapi(
+        title="ZGP",
+        version=VERSION,
+        description="Pictures made by the Z-Image models on this computer.",
+        routes=app.routes,
+    )
+    components = schema.setdefault("components", {})
+    components.setdefault("schemas", {}).update(Settings=settings_schema(), Problem=PROBLEM)
+    components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    schema["security"] = [{"token": []}, {}]
+    return schema
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return answer(error, request.url.path)
+
+
+async def _user_error(request: Request, error: Exception) -> Response:
+    return answer(Refused(400, str(error), getattr(error, "problems", ())), request.url.path)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = [f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()]
+    return answer(Refused(400, "; ".join(problems), problems), request.url.path)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    sentence = "Something went wrong here that should not; the terminal of ZGP has the details."
+    return answer(Refused(500, sentence), request.url.path)
+
+
+HANDLERS: dict[type[Exception], Any] = {
+    Refused: _refused,
+    UserError: _user_error,
+    RequestValidationError: _invalid,
+    Exception: _failed,
+}
+
+
+async def _unknown(rest: str) -> None:
+    raise Refused(404, "There is nothing here by that name; see /api/v1/openapi.json for what there is.")

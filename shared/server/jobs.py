@@ -1,0 +1,63 @@
+"""Settings from programs become jobs: all of a request's, or none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+
+from shared.engine.engine import Engine
+from shared.errors import QueueFull, UserError
+from shared.server.refused import Refused
+from shared.settings import SettingsError, Validated
+
+MAX_JOBS = 100
+SOURCE = "api"
+RETRY_SECONDS = 30.0
+
+
+async def json_body(request: Request) -> Any:
+    """The body of a request; Refused when it is no JSON."""
+    try:
+        return json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise Refused(
+            400, f"The body cannot be read as JSON ({error}); send one object of settings."
+        ) from None
+
+
+def submit_all(engine: Engine, uploads: Path, many: list[Any]) -> list[tuple[int, Validated]]:
+    """Queue what a list of settings stands for. Refused names every problem; then nothing is queued."""
+    if not 1 <= len(many) <= MAX_JOBS:
+        raise Refused(400, f"The list has {len(many)} jobs; expected 1 to {MAX_JOBS}, send more lists.")
+    _check(engine, many)
+    queued: list[tuple[int, Validated]] = []
+    try:
+        for values in many:
+            queued += engine.submit_all(values, source=SOURCE, uploads=uploads)
+    except UserError as error:
+        for job_id, _ in queued:
+            engine.cancel(job_id)
+        refuse(error)
+    return queued
+
+
+def refuse(error: UserError) -> NoReturn:
+    """Raise the error as an answer."""
+    if isinstance(error, QueueFull):
+        raise Refused(429, str(error), retry=RETRY_SECONDS) from error
+    raise Refused(400, str(error), getattr(error, "problems", ())) from error
+
+
+def _check(engine: Engine, many: list[Any]) -> None:
+    problems: list[str] = []
+    for number, values in enumerate(many, 1):
+        try:
+            engine.catalog.validate(values)
+        except SettingsError as error:
+            where = f"job {number}: " if len(many) > 1 else ""
+            problems += [where + problem for problem in error.problems]
+    if problems:
+        raise Refused(400, "; ".join(problems), problems)
