@@ -23,7 +23,10 @@ READ = {
     )),
 }  # fmt: skip
 READ_BELOW = ("/static/", "/assets/", "/svelte/", f"{GRADIO}heartbeat/", f"{GRADIO}call/", FILE)
-WRITE = {GRADIO + name for name in ("queue/join", "upload", "cancel", "reset", "reset/", "component_server")}
+WRITE = {
+    GRADIO + name
+    for name in ("queue/join", "upload", "cancel", "reset", "reset/", "component_server", "component_server/")
+}
 WRITE_BELOW = (f"{GRADIO}call/",)
 OURS = ("/api/v1/", "/v1/")
 
