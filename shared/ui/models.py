@@ -49,7 +49,7 @@ element.addEventListener('click', (event) => {
 });
 new MutationObserver(() => {
   for (const details of element.querySelectorAll('details')) {
-    if (opened.has(nameOf(details))) details.open = true;
+    if (!details.open && opened.has(nameOf(details))) details.open = true;
   }
   const question = element.querySelector('.zgp-question');
   if (question && !question.contains(document.activeElement)) {
