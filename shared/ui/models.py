@@ -91,7 +91,7 @@ class Models:
             area.act(self.act, None, acted, **QUIET)
         filled = [*self._create.form.outputs, *self._create.welcome.examples, self._tabs]
         self.list.use(self.use, self._create.form.inputs, list(dict.fromkeys(filled)), **QUIET)
-        self.own.wire(self.tab.select, self.saved, [self.pulse, self.notice])
+        self.own.wire(self.saved, [self.pulse, self.notice])
 
     # -- what the user does -------------------------------------------------------------------------------
 
