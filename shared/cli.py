@@ -22,12 +22,12 @@ from typing import Any
 from shared import cli_loras
 from shared import config as config_file
 from shared.engine.batch import Reporter, Valid, run_tasks, validate_tasks
-from shared.engine.catalog import Catalog, HandlerFor, LoraFolders
+from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, ModelInfo
 from shared.engine.engine import Engine, EngineConfig, read_catalog
 from shared.engine.host import plan_job
 from shared.engine.loras import bytes_here
 from shared.engine.machine import survey
-from shared.engine.planner import PROFILES, RESERVED, Overrides
+from shared.engine.planner import PROFILES, RESERVED, Machine, Overrides
 from shared.engine.tasks import Task, read_tasks
 from shared.errors import UserError
 from shared.imaging.saving import Rules
@@ -194,7 +194,9 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", metavar="ID", help="with --process: the model of tasks that name none")
     group.add_argument("--dry-run", action="store_true", help="with --process: check the tasks, run none")
     group.add_argument(
-        "--list-models", action="store_true", help="list the models and what of them is on disk"
+        "--list-models",
+        action="store_true",
+        help="list the models, what of them is on disk, their licences and how they would run here",
     )
     group.add_argument(
         "--json",
@@ -604,25 +606,40 @@ def dry_run(task: Valid, models: Catalog, config: EngineConfig, reporter: Report
 
 
 def list_models(config: EngineConfig, handler_for: HandlerFor | None, as_json: bool) -> int:
-    """Print the models, what is on disk, sizes, and the cards that cannot be used."""
-    models = read_catalog(config, handler_for)
+    """Print the models, what is on disk, sizes, terms, how a job would be made here, and the cards that
+    cannot be used.
+    """
+    models, machine = read_catalog(config, handler_for), survey(config.gpu)
     if as_json:
         for model in models.models.values():
             names = ("id", "name", "architecture", "available", "missing", "size_bytes")
-            print(json.dumps({name: getattr(model, name) for name in names}))
+            said = {name: getattr(model, name) for name in names}
+            said |= {name: model.card.model.get(name, "") for name in ("license", "license_page")}
+            print(json.dumps({**said, "plan": _plan_text(model, config, machine)}))
         for sentence in models.errors:
             print(json.dumps({"error": sentence}))
         return OK
-    rows = [("id", "name", "architecture", "on disk", "size")]
+    rows = [("id", "name", "architecture", "on disk", "size", "licence", "plan")]
     for model in models.models.values():
         on_disk = "yes" if model.available else f"{len(model.missing)} of {len(model.required)} files missing"
-        rows.append((model.id, model.name, model.architecture, on_disk, size_text(model.size_bytes)))
+        size, terms = size_text(model.size_bytes), model.card.model.get("license", "-")
+        plan = _plan_text(model, config, machine)
+        rows.append((model.id, model.name, model.architecture, on_disk, size, terms, plan))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     for sentence in models.errors:
         print(f"broken: {sentence}")
     return OK
+
+
+def _plan_text(model: ModelInfo, config: EngineConfig, machine: Machine) -> str:
+    """How a job with the model's defaults is made here, or why it cannot be."""
+    try:
+        plan = plan_job(model, config.folders, model.defaults, lambda: machine, config.overrides)
+    except UserError as error:
+        return str(error)
+    return "" if plan is None else plan.sentence()
 
 
 def size_text(size: int) -> str:

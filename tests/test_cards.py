@@ -326,3 +326,21 @@ def test_sources_that_are_allowed(source):
 )  # fmt: skip
 def test_sources_that_are_not(source):
     assert source_problem(source).startswith("expected ")
+
+
+def test_a_licence_has_a_page_that_can_be_linked(project):
+    cards, errors = project(
+        {"defaults/a": {"model": model(license="Apache-2.0", license_page=f"{HF}/LICENSE")}}
+    )
+    assert not errors and cards["a"].model["license"] == "Apache-2.0"
+    error = the_error(project, {"defaults/a": {"model": model(license_page="javascript:alert(1)")}})
+    assert "model.license_page" in error
+
+
+def test_a_draft_is_judged_as_the_card_that_it_would_be(project, tmp_path):
+    project({"defaults/a": {"model": model()}, "finetunes/b": {"model": model(name="Old")}})
+    drafts = {"b": {"model": model(name="New")}, "c": {"model": {**model(), "URLs": "a"}}, "d": {"model": {}}}
+    cards, errors = load_cards(tmp_path, KNOWN, drafts)
+    assert (cards["b"].name, cards["c"].model["URLs"]) == ("New", cards["a"].model["URLs"])
+    assert "d" not in cards and all(str(error).startswith("finetunes/d.json") for error in errors)
+    assert [path.name for path in (tmp_path / "finetunes").iterdir()] == ["b.json"]

@@ -279,7 +279,7 @@ def test_the_list_of_models_shows_what_is_here_and_what_is_broken(wgp, root, cap
     (root / "finetunes" / "torn.json").write_text("{")
     assert wgp("--list-models") == 0
     header, *rows, broken = capsys.readouterr().out.splitlines()
-    assert header.split() == ["id", "name", "architecture", "on", "disk", "size"]
+    assert header.split() == ["id", "name", "architecture", "on", "disk", "size", "licence", "plan"]
     assert {row.split()[0] for row in rows} == {"fake", "other", "absent"}
     assert any("1 of 1 files missing" in row for row in rows if row.startswith("absent"))
     assert broken.startswith("broken: ") and "torn.json" in broken
@@ -291,6 +291,7 @@ def test_the_list_of_models_as_json(wgp, root, capsys):
     models = {line.get("id"): line for line in objects(capsys)}
     assert models["fake"]["available"] and models["fake"]["size_bytes"] == len("weights of fake.bin")
     assert models["absent"]["missing"] == ["absent.bin"]
+    assert models["fake"]["license"] == models["fake"]["plan"] == ""
     assert "torn.json" in models[None]["error"]
 
 

@@ -230,6 +230,18 @@ def test_the_published_sizes_are_met(engine):
     assert size("merges.txt", "merges.txt") == 0
 
 
+@pytest.mark.parametrize(
+    "model_id, size",
+    [("z_image_control", 3.10e9), ("z_image_control2", 6.71e9), ("z_image_control2_1_8s", 6.71e9),
+     ("z_image_control2_1_lite", 2.02e9)],
+)  # fmt: skip
+def test_the_published_sizes_of_control_networks_are_met(engine, model_id, size):
+    info = engine.catalog.models[model_id]
+    one = next(one for one in info.required if one.role == "module0")
+    found = info.handler.query_download_bytes(info.architecture, info.card.model, one, one.alternatives[0])
+    assert found == pytest.approx(size, rel=0.01)
+
+
 def test_a_card_whose_file_is_gone_is_in_the_list_with_a_reason(engine):
     weights = put(engine, "ckpts/a.safetensors")
     own_cards.add(engine, "ckpts/a.safetensors", "z_image_mini", "Mine", "", {})

@@ -69,6 +69,11 @@ def test_a_job_that_fetches_a_file_is_shown():
     assert "Job 7 is downloading te.safetensors" in html and 'aria-valuenow="25"' in html
 
 
+def test_cards_that_cannot_be_used_are_named():
+    html = shelf_html(Shelf([a_stock()], {}, 0, "/ckpts", broken=["finetunes/a.json: <b> is unknown"]))
+    assert "finetunes/a.json: &lt;b&gt; is unknown" in html
+
+
 def test_what_models_share_is_counted_once():
     stocks = [a_stock("a", missing=("te", "one")), a_stock("b", missing=("te", "two"))]
     downloads = {"a": Download("a", RUNNING, done=10**9), "b": Download("b", PAUSED)}
@@ -198,10 +203,12 @@ def test_a_model_is_downloaded_used_and_removed(visit, hub, project, server):
     page.press("Remote Mini", "Download")
     bar = page.row("Remote Mini").locator(".zgp-bar span")
     page.tab.wait_for_function("(bar) => parseInt(bar.style.width) > 1", arg=bar.element_handle())
+    page.row("Remote Mini").locator("summary").click()
     other.show_models()  # every tab sees it
     other.says("Remote Mini", "downloading")
     page.press("Remote Mini", "Pause")
     page.says("Remote Mini", "paused")
+    assert page.row("Remote Mini").locator("table").is_visible()  # while the list was drawn anew
     part = project / "ckpts" / "transformer.safetensors.part"
     assert 0 < part.stat().st_size < len(hub.files["transformer.safetensors"].data)
     page.press("Remote Mini", "Resume")

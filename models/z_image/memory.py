@@ -435,6 +435,8 @@ def download_bytes(
         return PUBLISHED_VAE * ACTIVATION
     if one.role.startswith("module"):
         layout = control_layout(one, configs["transformer"], folders)
+        if layout.refiner == SHARED:
+            layout = replace(layout, refiner=OWN)  # the file has such blocks, though nothing uses them
         return _control_size(configs["transformer"], layout, kind, ACTIVATION).total
     if one.role not in NAMES:
         return 0

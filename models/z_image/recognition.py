@@ -42,7 +42,7 @@ def _control_fit(file: Path, config: Mapping[str, Any], wanted: Layout | None) -
     found, layout = control_layout.read(file, Shape.of(config))
     width = found.entries[control_layout.EMBEDDER].shape[0]
     if wanted is None:
-        raise UserError(f"{file.name} is a control network; this model has none.")
+        raise UserError(f"{file.name} is a control network; none of the models here has one like it.")
     if layout != wanted or width != config["dim"]:
         raise UserError(f"{file.name} is a control network for another model or of another generation.")
     return Fit("module0", "a control network", found.label)
@@ -51,12 +51,7 @@ def _control_fit(file: Path, config: Mapping[str, Any], wanted: Layout | None) -
 def _transformer_fit(file: Path, config: Mapping[str, Any], unified: bool) -> Fit:
     found = formats.inspect([file], names.TRANSFORMER)
     twin = any(name.startswith(SECOND_TIME) for name in found.entries)
-    if twin != unified:
-        kind = "a TwinFlow transformer" if twin else "a transformer without TwinFlow's second time embedder"
-        raise UserError(f"{file.name} is {kind}; this model needs the other kind.")
     shapes = module_shapes(config, twin)
-    modules = {name.rpartition(".")[0] for name in found.entries}
-    missing = [module for module in shapes if module not in modules]
     for module in ("all_x_embedder.2-1", "cap_embedder.1"):
         entry = found.entries.get(f"{module}.weight")
         if entry is not None and tuple(entry.shape) != shapes[module]:
@@ -64,6 +59,11 @@ def _transformer_fit(file: Path, config: Mapping[str, Any], unified: bool) -> Fi
                 f"{file.name} is a Z-Image transformer of another size: {module} is {list(entry.shape)}, "
                 f"expected {list(shapes[module])}."
             )
+    if twin != unified:
+        kind = "a TwinFlow transformer" if twin else "a transformer without TwinFlow's second time embedder"
+        raise UserError(f"{file.name} is {kind}; none of the models here of its size is.")
+    modules = {name.rpartition(".")[0] for name in found.entries}
+    missing = [module for module in shapes if module not in modules]
     more = [m for m in modules if m.startswith(("layers.", "noise_refiner.")) and m not in shapes]
     if missing or more:
         what = f"lacks {missing[0]}" if missing else f"has {more[0]}, which is one layer too many"

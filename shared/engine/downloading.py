@@ -142,12 +142,16 @@ class Downloads:
 
     def _work(self) -> None:
         while (model_id := self._next()) is not None:
+            complete = False
             try:
-                self._download(model_id)
+                complete = self._download(model_id)
+                self._finished()  # before it leaves the table: who looks then finds the model complete
             except Exception:  # a defect here must not end the downloads that wait
                 log.exception("The download of %s failed.", model_id)
                 self._end(model_id, "It failed for a reason that ZGP does not know; the log has the details.")
-            self._finished()
+            if complete:
+                with self._lock:
+                    self._table.pop(model_id, None)
 
     def _next(self) -> str | None:
         with self._lock:
@@ -158,7 +162,9 @@ class Downloads:
             self._change(waiting[0], status=RUNNING)
             return waiting[0]
 
-    def _download(self, model_id: str) -> None:
+    def _download(self, model_id: str) -> bool:
+        """Whether all files of the model are here now."""
+
         def report(one: DownloadProgress) -> None:
             if self._runs(model_id):
                 self._change(
@@ -181,8 +187,8 @@ class Downloads:
         except UserError as error:
             self._end(model_id, str(error))
         else:
-            with self._lock:
-                self._table.pop(model_id, None)
+            return True
+        return False
 
     def _runs(self, model_id: str) -> bool:
         with self._lock:

@@ -68,7 +68,7 @@ def _called(path: Path, root: Path) -> str:
 
 def _files(place: Path, root: Path) -> Iterator[Path]:
     """Below `place`, but not below the program's own folder, which has much else."""
-    for folder, names, files in os.walk(place):
+    for folder, names, files in os.walk(place, followlinks=True):  # DEPTH ends a loop of links
         deep = len(Path(folder).relative_to(place).parts) >= DEPTH or Path(folder).resolve() == root.resolve()
         names[:] = [] if deep else sorted(name for name in names if not name.startswith("."))
         for name in sorted(files):
@@ -167,6 +167,8 @@ def change(
 def forget(engine: Engine, card_id: str) -> None:
     """Delete the user's own card; the model's files stay."""
     info = _own(engine, card_id)
+    if card_id in engine.downloads.look():
+        raise UserError(f"{info.name} is being downloaded: cancel that first.")
     waiting = [job.id for job in engine.store.queue() if job.settings.get("model_type") == card_id]
     if waiting:
         raise UserError(f"Job {waiting[0]} in the queue needs {info.name}: wait for it or cancel it.")

@@ -49,7 +49,7 @@ element.addEventListener('click', (event) => {
 });
 new MutationObserver(() => {
   for (const details of element.querySelectorAll('details')) {
-    if (opened.has(nameOf(details))) details.open = true;
+    if (!details.open && opened.has(nameOf(details))) details.open = true;
   }
   const question = element.querySelector('.zgp-question');
   if (question && !question.contains(document.activeElement)) {
@@ -91,7 +91,7 @@ class Models:
             area.act(self.act, None, acted, **QUIET)
         filled = [*self._create.form.outputs, *self._create.welcome.examples, self._tabs]
         self.list.use(self.use, self._create.form.inputs, list(dict.fromkeys(filled)), **QUIET)
-        self.own.wire(self.tab.select, self.saved, [self.pulse, self.notice])
+        self.own.wire(self.saved, [self.pulse, self.notice])
 
     # -- what the user does -------------------------------------------------------------------------------
 
@@ -106,6 +106,7 @@ class Models:
                 engine.downloads.pause(model_id)
             case "cancel":
                 engine.downloads.cancel(model_id)
+                engine.reload_catalog()  # so that every tab takes stock again
             case "remove":
                 return {self.question: removal_html(inventory.removal(engine, model_id))}
             case "delete":
@@ -140,20 +141,21 @@ class Models:
 
     async def follow(self) -> AsyncIterator[Updates]:
         """The list now, and again whenever something has changed for as long as anything is downloaded."""
-        shown, ids = "", None
+        engine, shown, fetched = self._engine, "", ""
+        stocks, known = await asyncio.to_thread(self._take_stock), engine.catalog
         while True:
-            downloads, running = self._engine.downloads.look(), self._running()
-            if ids != list(downloads):  # one has begun or ended
-                ids, stocks = list(downloads), await asyncio.to_thread(self._take_stock)
-            config = self._engine.config
-            free = self._engine.downloads.free_bytes()
-            html = shelf_html(
-                Shelf(stocks, downloads, free, str(config.ckpts), running, self._engine.catalog.errors)
-            )
+            downloads, running = engine.downloads.look(), self._running()
+            before, fetched = fetched, _fetches(running)
+            if before != fetched:  # a job has begun or ended a download
+                await asyncio.to_thread(engine.reload_catalog)
+            if known is not engine.catalog:  # here, or in another tab, or when a download ended
+                known, stocks = engine.catalog, await asyncio.to_thread(inventory.take_stock, engine)
+            free, folder = engine.downloads.free_bytes(), str(engine.config.ckpts)
+            html = shelf_html(Shelf(stocks, downloads, free, folder, running, known.errors))
             if html != shown:
                 shown = html
                 yield {self.list: html, **self._create.form.refresh()}
-            if not self._busy(downloads.values(), running):
+            if not fetched and not any(one.status in ACTIVE for one in downloads.values()):
                 return
             await asyncio.sleep(POLL_SECONDS)
 
@@ -165,9 +167,10 @@ class Models:
         queue = self._engine.store.queue(limit=1)
         return queue[0] if queue and queue[0].status == RUNNING else None
 
-    def _busy(self, downloads: Any, running: Job | None) -> bool:
-        fetching = running is not None and running.phase.startswith("Downloading")
-        return fetching or any(one.status in ACTIVE for one in downloads)
+
+def _fetches(running: Job | None) -> str:
+    """The file that the running job downloads; "" for none."""
+    return running.phase if running is not None and running.phase.startswith("Downloading ") else ""
 
 
 def _html(elem_id: str) -> Any:

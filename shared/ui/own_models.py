@@ -59,9 +59,9 @@ class OwnModels:
     def _fields(self) -> list[Any]:
         return [self.like, self.name, self.description, self.steps, self.guidance, self.save]
 
-    def wire(self, shown: Any, saved: Callable[[str], Updates], outputs: Sequence[Any]) -> None:
-        """shown: the event of the tab. saved: what the page does after a card was written."""
-        gr.on([shown, self.area.expand], self.list_files, self.file, [self.file, self.verdict], **QUIET)
+    def wire(self, saved: Callable[[str], Updates], outputs: Sequence[Any]) -> None:
+        """saved: what the page does after a card was written; it updates `outputs`."""
+        self.area.expand(self.list_files, self.file, [self.file, self.verdict], **QUIET)
         self.file.input(self.look, self.file, self.outputs, trigger_mode="always_last", **QUIET)
         self.like.input(self.follow_base, self.like, [self.steps, self.guidance], **QUIET)
         self.close.click(self.closed, None, self.outputs, **QUIET)

@@ -182,10 +182,11 @@ def _fetch_all(
 
 def discard(required: Iterable[Required], folders: Folders) -> None:
     """Delete what has come of these files, but for what another process is downloading now."""
-    for remote in _places(required, folders):
-        with _locked(remote) as mine:
-            if mine:
-                _Part(remote).clear()
+    for part in map(_Part, _places(required, folders)):
+        if part.path.exists():
+            with _locked(part.remote) as mine:
+                if mine:
+                    part.clear()
 
 
 def parts(required: Iterable[Required], folders: Folders) -> dict[Path, int]:
@@ -332,7 +333,7 @@ def _stop_if(cancelled: Callable[[], bool]) -> None:
 
 @contextlib.contextmanager
 def _locked(remote: _Remote) -> Iterator[bool]:
-    """Whether this process alone may write the file's part. The lock goes once the file has its name."""
+    """Whether this process alone may write the file's part. The lock's file goes with the part."""
     remote.path.parent.mkdir(parents=True, exist_ok=True)
     lock = ProcessLock(remote.path.with_name(f".{remote.path.name}.lock"))
     try:
@@ -345,7 +346,7 @@ def _locked(remote: _Remote) -> Iterator[bool]:
     finally:
         if mine:
             lock.release()
-        if remote.path.exists():
+        if remote.path.exists() or mine and not _Part(remote).path.exists():
             with contextlib.suppress(OSError):  # Windows: another process still looks at it
                 lock.path.unlink(missing_ok=True)
 
