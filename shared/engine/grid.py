@@ -378,9 +378,13 @@ def _cell_problem(sentence: str, names: Sequence[str]) -> str:
 def _check_that_they_act(axes: Sequence[Axis], cells: Sequence[Cell]) -> None:
     """SettingsError for an axis along which all pictures would be the same."""
     found = [idle(cell.validated.settings) for cell in cells]
-    problems = [found[0][axis.setting] for axis in axes if all(axis.setting in reasons for reasons in found)]
+    problems = [
+        f"All pictures would be the same. {SETTINGS[axis.setting].label}: {found[0][axis.setting]}"
+        for axis in axes
+        if all(axis.setting in reasons for reasons in found)
+    ]
     if problems:
-        raise SettingsError([f"All pictures would be the same: {problem}" for problem in problems])
+        raise SettingsError(problems)
 
 
 # ---------------------------------------------------------------- how long it takes
