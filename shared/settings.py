@@ -470,7 +470,7 @@ def idle(settings: Mapping[str, Any]) -> dict[str, str]:
     for setting in (SETTINGS[name] for name in settings if name in SETTINGS):
         companions = [SETTINGS[name] for name in setting.companions if name in settings]
         if companions and not any(_is_on(values[one.name], setting.above) for one in companions):
-            reasons[setting.name] = f"{setting.label}: acts {_while(companions, setting.above)}."
+            reasons[setting.name] = f"Acts {_while(companions, setting.above)}."
     if solver in FIXED_STEPS:
         reasons["num_inference_steps"] = f"The sampler preset {solver} always takes {steps} steps."
     return reasons

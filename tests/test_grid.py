@@ -169,7 +169,7 @@ BAD_PLANS = [
         ],
     ),
     ({"x": ["guidance_scale", "1, 2"]}, ["Guidance does not act on Z-Image Mini"]),
-    ({"x": ["NAG_tau", "2, 3"]}, ["All pictures would be the same: NAG limit: acts while NAG scale is"]),
+    ({"x": ["NAG_tau", "2, 3"]}, ["All pictures would be the same. NAG limit: Acts while NAG scale"]),
     ({"x": ["seed", "1"], "y": ["seed", "2"]}, ["Seed is on two axes"]),
     ({"x": ["nothing", "1"], "y": ["seed", "a-b"]}, ["axis x: A grid cannot vary 'nothing'"]),
     *((bad, ["grid came without axes"]) for bad in ({}, {"a": []}, [], None)),

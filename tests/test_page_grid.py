@@ -34,7 +34,7 @@ def visit(browser, server):
 
 def vary(page, axis, setting, values):
     page.tab.locator(f"#grid-{axis} input").click()
-    page.tab.get_by_role("option", name=setting, exact=True).click()
+    page.tab.locator(f"#grid-{axis}").get_by_role("option", name=setting, exact=True).click()
     page.tab.locator(f"#grid-{axis}-values textarea, #grid-{axis}-values input").fill(values)
 
 

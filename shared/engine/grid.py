@@ -27,9 +27,7 @@ KEPT = ("prompt", "negative_prompt", "seed", "batch_size", "image_format")
 #: they choose files or what becomes of a picture, not how it looks
 _NO_AXES = ("batch_size", "image_format", "loras_optional")
 _NUMBER = r"([-+]?\d{1,15}(?:\.\d{1,15})?)"
-_RANGE = re.compile(
-    rf"{_NUMBER}\s*-\s*{_NUMBER}\s*(?:\(\s*{_NUMBER}\s*\)|\[\s*(\d{{1,9}})\s*\])?",
-)
+_RANGE = re.compile(rf"{_NUMBER}\s*-\s*{_NUMBER}\s*(?:\(\s*{_NUMBER}\s*\)|\[\s*(\d{{1,9}})\s*\])?")
 _WORDS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
 _AGAIN = ", for example 4, 8, 12 or 0.1-0.9 [5] or 1-9 (+2)"
 
@@ -76,11 +74,11 @@ class Grid:
 
 def axes_for(model: ModelInfo) -> list[Setting]:
     """The settings of which a grid can show several values."""
-    return [
-        setting
-        for setting in (SETTINGS[name] for name in model.settings)
-        if not setting.picture and setting.kind is not list and setting.name not in _NO_AXES
-    ]
+    return [SETTINGS[name] for name in model.settings if _varies(SETTINGS[name])]
+
+
+def _varies(setting: Setting) -> bool:
+    return not setting.picture and setting.kind is not list and setting.name not in _NO_AXES
 
 
 def example(setting: Setting, model: ModelInfo, models: Sequence[ModelInfo] = ()) -> str:
@@ -151,7 +149,7 @@ def _setting(name: Any) -> Setting:
         near = nearest(str(name), [*SETTINGS, *labels])
         hint = f"did you mean {near}?" if near else "there is no such setting."
         raise UserError(f"A grid cannot vary '{name}': {hint}")
-    if found.picture or found.kind is list or found.name in _NO_AXES:
+    if not _varies(found):
         raise UserError(f"A grid cannot vary {found.name}: choose a setting that changes the picture.")
     return found
 
@@ -186,10 +184,10 @@ def _range(setting: Setting, text: str) -> list[Any]:
             raise UserError(
                 f"{setting.label}: {text} names no step; expected {text.split(' ')[0]} [5] or (+0.1)."
             )
-        _check_count(int(abs(last - first) / abs(step)) + 1)
         count = int(abs(last - first) / abs(step)) + 1
-        sign = 1 if last >= first else -1
-        numbers = [first + sign * abs(step) * i for i in range(count)]
+        _check_count(count)
+        step = abs(step) if last >= first else -abs(step)
+        numbers = [first + step * i for i in range(count)]
     kind = round if setting.kind is int else float
     return list(dict.fromkeys(kind(number) for number in numbers))
 
@@ -383,9 +381,13 @@ def _cell_problem(sentence: str, names: Sequence[str]) -> str:
 def _check_that_they_act(axes: Sequence[Axis], cells: Sequence[Cell]) -> None:
     """SettingsError for an axis along which all pictures would be the same."""
     found = [idle(cell.validated.settings) for cell in cells]
-    problems = [found[0][axis.setting] for axis in axes if all(axis.setting in reasons for reasons in found)]
+    problems = [
+        f"All pictures would be the same. {SETTINGS[axis.setting].label}: {found[0][axis.setting]}"
+        for axis in axes
+        if all(axis.setting in reasons for reasons in found)
+    ]
     if problems:
-        raise SettingsError([f"All pictures would be the same: {problem}" for problem in problems])
+        raise SettingsError(problems)
 
 
 # ---------------------------------------------------------------- how long it takes

@@ -143,11 +143,7 @@ class Form:
             if name in settings
         }
         unheard = reasons.get("negative_prompt", "") if settings.get("negative_prompt") else ""
-        unheard = unheard.removeprefix(f"{SETTINGS['negative_prompt'].label}: ")
-        return {
-            **updates,
-            self.controls["negative_prompt"]: gr.update(info=unheard[:1].upper() + unheard[1:]),
-        }
+        return {**updates, self.controls["negative_prompt"]: gr.update(info=unheard)}
 
     def draw_grid(self, *values: Any) -> str:
         """The plot of the time grid, or what is wrong with the settings that shape it."""
