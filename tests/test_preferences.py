@@ -18,6 +18,7 @@ from shared.engine.engine import Engine, EngineConfig, worker_arguments
 from shared.errors import UserError
 from shared.ui.form import about_html, is_slow
 from shared.ui.preferences_form import FIELDS, GROUPS, form_html, read_form
+from tests.browser import free_port
 from tests.fake_family import handler_for, make_root
 from tests.test_cli import FAKE_WORKER
 
@@ -88,7 +89,7 @@ def test_a_new_config_folder_is_made(root: Path, tmp_path: Path, capsys):
     (tmp_path / "file").touch()
     for wrong, sentence in (
         (tmp_path / "file", "is a file; expected a folder"),
-        (Path("/proc/a"), "written"),
+        (tmp_path / "file" / "a", "written"),
     ):
         assert cli.main(["--config", str(wrong), "--list-models"], root=root, handler_for=handler_for) == 2
         said = capsys.readouterr().err
@@ -222,7 +223,8 @@ def test_the_report_holds_no_secret(tmp_path: Path, monkeypatch):
     lines = [
         "loading /home/anna/models/a.safetensors", "D:\\stuff\\anna\\b", "at /data/anna",
         "Authorization: Bearer abc.def-123456", "hf_AbCdEfGhIjKl", "token=s3cr3t&x=1",
-        '"password": "hunter2"', "https://user:pw99@host/file?signature=deadbeef", "plain-secret", "anna went home", "api_key: 77aa",
+        '"password": "hunter2"', "https://user:pw99@host/file?signature=deadbeef", "plain-secret",
+        "anna went home", "api_key: 77aa",
     ]  # fmt: skip
     log = tmp_path / "zgp.log"
     log.write_text("\n".join(lines), encoding="utf-8")
@@ -257,9 +259,8 @@ def test_a_large_model_warns_where_there_is_no_card(monkeypatch, root: Path):
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(root: Path, capsys):
     (root / "outputs").touch()  # where the queue should be
-    assert (
-        cli.main(["--server-port", "0"], root=root, handler_for=handler_for, worker_command=FAKE_WORKER) == 2
-    )
+    options = {"handler_for": handler_for, "worker_command": FAKE_WORKER}
+    assert cli.main(["--server-port", str(free_port())], root=root, **options) == 2
     said = capsys.readouterr().err
     assert said.startswith("wgp.py: ") and said.count("\n") == 1 and str(root / "outputs") in said
     logging.getLogger().handlers.clear()

@@ -64,9 +64,10 @@ window.zgpKeep = (values) => {
     localStorage.setItem(kept, JSON.stringify(values.map((value) => value || '')));
   } catch {}  // the browser's room is full: the page works without
 };
+let before = null;
 try {
-  const before = JSON.parse(read(kept) || 'null');
-  if (Array.isArray(before) && before.length === 3) trigger('restore', {kept: before});
+  before = JSON.parse(read(kept));
 } catch {
   localStorage.removeItem(kept);
 }
+trigger('restore', {kept: Array.isArray(before) && read('zgp-keep') !== 'no' ? before : null});

@@ -62,18 +62,17 @@ class Preferences:
 
     @shows_errors
     def restore(self, event: gr.EventData, model_id: str, prompt: str, negative: str) -> dict[Any, Any]:
-        """What was on this browser's form before the reload, unless something is typed already."""
+        """A new page: what was on this browser's form before, over the defaults as they are saved by now."""
         form, models = self._create.form, self._engine.catalog.models
-        if prompt or not all(isinstance(value, str) for value in event.kept):
-            return {}
-        kept = dict(zip(KEPT, event.kept, strict=True))
-        if kept["model_type"] not in models:
-            kept["model_type"] = model_id
-        model = models[kept["model_type"]]
-        if model.id == model_id:
-            names = [name for name in KEPT[1:] if name in model.settings]
-            return {form.controls[name]: kept[name] for name in names}
-        return {**form.fill(kept), **self._create.welcome.suit(model)}
+        texts = dict(zip(KEPT, event.kept or (), strict=False))
+        texts = {name: text for name, text in texts.items() if text and isinstance(text, str)}
+        texts |= {"prompt": prompt} if prompt else {}  # somebody was quicker
+        model = models.get(texts.pop("model_type", model_id)) or models[self._engine.catalog.default_model]
+        texts = {name: text for name, text in texts.items() if name in model.settings}
+        if (model.id, model.defaults) == (form.first.id, form.first.defaults):
+            return {form.controls[name]: text for name, text in texts.items()}
+        filled = form.fill({"model_type": model.id, **texts})
+        return {**filled, **self._create.welcome.suit(model)}
 
     # -- what the user does -------------------------------------------------------------------------------
 
