@@ -61,7 +61,7 @@ class Preferences:
         header.restore(self.restore, controls, filled, **QUIET)
 
     @shows_errors
-    def restore(self, event: gr.EventData, model_id: str, prompt: str, negative: str) -> dict[Any, Any]:
+    def restore(self, event: gr.EventData, model_id: str, prompt: str, negative: str) -> Any:
         """A new page: what was on this browser's form before, over the defaults as they are saved by now."""
         form, models = self._create.form, self._engine.catalog.models
         texts = dict(zip(KEPT, event.kept or (), strict=False))
@@ -70,7 +70,7 @@ class Preferences:
         model = models.get(texts.pop("model_type", model_id)) or models[self._engine.catalog.default_model]
         texts = {name: text for name, text in texts.items() if name in model.settings}
         if (model.id, model.defaults) == (form.first.id, form.first.defaults):
-            return {form.controls[name]: text for name, text in texts.items()}
+            return {form.controls[name]: text for name, text in texts.items()} or gr.skip()
         filled = form.fill({"model_type": model.id, **texts})
         return {**filled, **self._create.welcome.suit(model)}
 
