@@ -71,6 +71,13 @@ def test_what_belongs_to_one_picture_is_never_a_default(root: Path, file: Path):
     assert {"prompt", "model_type", "image_start", "image_mask", "image_guide"} == saved_defaults.NEVER
 
 
+def test_a_picture_on_the_form_is_no_reason_to_refuse(root: Path, file: Path):
+    kept = an_engine(root).save_defaults(
+        {"model_type": "fake", "image_mask": "gone.png", "prompt": "dragon", "batch_size": 2}
+    )
+    assert kept == {"batch_size": 2}
+
+
 def test_a_file_of_wan2gp_is_read_without_a_word(root: Path, file: Path):
     snapshot = {
         "type": "WanGP v10 by DeepBeepMeep - Z-Image", "settings_version": 2.74, "video_length": 81,
