@@ -70,4 +70,7 @@ try {
 } catch {
   localStorage.removeItem(kept);
 }
-trigger('restore', {kept: Array.isArray(before) && read('zgp-keep') !== 'no' ? before : null});
+// After the page has been painted: it waits for nothing here.
+requestAnimationFrame(() => setTimeout(() => {
+  trigger('restore', {kept: Array.isArray(before) && read('zgp-keep') !== 'no' ? before : null});
+}));
