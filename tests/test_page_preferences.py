@@ -157,11 +157,13 @@ def test_prompt_model_and_colours_survive_a_reload(visit):
     assert not page.scrolls_sideways()
     page.tab.locator("#preferences select[name=zgp-theme]").select_option("dark")
     page.tab.wait_for_selector("body.dark")
+    page.tab.wait_for_timeout(1000)  # a request that a reload cuts off would be a complaint of the browser
     page.tab.reload()
     page.tab.wait_for_selector("body.dark")
     page.wait_for_value("prompt", "<b>kept</b>")
     page.wait_for_value("model_type", "Z-Image Mini Base")
     page.wait_for_value("num_inference_steps", "30")
+    page.tab.wait_for_timeout(1000)
 
 
 def test_a_locked_page_changes_nothing(browser, tmp_path: Path):
