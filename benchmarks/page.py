@@ -78,6 +78,31 @@ def browser_loads(url: str, rounds: int) -> float:
     return statistics.median(times)
 
 
+def parts(url: str) -> str:
+    """What the browser has to fetch and to build before the text box is there."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+        page = browser.new_page()
+        metrics = page.context.new_cdp_session(page)
+        metrics.send("Performance.enable")
+        page.goto(url, wait_until="commit")
+        page.locator("textarea").first.wait_for(state="visible")
+        told = {one["name"]: one["value"] for one in metrics.send("Performance.getMetrics")["metrics"]}
+        config = page.evaluate(
+            "[gradio_config.components.length, gradio_config.dependencies.length, "
+            "performance.getEntriesByType('resource').length]"
+        )
+        browser.close()
+    components, listeners, files = config
+    kilobytes = len(urllib.request.urlopen(url, timeout=5).read()) // 1000
+    return (
+        f"{components} components, {listeners} listeners, {kilobytes} kB of page, {files} files, "
+        f"{told['ScriptDuration']:.2f} s of script, {told['TaskDuration']:.2f} s of work in all"
+    )
+
+
 def timed(action: Callable[[], object]) -> float:
     started = time.perf_counter()
     action()
@@ -117,13 +142,15 @@ def main() -> None:
         print(f"later pictures, submit to file     {later:6.2f} s")
         starts: dict[str, list[float]] = {EMPTY: [], OURS: []}
         loads: dict[str, list[float]] = {EMPTY: [], OURS: []}
-        for _ in range(rounds):
+        for number in range(1, rounds + 1):
             for code in (EMPTY, OURS):
                 seconds, process, url = until_it_answers(code, folder)
                 starts[code].append(seconds)
                 if find_chromium():
                     time.sleep(8)  # our worker loads its model beside the first answer
                     loads[code].append(browser_loads(url, 1))
+                if find_chromium() and number == rounds:
+                    print(f"{'ours' if code is OURS else 'empty':6} {parts(url)}")
                 stop(process)
         for label, times in (("process start to first answer", starts), ("page in the browser", loads)):
             if times[OURS]:

@@ -5,6 +5,7 @@ The version before the last write stays beside it as NAME.bak.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -56,7 +57,8 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     except OSError as error:
         raise not_written(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it was never made, or its folder is none
+            temporary.unlink()
 
 
 def not_written(path: Path, error: OSError) -> UserError:

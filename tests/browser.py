@@ -184,4 +184,5 @@ def visits(visit: Callable[..., V]) -> Iterator[Callable[..., V]]:
     yield open_page
     for one in opened:
         one.context.close()
-    assert [complaint for one in opened for complaint in one.complaints] == []
+    complaints = [complaint for one in opened for complaint in one.complaints]
+    assert not complaints, complaints

@@ -159,11 +159,12 @@ class Engine:
         SettingsError for settings that cannot be used, UserError when they cannot be written.
         """
         self._check_unlocked()
-        valid = self.catalog.validate({**settings, "prompt": "-"}).settings
-        model = self.catalog.model(valid["model_type"])
-        kept = saved_defaults.write(self._saved, model.id, valid, model.factory)
+        model = self.catalog.model(settings.get("model_type") or self.catalog.default_model)
+        kept = {name: value for name, value in settings.items() if name not in saved_defaults.NEVER}
+        valid = self.catalog.validate({**kept, "model_type": model.id, "prompt": "-"}).settings
+        saved = saved_defaults.write(self._saved, model.id, valid, model.factory)
         self.reload_catalog()
-        return kept
+        return saved
 
     def reset_defaults(self, model_ids: Iterable[str] | None = None) -> list[Path]:
         """Set what was saved for these models (None: for all) aside; the new names of the files."""

@@ -64,9 +64,13 @@ window.zgpKeep = (values) => {
     localStorage.setItem(kept, JSON.stringify(values.map((value) => value || '')));
   } catch {}  // the browser's room is full: the page works without
 };
+let before = null;
 try {
-  const before = JSON.parse(read(kept) || 'null');
-  if (Array.isArray(before) && before.length === 3) trigger('restore', {kept: before});
+  before = JSON.parse(read(kept));
 } catch {
   localStorage.removeItem(kept);
 }
+// After the page has been painted: it waits for nothing here.
+requestAnimationFrame(() => setTimeout(() => {
+  trigger('restore', {kept: Array.isArray(before) && read('zgp-keep') !== 'no' ? before : null});
+}));

@@ -47,7 +47,7 @@ class Form:
         self._engine = engine
         catalog = engine.catalog
         self.controls: dict[str, Any] = {}
-        model = catalog.model(catalog.default_model)
+        model = self.first = catalog.model(catalog.default_model)  # shown by every new page
         self._add(model, "model_type", choices=self._models(), value=model.id)
         self.about = gr.HTML(self._about(model), elem_id="about")
         self._add(model, "prompt")

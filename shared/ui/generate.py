@@ -114,8 +114,7 @@ class Generate:
         presets.about.replace(
             self.replace_preset, [presets.name, presets.whole, *form.inputs], saved, **QUIET
         )
-        presets.acts.keep(self.keep_defaults, form.inputs, self.notice, **QUIET)
-        presets.acts.factory(self.factory_defaults, form.inputs, filled, **QUIET)
+        presets.acts.defaults(self.change_defaults, form.inputs, filled, **QUIET)
         for area in (self.viewer, self.recent):
             area.pick(self.pick, None, self.viewer, **QUIET)
             area.use(self.use_settings, form.inputs, filled, **QUIET)
@@ -258,7 +257,13 @@ class Generate:
         return updates if path is None else {**updates, self.notice: notice_html([f"Saved as {path}."])}
 
     @shows_errors
-    def keep_defaults(self, *values: Any) -> str:
+    def change_defaults(self, event: gr.EventData, *values: Any) -> Updates:
+        """Save the model's defaults, or go back to the factory's."""
+        if event.name == "factory":
+            return self.factory_defaults(values)
+        return {self.notice: self.keep_defaults(values)}
+
+    def keep_defaults(self, values: tuple[Any, ...]) -> str:
         """Make what the form says the defaults of its model, for the page and for programs."""
         settings = self.form.read(values)
         kept = self._engine.save_defaults(settings)
@@ -268,8 +273,7 @@ class Generate:
         lines = changes(self._engine.catalog.model(settings["model_type"]).factory, kept)
         return notice_html([f"These are the defaults of {name} from now on.", *lines])
 
-    @shows_errors
-    def factory_defaults(self, *values: Any) -> Updates:
+    def factory_defaults(self, values: tuple[Any, ...]) -> Updates:
         """Forget what was saved for the model, and show its factory defaults; what was typed stays."""
         model = self._engine.catalog.model(values[0])
         asides = self._engine.reset_defaults([model.id])

@@ -31,12 +31,11 @@ element.addEventListener('click', (event) => {
   if (!button) return;
   const act = button.dataset.act;
   if (act === 'copy') copy(button);
-  else if (act === 'save') trigger('save', {values: values()});
-  else if (['restart', 'defaults', 'everything'].includes(act)) trigger(act);
+  else trigger('act', {name: act, values: values()});
 });
 element.addEventListener('submit', (event) => {
   event.preventDefault();
-  trigger('save', {values: values()});
+  trigger('act', {name: 'save', values: values()});
 });
 element.addEventListener('change', (event) => {
   if (!event.target.closest('.zgp-browser')) return;

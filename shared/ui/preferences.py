@@ -47,33 +47,42 @@ class Preferences:
         with gr.Tab("Settings", id="settings", elem_id="settings-tab") as tab:
             self.area = gr.HTML("", js_on_load=FORM, elem_id="preferences", apply_default_css=False)
         tab.select(self.show, None, self.area, **QUIET)
-        self.area.save(self.save, None, self.area, **QUIET)
-        self.area.restart(self.restart, None, self.area, **QUIET)
-        self.area.defaults(self.forget_defaults, None, self.area, **QUIET)
-        self.area.everything(self.forget_everything, None, self.area, **QUIET)
+        self.area.act(self.act, None, self.area, **QUIET)
         self._keep_the_form(header)
 
     def _keep_the_form(self, header: gr.HTML) -> None:
         form = self._create.form
         controls = [form.controls[name] for name in KEPT]
         gr.on([control.change for control in controls], None, controls, None, js=KEEP)
+        texts = [form.controls[name] for name in KEPT[1:]]
+        # A listener costs the page as much as it has outputs: the whole form only where it must change.
+        wanted = gr.State(None)
+        header.restore(self.restore, controls, [*texts, wanted], **QUIET)
         filled = [*form.outputs, *self._create.welcome.examples]
-        header.restore(self.restore, controls, filled, **QUIET)
+        wanted.change(self.fill, wanted, filled, **QUIET)
 
     @shows_errors
-    def restore(self, event: gr.EventData, model_id: str, prompt: str, negative: str) -> dict[Any, Any]:
-        """What was on this browser's form before the reload, unless something is typed already."""
+    def restore(self, event: gr.EventData, model_id: str, prompt: str, negative: str) -> Any:
+        """A new page: (prompt, negative prompt, settings that the whole form is to show or None), of what was
+        on this browser's form before and of the defaults as they are saved by now.
+        """
         form, models = self._create.form, self._engine.catalog.models
-        if prompt or not all(isinstance(value, str) for value in event.kept):
-            return {}
-        kept = dict(zip(KEPT, event.kept, strict=True))
-        if kept["model_type"] not in models:
-            kept["model_type"] = model_id
-        model = models[kept["model_type"]]
-        if model.id == model_id:
-            names = [name for name in KEPT[1:] if name in model.settings]
-            return {form.controls[name]: kept[name] for name in names}
-        return {**form.fill(kept), **self._create.welcome.suit(model)}
+        kept = dict(zip(KEPT, event.kept or (), strict=False))
+        kept = {name: text for name, text in kept.items() if text and isinstance(text, str)}
+        kept |= {"prompt": prompt} if prompt else {}  # somebody was quicker
+        model = models.get(kept.pop("model_type", model_id)) or models[self._engine.catalog.default_model]
+        texts = {name: text for name, text in kept.items() if name in model.settings}
+        if (model.id, model.defaults) == (form.first.id, form.first.defaults):
+            return *(texts.get(name, gr.skip()) for name in KEPT[1:]), None
+        return gr.skip(), gr.skip(), {"model_type": model.id, **texts}
+
+    @shows_errors
+    def fill(self, settings: dict[str, Any] | None) -> Any:
+        """Show these settings."""
+        if settings is None:
+            return gr.skip()
+        model = self._engine.catalog.model(settings["model_type"])
+        return {**self._create.form.fill(settings), **self._create.welcome.suit(model)}
 
     # -- what the user does -------------------------------------------------------------------------------
 
@@ -83,10 +92,20 @@ class Preferences:
         return self._page([])
 
     @shows_errors
-    def save(self, event: gr.EventData) -> str:
+    def act(self, event: gr.EventData) -> str:
+        """What a button of the form says; `values` are the form's."""
+        acts = {
+            "save": self.save,
+            "restart": self.restart,
+            "defaults": self.forget_defaults,
+            "everything": self.forget_everything,
+        }
+        return acts[event.name](event.values)
+
+    def save(self, values: Any) -> str:
         """Write what was changed."""
         old = asdict(self._read()[0])
-        new = read_form(event.values)
+        new = read_form(values)
         changed = {name: value for name, value in new.items() if value != _plain(old[name])}
         self._engine.change_config(changed)
         if not changed:
@@ -99,21 +118,18 @@ class Preferences:
             lines.append("Folders and the model at the start count when ZGP is started again.")
         return self._page(lines)
 
-    @shows_errors
-    def restart(self) -> str:
+    def restart(self, _: Any) -> str:
         """A new worker process, after the job in hand."""
         self._engine.restart_worker()
         return self._page(["The worker starts again, after the job that it has in hand."])
 
-    @shows_errors
-    def forget_defaults(self) -> str:
+    def forget_defaults(self, _: Any) -> str:
         """Factory defaults for all models."""
         asides = self._engine.reset_defaults()
         said = [f"What was saved is now in {path}." for path in asides]
         return self._page(["All models have their factory defaults.", *said])
 
-    @shows_errors
-    def forget_everything(self) -> str:
+    def forget_everything(self, _: Any) -> str:
         """Factory defaults for the program and all models."""
         asides = [*self._engine.reset_defaults(), *filter(None, [self._engine.reset_config()])]
         said = [f"What was saved is now in {path}." for path in asides]

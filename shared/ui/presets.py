@@ -39,7 +39,9 @@ LEFT_OUT = ("model_type", "seed")  # of the settings, in a preset
 # The buttons of HTML; script.js asks before those with `data-ask`. 'keep' and 'factory' are the defaults'.
 _CLICKS = """element.addEventListener('click', (event) => {
   const act = event.target.closest('button')?.dataset.act;
-  if (['replace', 'rename', 'remove', 'keep', 'factory'].includes(act)) trigger(act);
+  if (act === 'replace') trigger('replace');
+  else if (act === 'keep' || act === 'factory') trigger('defaults', {name: act});
+  else if (act) trigger('preset', {name: act});
 });"""
 
 _ACTS = (
@@ -82,8 +84,7 @@ class Presets:
         self.choice.input(self.describe, [self.choice, model_type], self.about, **QUIET)
         self.group.expand(self.look, [self.choice, model_type], [self.choice, self.about], **QUIET)
         shown = [self.name, self.choice, self.about]
-        self.acts.rename(self.rename, [self.choice, self.name, model_type], shown, **QUIET)
-        self.acts.remove(self.remove, [self.choice, model_type], shown, **QUIET)
+        self.acts.preset(self.change, [self.choice, self.name, model_type], shown, **QUIET)
         model_type.change(self.offer, [self.choice, model_type], [self.choice, self.about], **QUIET)
 
     @shows_errors
@@ -113,21 +114,20 @@ class Presets:
         return lines_html([said])
 
     @shows_errors
-    def rename(self, choice: str | None, name: str | None, model_id: str) -> Updates:
-        """Give the chosen preset the name that is written beside Save."""
+    def change(self, event: gr.EventData, choice: str | None, name: str | None, model_id: str) -> Updates:
+        """Rename or delete the chosen preset."""
         model = self._engine.catalog.model(model_id)
         path = self._own(choice, model)
+        return self._remove(path, model) if event.name == "remove" else self._rename(path, name, model)
+
+    def _rename(self, path: Path, name: str | None, model: ModelInfo) -> Updates:
         if not (name or "").strip():
             raise UserError("There is no new name: write it beside Save.")
         new = rename_preset(path, str(name).strip())
         about = lines_html([f"'{path.stem}' is now '{new.stem}'."])
         return {self.name: "", **self._listed(model, PRESET + new.name), self.about: about}
 
-    @shows_errors
-    def remove(self, choice: str | None, model_id: str) -> Updates:
-        """Delete the chosen preset."""
-        model = self._engine.catalog.model(model_id)
-        path = self._own(choice, model)
+    def _remove(self, path: Path, model: ModelInfo) -> Updates:
         remove_preset(path)
         return {**self._listed(model, None), self.about: lines_html([f"Deleted '{path.stem}'."])}
 

@@ -4,6 +4,7 @@ shapes; the others take any description.
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -12,6 +13,14 @@ from shared.engine.catalog import ModelInfo
 
 HELP = """<p class="zgp-welcome-title">Describe a picture, then press Generate.</p>
 <p>Or begin with one of these:</p>"""
+
+# One component for all of them: each further one, and each listener, delays the page.
+_CLICKS = """element.addEventListener('click', (event) => {
+  const button = event.target.closest('button');
+  if (!button) return;
+  window.zgpExample = button.textContent;
+  trigger('example');
+});"""
 
 MINI = (
     "a red circle above a blue square on a yellow background",
@@ -34,20 +43,23 @@ class Welcome:
 
     def __init__(self, model: ModelInfo, visible: bool):
         with gr.Column(visible=visible, elem_id="welcome") as self.column:
-            gr.HTML(HELP)
-            with gr.Row(elem_id="examples"):
-                self.examples = [
-                    gr.Button(text, size="sm", elem_classes="zgp-chip") for text in examples_for(model)
-                ]
+            self.area = gr.HTML(_html(model), js_on_load=_CLICKS, elem_id="examples", apply_default_css=False)
+        self.examples = [self.area]
 
     def fills(self, prompt: gr.Textbox) -> None:
         """Clicking an example writes it into `prompt`, without asking the server."""
-        for example in self.examples:
-            example.click(None, example, prompt, js="(text) => text")
+        self.area.example(None, None, prompt, js="() => window.zgpExample", api_visibility="private")
 
     def suit(self, model: ModelInfo) -> dict[Any, Any]:
         """Show the examples of this model."""
-        return dict(zip(self.examples, examples_for(model), strict=True))
+        return {self.area: _html(model)}
+
+
+def _html(model: ModelInfo) -> str:
+    chips = (
+        f'<button type="button" class="zgp-chip">{escape(text)}</button>' for text in examples_for(model)
+    )
+    return f'{HELP}<div class="zgp-chips">{"".join(chips)}</div>'
 
 
 def examples_for(model: ModelInfo) -> tuple[str, ...]:
