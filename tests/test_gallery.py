@@ -289,7 +289,7 @@ def test_files_deleted_by_hand_drop_out(collection, store, root):
     images = [add(store, root) for _ in range(5)]
     for image in (images[1], images[3]):
         Path(store.image(image).path).unlink()
-    assert found(collection, limit=2) == [5, 3, 1]
+    assert found(collection, limit=3) == [5, 3, 1]
     assert collection.count(Wanted()) == 3
     assert collection.discard([2]).ids == []
 
