@@ -29,6 +29,7 @@ def known_flags() -> set[str]:
         "benchmarks.gpu",
         "benchmarks.vram",
         "benchmarks.page",
+        "benchmarks.gallery",
     ):
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text("utf-8")
         flags |= set(re.findall(r'add_argument\(\s*(?:"[a-z]+",\s*)?"(--[a-z-]+)"', text))

@@ -263,8 +263,11 @@ def test_a_name_that_is_taken_by_now_is_not_overwritten(collection, store, root)
 def test_emptying_the_trash_deletes_for_good_and_nothing_else(collection, store, root):
     kept, *gone = (add(store, root) for _ in range(3))
     collection.discard(gone)
-    assert [path.exists() for path in collection.trash_files()] == [True, True]
-    assert collection.empty_trash() == 2 and not (root / TRASH_FOLDER).exists()
+    files = collection.trash_files()
+    unknown = write(root / TRASH_FOLDER / "99" / "a.png")
+    assert [file.exists() for file in files] == [True, True]
+    assert collection.empty_trash() == 2 and not any(file.exists() for file in files)
+    assert unknown.exists()
     assert found(collection) == [kept] and found(collection, place=TRASH) == []
     with pytest.raises(UserError, match="no image"):
         store.image(gone[0])
@@ -287,10 +290,10 @@ def test_a_file_that_cannot_be_moved_is_named_and_stays(collection, store, root,
 
 def test_files_deleted_by_hand_drop_out(collection, store, root):
     images = [add(store, root) for _ in range(5)]
-    for image in images[1:4]:
+    for image in (images[1], images[3]):
         Path(store.image(image).path).unlink()
-    assert found(collection, limit=2) == [5, 1]
-    assert collection.count(Wanted()) == 2
+    assert found(collection, limit=3) == [5, 3, 1]
+    assert collection.count(Wanted()) == 3
     assert collection.discard([2]).ids == []
 
 
@@ -354,6 +357,28 @@ def test_a_file_moved_by_hand_keeps_its_record(collection, store, root):
     assert found(collection, favourites=True) == [image]
     (root / "b" / name).unlink()
     assert find(collection).gone == 1 and found(collection) == []
+
+
+def test_a_folder_that_was_away_and_is_back(collection, store, root):
+    ids = [add(store, root) for _ in range(3)]
+    (root / "day").rename(root / ".away")
+    assert found(collection) == [] and collection.count(Wanted()) == 0
+    (root / ".away").rename(root / "day")
+    looked = find(collection)
+    assert (looked.again, looked.added, looked.gone) == (3, 0, 0)
+    assert sorted(found(collection)) == ids
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_a_name_that_is_no_text_is_left_out(collection, root):
+    write(root / "a.png", settings("a swan"))
+    name = os.fsencode(root) + b"/\xff.png"
+    try:
+        os.link(root / "a.png", name)
+    except OSError:
+        pytest.skip("this disk takes no such name")
+    looked = find(collection)
+    assert (looked.added, looked.left_out) == (1, 1)
 
 
 def test_the_search_runs_beside_the_page(collection, root):

@@ -338,6 +338,11 @@ def test_the_gallery_fits_a_phone_and_goes_on_while_scrolling(visit):
     assert not page.scrolls_sideways()
     page.tab.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
     page.tab.wait_for_function(f"document.querySelectorAll('.zgp-shot').length === {MANY}")
+    page.tab.evaluate("scrollTo(0, 0)")
+    page.tab.wait_for_timeout(200)
+    page.tab.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    page.tab.wait_for_timeout(500)
+    assert page.shots.count() == MANY  # the end is the end
     page.shots.first.tap()
     page.tab.locator("dialog[open] .zgp-about").wait_for()
     fits = "(one) => one.scrollWidth <= innerWidth && one.getBoundingClientRect().right <= innerWidth + 1"

@@ -224,13 +224,13 @@ class Collection:
 
     def empty_trash(self) -> int:
         """Delete what is in the trash for good: files and records. The number of pictures."""
-        folder = self._root / TRASH_FOLDER
+        trash = self._root / TRASH_FOLDER
         try:
-            if folder.exists():
+            for folder in (file.parent for file in self.trash_files() if file.exists()):
                 shutil.rmtree(folder)
         except OSError as error:
             raise UserError(
-                f"{folder} cannot be emptied ({error.strerror or error}): close what uses it."
+                f"{trash} cannot be emptied ({error.strerror or error}): close what uses it."
             ) from error
         with self._db.transaction() as cx:
             return cx.execute("DELETE FROM images WHERE place = 'trash'").rowcount
@@ -280,24 +280,25 @@ class Collection:
         """
         rows = self._db.connection().execute("SELECT id, path, place FROM images").fetchall()
         lost = [row for row in rows if row["place"] != TRASH and not self.is_here(row["path"])]
-        self._note_gone([row["id"] for row in lost if row["place"] == HERE])
-        found.gone = len(lost)
+        gone = {row["id"] for row in lost if row["place"] == HERE}
+        self._note_gone(list(gone))
         known = {_same(row["path"]): row for row in rows}
         by_name = {os.path.basename(row["path"]): row["id"] for row in lost}
-        newest = time.time() - JUST_SAVED
         batch: list[tuple[str, list[Any]]] = []
         for path in _pictures(self._root):
             found.seen += 1
             row = known.get(_same(path))
-            if (row is not None and row["place"] == HERE) or path.stat().st_mtime > newest:
+            if row is not None and row["place"] == HERE:
                 continue
             moved = by_name.pop(path.name, None) if _STAMP.match(path.name) else None
+            gone.discard(moved or 0)
             statement = _again(path, row["id"] if row else moved, found) or _addition(path, found)
             batch += [statement] if statement else []
             if len(batch) >= ADD_AT_ONCE:
                 self._write(batch)
                 batch = []
         self._write(batch)
+        found.gone = len(gone)
 
     def _write(self, batch: list[tuple[str, list[Any]]]) -> None:
         with self._db.transaction() as cx:
@@ -401,18 +402,20 @@ def _again(path: Path, image_id: int | None, found: Found) -> tuple[str, list[An
     if image_id is None:
         return None
     found.again += 1
-    found.gone -= 1
     return "UPDATE images SET path = ?, place = 'here' WHERE id = ?", [str(path), image_id]
 
 
 def _addition(path: Path, found: Found) -> tuple[str, list[Any]] | None:
     """The statement that adds a picture of which only the file is known; None when it has no settings."""
     try:
+        if path.stat().st_mtime > time.time() - JUST_SAVED:
+            return None
+        str(path).encode()  # a name that is no text has no place in the database
         meta = metadata.read(path) or foreign.as_metadata(foreign.read(path))
         with Image.open(path) as image:
             width, height = image.size
         created = _created(path)
-    except (UserError, OSError):
+    except (UserError, OSError, UnicodeError):
         meta = None
     if not meta:
         found.left_out += 1

@@ -31,8 +31,8 @@ const say = (text, undo = []) => {
   one('[data-act="undo"]').hidden = !undo.length;
 };
 
-const ask = async (name, question = {}) => {
-  const answer = await server[name](question);
+const ask = async (name, about = {}) => {
+  const answer = await server[name](about);
   if (answer.error) say(answer.error);
   return answer.error ? null : answer;
 };
@@ -348,7 +348,7 @@ form.addEventListener('input', (event) => {
 form.addEventListener('submit', (event) => { event.preventDefault(); again(); });
 if (innerWidth > 700) one('.zgp-filters').open = true;
 
-new IntersectionObserver((entries) => { if (entries[0].isIntersecting) load(); }, {rootMargin: '1200px'})
+new IntersectionObserver((entries) => { if (entries[0].isIntersecting && after) load(); }, {rootMargin: '1200px'})
   .observe(one('.zgp-more'));
 // Whenever the tab is shown, it looks whether there is anything new.
 new IntersectionObserver((entries) => {
