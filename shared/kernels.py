@@ -23,7 +23,8 @@ Function = Callable[..., Any]
 Capability = tuple[int, int]
 
 INT4_GROUP, FP4_GROUP = 64, 16  # weights that share one scale
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # fp4 by the code's lower three bits; the fourth is the sign
+#: the values of fp4's codes: three bits of magnitude, the fourth is the sign
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 
 _found: dict[tuple[str, torch.device], Function | None] = {}  # a plain dictionary: torch.compile reads it
@@ -256,7 +257,7 @@ def _svdq_example(half: torch.dtype, fp4: bool) -> Example:
     down, up = ((_random(*shape, seed=3) / 20).to(half) for shape in ((rank, k), (n, rank)))
     if fp4:
         scales = (_random(n, k // FP4_GROUP, seed=4).abs() / 10).to(torch.float8_e4m3fn)
-        values = torch.tensor((*E2M1, *(-v for v in E2M1)))[codes.long()]
+        values = torch.tensor(E2M1)[codes.long()]
     else:
         scales = (_random(n, k // INT4_GROUP, seed=4).abs() / 10).to(half)
         values = torch.where(codes < 8, codes.float(), codes.float() - 16)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from models.z_image.control import INPAINT_CHANNELS, OWN, Hints, Layout, ZImageControlModel, context
 from models.z_image.transformer_z_image import SEQ_MULTI_OF, ZImageConfig, ZImageTransformer2DModel
+from training.command import begin, usual_parser
 from training.grammar import held_out
 from training.lessons import Lessons, edge_maps, misnamed
 from training.lora import MINI
@@ -170,9 +171,7 @@ def preview(net: ZImageControlModel, base: ZImageTransformer2DModel, lessons: Le
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = usual_parser(__doc__)
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of this run: state, network and preview"
     )
@@ -180,13 +179,8 @@ def main() -> None:
     parser.add_argument("--stop-after", type=float, help="seconds to run now; a later run goes on")
     parser.add_argument("--batch", type=int, default=16, help="pictures of 128x128 in a step")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(args.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    train(args, device)
+    train(args, begin(args))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from transformers import AutoTokenizer, Qwen3Model
 
 from models.z_image.pipeline_z_image import DEFAULT_NEGATIVE_PROMPT
 from models.z_image.transformer_z_image import SEQ_MULTI_OF, ZImageTransformer2DModel, padded
+from training.command import begin, usual_parser
 from training.grammar import Scene, held_out, sample
 from training.networks import TRANSFORMER, forward_batch, make_vae, train_in_bf16
 from training.render import Batch, jitter, render, to_batch
@@ -234,22 +235,15 @@ def preview(model: ZImageTransformer2DModel, drawings: Drawings) -> list[np.ndar
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = usual_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of this run: state, LoRA and preview")
     parser.add_argument("--seconds", type=float, default=1300, help="length of the whole training")
     parser.add_argument("--stop-after", type=float, help="seconds to run now; a later run goes on")
     parser.add_argument("--batch", type=int, default=24, help="pictures of 128x128 in a step")
     parser.add_argument("--rank", type=int, default=16, help="width of the two thin matrices")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(args.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    train(args, device)
+    train(args, begin(args))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from models.z_image.transformer_z_image import SEQ_MULTI_OF, ZImageTransformer2DModel
+from training.command import begin, usual_parser
 from training.data import Pool, make_pool, unconditional
 from training.grammar import held_out, sample
 from training.networks import VAE, AuxiliaryHead, forward_batch, make_transformer, make_vae, train_in_bf16
@@ -413,9 +414,7 @@ STAGES = {"text": make_text, "vae": train_vae, "base": train_base, "turbo": trai
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = usual_parser(__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of this run; keep it out of the repository"
@@ -423,19 +422,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300, help="length of the whole stage")
     parser.add_argument("--stop-after", type=float, help="seconds to run now; a later run goes on")
     parser.add_argument("--batch", type=int, help="pictures of 128x128 in a step")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--pool", type=int, default=100_000, help="captioned scenes")
     parser.add_argument("--lr", type=float, help="peak learning rate")
     parser.add_argument("--average", type=float, default=0.998, help="decay of the averaged weights")
     parser.add_argument("--look-every", type=float, default=600, help="seconds between evaluations")
     parser.add_argument("--count", type=int, default=96, help="held-out prompts per evaluation")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("high")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    STAGES[args.stage](args, device)
+    STAGES[args.stage](args, begin(args))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from transformers import AutoTokenizer
 
 from models.z_image.transformer_z_image import ADALN_EMBED_DIM, ZImageTransformer2DModel, dit_time
 from models.z_image.unified_sampler import resolve, sample
+from training.command import begin, usual_parser
 from training.grammar import held_out
 from training.networks import TRANSFORMER, forward_batch, train_in_bf16
 from training.sampling import sample_latents, to_pictures
@@ -496,14 +497,11 @@ def write_rows(rows: Mapping[str, list[Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = usual_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the training run")
     parser.add_argument("--seconds", type=float, default=900, help="length of the full method")
     parser.add_argument("--warm", type=float, default=420, help="seconds of warm start, if none is there")
     parser.add_argument("--batch", type=int, default=24, help="pictures of 128x128 in a step")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--pool", type=int, default=60_000, help="captioned scenes")
     parser.add_argument("--warm-lr", type=float, default=1e-3, help="peak learning rate of the warm start")
     parser.add_argument("--lr", type=float, default=1e-4, help="peak learning rate of the full method")
@@ -514,11 +512,8 @@ def main() -> None:
     parser.add_argument("--shift", type=float, default=5.0, help="schedule shift of the base in the report")
     parser.add_argument("--report", action="store_true", help="only score RUN/twinflow.pt beside the base")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("high")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    (report if args.report else train)(args, device)
+    (report if args.report else train)(args, begin(args))
 
 
 if __name__ == "__main__":
