@@ -8,11 +8,13 @@ import socket
 import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from shared import cli
+from shared.engine.engine import Engine
 from shared.engine.planner import Machine, Overrides
 from shared.engine.records import CANCELLED
 from shared.engine.store import JobStore
@@ -209,6 +211,42 @@ def test_a_failed_task_is_named_and_the_next_runs(wgp, tasks, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first == "item 1: failed: The fake model cannot do that: ask for something else."
     assert second.startswith("item 2: done")
+
+
+def test_a_saved_queue_is_run_and_what_cannot_run_is_named(wgp, tmp_path, capsys):
+    manifest = [
+        {"id": 4, "params": {"model_type": "fake", "prompt": "a", "seed": 1, "video_length": 81}},
+        {"id": 9, "params": {"model_type": "wan_t2v_14B", "prompt": "b"}},
+    ]
+    with zipfile.ZipFile(tmp_path / "queue.zip", "w") as archive:
+        archive.writestr("queue.json", json.dumps(manifest))
+    assert wgp("--process", tmp_path / "queue.zip", "--dry-run") == 1
+    assert capsys.readouterr().out == "item 1: fake, 64x64, 3 steps, 1 image(s), seed 1: a\n"
+    assert wgp("--process", tmp_path / "queue.zip") == 1
+    output = capsys.readouterr()
+    assert output.out.startswith("item 1: done in") and "no model 'wan_t2v_14B'" in output.err
+
+
+def test_a_paused_queue_is_said_and_nothing_is_queued(wgp, tasks, root, capsys):
+    store = JobStore(root / "outputs" / ".zgp" / "zgp.sqlite3")
+    store.pause()
+    assert wgp("--process", tasks({"prompt": "a"})) == 2
+    assert "is paused" in capsys.readouterr().err and store.jobs() == []
+
+
+def test_a_task_that_cannot_be_queued_any_more_fails_alone(wgp, tasks, monkeypatch, capsys):
+    real = Engine.submit
+
+    def submit(self, values, *others, **options):
+        if values["prompt"] == "b":
+            raise UserError("b.png does not exist; choose another picture")
+        return real(self, values, *others, **options)
+
+    monkeypatch.setattr(Engine, "submit", submit)
+    assert wgp("--process", tasks("a\nb\nc\n", "p.txt")) == 1
+    output = capsys.readouterr()
+    assert [line[:12] for line in output.out.splitlines()] == ["item 1: done", "item 3: done"]
+    assert "item 2: b.png does not exist" in output.err
 
 
 def test_json_output_is_one_object_per_result(wgp, tasks, capsys):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from shared.engine.engine import Engine, EngineConfig
-from shared.engine.inputs import keep_picture, keep_pictures, without_folders
+from shared.engine.inputs import check_pictures, keep_picture, keep_pictures, without_folders
 from shared.errors import UserError
 from shared.imaging.sources import load_picture
 from shared.settings import SettingsError
@@ -44,6 +44,16 @@ def test_the_copy_is_named_by_its_bytes_and_upright(photo, tmp_path):
     before = copy.stat().st_mtime_ns
     assert keep_picture(photo, folder)[0] == keep_picture(copy, folder)[0] == copy
     assert copy.stat().st_mtime_ns == before and [*folder.iterdir()] == [copy]
+
+
+def test_pictures_are_checked_without_keeping_any(photo, tmp_path):
+    folder = tmp_path / "inputs"
+    (tmp_path / "text.png").write_text("not a picture")
+    given = {"image_start": str(photo), "image_mask": str(tmp_path / "text.png"), "image_guide": "gone.png"}
+    first, second = sorted(check_pictures(given, folder))
+    assert first.startswith("image_guide: gone.png does not exist")
+    assert second.startswith("image_mask: text.png cannot be read")
+    assert not folder.exists()
 
 
 def test_a_job_outlives_its_source(photo, tmp_path):

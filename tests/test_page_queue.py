@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import signal
+import sqlite3
 import zipfile
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from shared.engine.engine import Engine, EngineConfig
 from shared.engine.records import FAILED, QUEUED, Job
 from shared.ui.queue import Queue, shortened
-from shared.ui.watch import SHOWN, Sight, look
+from shared.ui.watch import SHOWN, Sight, look, watch
 from tests.browser import ROOT, Visit, chromium, serve, visits
 
 MINI, BASE = "z_image_mini", "z_image_mini_base"
@@ -104,6 +106,27 @@ def test_a_sight_follows_every_change_of_the_queue(queue):
     assert sight.paused and sight.current is None
     store.resume()
     assert look(store, sight.seq, sight).current.id == third
+
+
+def test_a_tab_outlives_a_database_that_cannot_be_read_for_a_moment(queue, monkeypatch):
+    store = queue._engine.store
+    answers = [sqlite3.OperationalError("database or disk is full"), 1, 1]
+
+    def last_seq():
+        answer = answers.pop(0) if answers else 1
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def two_sights():
+        sights = watch(store, 0)
+        first = await anext(sights)
+        monkeypatch.setattr(store, "last_seq", last_seq)
+        job = store.submit({"prompt": "x"})
+        return first, await anext(sights), job
+
+    first, second, job = asyncio.run(two_sights())
+    assert first.queue == [] and [one.id for one in second.queue] == [job]
 
 
 def test_a_report_stays_readable():

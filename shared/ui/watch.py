@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
 from shared.engine.records import ENDED, RUNNING, Event, Job
 from shared.engine.store import CHANGES, JobStore
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 ALIVE_SECONDS = 15.0  # Gradio notices that a tab has gone when its stream has something to say
@@ -69,10 +74,15 @@ def _whole(store: JobStore, seq: int) -> Sight:
 
 async def watch(store: JobStore, after: int) -> AsyncIterator[Sight]:
     """A sight at once, one per change, and one every ALIVE_SECONDS. Costs one tiny query per poll."""
-    sight, shown = look(store, after), time.monotonic()
-    yield sight
+    sight: Sight | None = None
+    shown = -math.inf
     while True:
+        try:
+            changed = sight is None or store.last_seq() != sight.seq
+            if changed or time.monotonic() - shown > ALIVE_SECONDS:
+                sight = await asyncio.to_thread(look, store, sight.seq if sight else after, sight)
+                shown = time.monotonic()
+                yield sight
+        except sqlite3.OperationalError as error:  # such as a full disk: the tab goes on when it is over
+            log.warning("The queue cannot be read (%s); trying again.", error)
         await asyncio.sleep(POLL_SECONDS)
-        if store.last_seq() != sight.seq or time.monotonic() - shown > ALIVE_SECONDS:
-            sight, shown = await asyncio.to_thread(look, store, sight.seq, sight), time.monotonic()
-            yield sight
