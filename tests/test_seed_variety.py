@@ -45,10 +45,20 @@ def test_the_noise_is_the_seeds_own_and_not_its_start_noise():
     assert torch.equal(variety.apply(FEATURES, 7), variety.apply(FEATURES, 7))
     noise = (variety.apply(FEATURES, 7) - FEATURES).flatten()
     other = (variety.apply(FEATURES, 8) - FEATURES).flatten()
-    start = torch.randn(FEATURES.numel(), generator=torch.Generator().manual_seed(7))
-    for stranger in (other, start):
+    numbers = torch.Generator().manual_seed(7)
+    start = [draw(FEATURES.numel(), generator=numbers) for draw in (torch.rand, torch.randn)]
+    first = torch.randn(FEATURES.numel(), generator=torch.Generator().manual_seed(7))
+    for stranger in (other, first, *start):
         assert abs(float(torch.corrcoef(torch.stack([noise, stranger]))[0, 1])) < 0.02
     assert variety.apply(FEATURES.bfloat16(), 7).dtype == torch.bfloat16
+
+
+def test_each_picture_of_each_prompt_has_the_noise_of_its_generator():
+    variety, texts = SeedVariety(1, 1), [FEATURES, FEATURES + 1]
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4, 5, 6)]
+    expected = [variety.apply(texts[i // 2], seed) for i, seed in enumerate((3, 4, 5, 6))]
+    for ours, theirs in zip(variety.for_each(texts, 2, generators), expected, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
