@@ -209,6 +209,11 @@ def test_a_picture_smaller_than_the_tile_is_painted_whole() -> None:
     assert np.array_equal(made(hires_tile=256, **given), made(hires_tile=0, **given))
 
 
+def test_a_tile_that_is_no_multiple_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="tile 100 is not a multiple of 16; the nearest is 96"):
+        processor(MINI).pipe(PROMPT, width=128, height=128, tile=100)
+
+
 # ---- upscaling ---------------------------------------------------------------------------------------------
 
 
