@@ -291,6 +291,7 @@ def test_what_is_too_large_is_one_sentence(tmp_path: Path) -> None:
         ({"hires_tile": 100}, "hires_tile came as 100; expected 0, or a multiple of 16"),
         ({"hires_tile": 32}, "multiple of 16 from 64 on"),
         ({"hires_scale": 0.5}, "number from 1 to 4"),
+        ({"hires_scale": 3, "resolution": "4096x4096"}, "at most 67 megapixels, so 2 or less"),
         ({"hires_upscaler": "../../etc/passwd"}, "expected one of lanczos"),
         ({"outpaint": "0,0,64,0"}, "outpaint came without image_start"),
         ({"outpaint": "1,2,3", "image_start": "a.png"}, "left, top, right and bottom"),
