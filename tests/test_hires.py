@@ -209,6 +209,11 @@ def test_a_picture_smaller_than_the_tile_is_painted_whole() -> None:
     assert np.array_equal(made(hires_tile=256, **given), made(hires_tile=0, **given))
 
 
+def test_a_tile_that_is_no_multiple_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="tile 100 is not a multiple of 16; the nearest is 96"):
+        processor(MINI).pipe(PROMPT, width=128, height=128, tile=100)
+
+
 # ---- upscaling ---------------------------------------------------------------------------------------------
 
 
@@ -286,6 +291,7 @@ def test_what_is_too_large_is_one_sentence(tmp_path: Path) -> None:
         ({"hires_tile": 100}, "hires_tile came as 100; expected 0, or a multiple of 16"),
         ({"hires_tile": 32}, "multiple of 16 from 64 on"),
         ({"hires_scale": 0.5}, "number from 1 to 4"),
+        ({"hires_scale": 3, "resolution": "4096x4096"}, "at most 67 megapixels, so 2 or less"),
         ({"hires_upscaler": "../../etc/passwd"}, "expected one of lanczos"),
         ({"outpaint": "0,0,64,0"}, "outpaint came without image_start"),
         ({"outpaint": "1,2,3", "image_start": "a.png"}, "left, top, right and bottom"),

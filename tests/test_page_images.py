@@ -160,6 +160,15 @@ def test_extending_is_a_setting_of_the_page(form, source):
     assert form.images.read({**given, "image_start": str(source)})["outpaint"] == "0,0,64,0"
 
 
+def test_an_upscaler_of_another_computer_is_replaced_and_said(form):
+    model = form.images._engine.catalog.model(MINI)
+    theirs = {"hires_scale": 2.0, "hires_upscaler": "4x-theirs.safetensors"}
+    settings, lines = form.enlarging.present(model, theirs)
+    assert settings["hires_upscaler"] == "lanczos" and "4x-theirs.safetensors is not here" in lines[0]
+    assert form.enlarging.present(model, {**theirs, "hires_scale": 1.0})[1] == []
+    assert form.enlarging.present(model, settings) == (settings, [])
+
+
 def test_an_empty_map_is_said(form, tmp_path):
     Image.new("RGB", (64, 64), "white").save(tmp_path / "white.png")
     shown = form.images.draw_map(str(tmp_path / "white.png"), "canny", "", "128x128")

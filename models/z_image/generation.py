@@ -16,7 +16,7 @@ from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
 from models.z_image.z_image_handler import DEFAULT_FOLDERS, SAMPLER_SETTINGS
 from shared import attention
-from shared.imaging.upscale import Hires, begins_as_it_is, upscaler
+from shared.imaging.upscale import Enlarge, Hires, begins_as_it_is, upscaler
 from shared.loras.apply import use_files
 from shared.loras.multipliers import Multipliers
 from shared.loras.names import ModelNames
@@ -144,6 +144,9 @@ class ZImageProcessor:
         """One picture for each seed. Raises Cancelled once `interrupt` is true, UserError for bad input."""
         scene, notes = scenes.of_job(settings, self.folders.ckpts)
         hires = Hires.of(settings)
+        if hires is not None:  # what cannot be enlarged is better known now
+            hires.size(scene.size)
+            enlarge = upscaler(hires.upscaler, self.folders, self.pipe.device)
         backend, note = self.choose_attention(settings.get("override_attention"))
         self.pipe.transformer.set_attention_backend(backend)
         notes = [*([note] if note else []), *notes]
@@ -155,7 +158,7 @@ class ZImageProcessor:
             framed = scenes.frame(scene, settings)
             images = self._pass(settings, framed, generators, watch, notes)
         if hires is not None:
-            images = self._enlarged(settings, hires, scene, images, generators, watch, notes)
+            images = self._enlarged(settings, hires, enlarge, scene, images, generators, watch, notes)
         return Generation(images, list(dict.fromkeys(notes)))
 
     def _pass(
@@ -195,6 +198,7 @@ class ZImageProcessor:
         self,
         settings: Mapping[str, Any],
         hires: Hires,
+        enlarge: Enlarge,
         scene: scenes.Scene,
         images: Sequence[Image.Image],
         generators: Sequence[torch.Generator],
@@ -205,11 +209,9 @@ class ZImageProcessor:
 
         What a mask keeps is the enlarged picture, bit for bit.
         """
-        size = hires.size(images[0].size)
-        watch.on_phase("Enlarging")
-        enlarge = upscaler(hires.upscaler, self.folders, self.pipe.device)
-        made = []
+        size, made = hires.size(images[0].size), []
         for number, (image, generator) in enumerate(zip(images, generators, strict=True), 1):
+            watch.on_phase("Enlarging")
             larger = enlarge(image, size, watch.interrupt)
             if hires.strength:
                 of_many = f" of image {number} of {len(images)}" if len(images) > 1 else ""

@@ -17,8 +17,9 @@ from models.z_image import lora_names, memory, recognition
 from models.z_image.unified_sampler import resolve, time_grid
 from shared.errors import UserError
 from shared.footprint import Needs, Offers
+from shared.imaging.upscale import Hires
 from shared.loras.names import ModelNames
-from shared.settings import ATTENTION_PACKAGES, parse_outpaint, parse_parameters
+from shared.settings import ATTENTION_PACKAGES, parse_outpaint, parse_parameters, parse_resolution
 from shared.weights.files import Folders, Required, locate
 
 if TYPE_CHECKING:
@@ -337,6 +338,9 @@ def _check_pictures(settings: Mapping[str, Any]) -> None:
         raise UserError(
             "outpaint came without image_start: give the picture that is extended, or leave it out."
         )
+    hires = Hires.of(settings)
+    if hires is not None and not settings.get("image_start"):
+        hires.size(parse_resolution(settings["resolution"]))  # of a picture, the job asks it
     if settings.get("hires_tile", 0) % 16 or 0 < settings.get("hires_tile", 0) < 64:
         raise UserError(
             f"hires_tile came as {settings['hires_tile']}; expected 0, or a multiple of 16 from 64 on."

@@ -17,7 +17,7 @@ from shared.engine.loras import Loras, gather
 from shared.engine.parts import PartStore
 from shared.engine.planner import NO_OVERRIDES, Machine, Overrides, Plan
 from shared.errors import Cancelled, UserError
-from shared.imaging.upscale import Enlarger, needs_no_model
+from shared.imaging.upscale import LANCZOS, Enlarger, needs_no_model
 from shared.weights.downloads import DownloadProgress, ensure
 from shared.weights.files import Folders, Required, describe
 
@@ -116,6 +116,8 @@ class ModelHost:
         self.planned = None
         info = self.info(model_id)
         if settings is not None and needs_no_model(settings):
+            if settings["hires_upscaler"] != LANCZOS:
+                self.give_way()  # an upscaler model is small, but nothing may be left of the card
             return LoadedModel(info, Enlarger(self._folders), None, FileHashes({}), {})
         loras = (
             Loras() if settings is None else gather(info, settings, download_report(report), report.cancelled)
