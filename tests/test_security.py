@@ -273,8 +273,8 @@ ATTACKS = [
     post("an upload without a length", 411, [b"x"], target="/gradio_api/upload"),
     post("an upload too large", 413, b"", ("Content-Length", str(MAX_UPLOAD + 1)),
          target="/gradio_api/upload"),
-    post("too deep", 400, DEEP),
-    post("too deep for Gradio", 400, DEEP, target="/gradio_api/queue/join"),
+    post("too deep", 400, DEEP, says="levels deep"),
+    post("too deep for Gradio", 400, DEEP, target="/gradio_api/queue/join", says="levels deep"),
     post("no JSON", 400, b"{prompt: a}"),
     post("nothing", 400, b""),
     post("a text", 400, b'"a"'),
@@ -393,6 +393,24 @@ def test_a_page_that_listens_knows_its_names(house, monkeypatch):
     assert judged(*forwarded, ("Origin", "https://pictures.example.org")) == b"pictures.example.org"
     with pytest.raises(Refused):
         judged(("Host", "other.lan"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a.png", "/a/../b.png", "/a//b.png", "/a/b.png.", "/a/b.png ", "/a/b.png::$DATA", "/a/b:c.png",
+     "//h/s/a.png", "\\\\h\\s\\a.png", "/\\h\\a.png", "/a/nul", "/a/COM1.png",
+     "/a/con/b.png", "C:a.png", "C:/a/..\\b.png"],
+)  # fmt: skip
+def test_a_path_that_means_something_else_on_some_system_is_not_plain(path):
+    """What a Linux would take for a usual name, too."""
+    from shared.server.files import _is_plain
+
+    assert not _is_plain(path)
+    assert all(
+        map(
+            _is_plain, ("/a/b c.png", "/a/.thumbnails/b.webp", "C:/a/b.png", "C:\\a\\b.png", "/a/console.png")
+        )
+    )
 
 
 # ---------------------------------------------------------------- the login

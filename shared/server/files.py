@@ -33,7 +33,7 @@ OURS = ("/api/v1/", "/v1/")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 THUMBNAILS = ".thumbnails"
 DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
+DRIVE = re.compile(r"[a-z]:(?=[/\\])", re.IGNORECASE)
 LONGEST = 4096  # characters of an address
 NOT_SERVED = "There is nothing here by that name."
 
