@@ -54,6 +54,8 @@ def make_app(
         pwa=False,
         **look(theme),
     )
+    # It would hold a connection of every tab open, of the six that a browser has for a server.
+    page.config["connect_heartbeat"] = False
     page.is_running = True  # or Gradio takes every SVG that is uploaded for one of the page's own
     return Guard(app, hosts, doors, shelf)
 

@@ -26,7 +26,7 @@ from shared.ui.queue import Queue
 from shared.ui.stage import WITH_TAB, stage_area, stage_html
 from shared.ui.text import plural
 from shared.ui.upscale import Upscale
-from shared.ui.watch import Sight, watch
+from shared.ui.watch import Sight, look, watch
 from shared.ui.welcome import Welcome
 
 FOREVER, STOP_FOREVER = "Forever", "Stop"
@@ -88,11 +88,13 @@ class Generate:
             [one.change for one in form.shapers], form.draw_grid, form.inputs, form.time_grid,
             trigger_mode="always_last", **QUIET,
         )  # fmt: skip
-        # A tab follows for as long as it is open. The other triggers are for one that lost its stream.
-        gr.on(
+        # A tab follows while it is seen. The other triggers are for one that lost its stream.
+        following = gr.on(
             [page.load, self.submitted.change, self.stage.focus], self.follow,
             [self.tab, self.seen], self._followed, js=WITH_TAB, trigger_mode="once", **QUIET,
         )  # fmt: skip
+        self.stage.hide(None, None, None, cancels=[following])
+        self.stage.glance(self.glance, [self.tab, self.seen], self._followed, js=WITH_TAB, **QUIET)
         suited = [*form.outputs, *self.welcome.examples]
         controls["model_type"].input(  # the last of several quick choices counts
             self.change_model, form.inputs, suited, trigger_mode="always_last", **QUIET
@@ -296,6 +298,15 @@ class Generate:
             changed = {part: value for part, value in state.items() if shown.get(part) != value}
             yield {self.seen: sight.seq, **changed, **self._ends(sight, tab)}
             shown |= changed
+
+    async def glance(self, tab: str, seen: int | None) -> Any:
+        """What has changed, for a tab that does not follow."""
+        store = self._engine.store
+        if seen is None or store.last_seq() == seen:
+            return gr.skip()
+        sight = await asyncio.to_thread(look, store, seen)
+        state = await asyncio.to_thread(self._state, sight)
+        return {self.seen: sight.seq, **state, **self._ends(sight, tab)}
 
     @property
     def _followed(self) -> list[Any]:

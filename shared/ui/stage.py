@@ -12,10 +12,19 @@ from shared.settings import parse_resolution
 from shared.ui.text import DOT, duration_text, plural, size_text
 from shared.ui.watch import Sight
 
-# A tab that lost its stream while it was hidden follows again when it comes back into view.
-_LOOK_AGAIN = """document.addEventListener('visibilitychange', () => {
-  if (!document.hidden) trigger('focus');
-});"""
+# A browser opens six connections to a server and no more, over all of its tabs: one that is not seen gives the
+# stream of its follower back. While it has a job, it glances at the queue instead, so that it can give a sign
+# when the queue is done.
+_LOOK_AGAIN = """const look = () => {
+  if (!document.hidden) return trigger('focus');
+  trigger('hide');
+  const glancing = setInterval(() => {
+    if (!document.hidden || !element.querySelector('.zgp-stage')) return clearInterval(glancing);
+    trigger('glance');
+  }, 3000);
+};
+document.addEventListener('visibilitychange', look);
+if (document.hidden) setTimeout(look, 3000);"""
 
 # The tab's own name, which outlives a reload: by it the page knows whose job has ended.
 _TAB = """((name) => {
