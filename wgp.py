@@ -9,7 +9,7 @@ def page():
     try:
         from shared.cli import main as run
     except ModuleNotFoundError as error:
-        if error.name.partition(".")[0] in ("shared", "models"):
+        if str(error.name).partition(".")[0] in ("shared", "models"):
             raise
         text = "wgp.py: the package {} is not installed: start with start.py, which installs it.\n"
         sys.stderr.write(text.format(error.name))
