@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -181,6 +182,27 @@ def test_cancelling_between_the_pictures_of_a_batch_keeps_those_that_are_done(en
     assert mine.run_one()
     assert store.job(job).status == "cancelled"
     assert [Path(image.path).is_file() for image in store.images(job)] == [True, True]
+
+
+def test_stopping_on_a_full_disk_leaves_the_job_for_the_next_start(engine, monkeypatch, tmp_path):
+    job, _ = engine.submit({"model_type": "fake", "prompt": f"hold {tmp_path / 'go'}"})
+    engine.start()
+    wait_until(lambda: engine.store.job(job).step)
+
+    def full(*arguments, **options):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.store, "recover_running", full)
+        engine.stop()
+    assert not engine.supervises and engine.store.job(job).status == "running"
+    (tmp_path / "go").touch()
+    again = Engine(engine.config, handler_for)
+    again.start()
+    try:
+        assert [(one.status, one.attempts) for one in ended(again, [job])] == [("done", 2)]
+    finally:
+        again.stop()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -88,7 +89,10 @@ class Supervisor:
             self._thread.join()
             self._thread = None
         if self._lock.held:
-            self._store.recover_running("ZGP was stopped while it ran", counts=False)
+            try:
+                self._store.recover_running("ZGP was stopped while it ran", counts=False)
+            except sqlite3.OperationalError as error:  # such as a full disk
+                log.warning("The queue cannot be written (%s); the next start puts its job back.", error)
             self._lock.release()
 
     def _run(self) -> None:
