@@ -373,6 +373,18 @@ def test_what_is_open_is_open(house):
     assert ask(house.open, "GET", "/login").status == 303  # nobody has to log in
 
 
+def test_the_description_for_code_generators_is_whole(house):
+    text = ask(house.open, "GET", "/api/v1/openapi.json").body.decode()
+    described = json.loads(text)
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', text))
+    assert {"Settings", "Problem", "JobView"} <= references <= set(described["components"]["schemas"])
+    documented = set(
+        re.findall(r"`(?:GET|POST|DELETE) (/[^`?]+)`", (ROOT / "docs" / "api.md").read_text("utf-8"))
+    )
+    named = {re.sub(r"{\w+}", "{id}", path) for path in described["paths"]}
+    assert documented <= named == documented | {"/v1/models"}
+
+
 def test_a_page_that_listens_knows_its_names(house, monkeypatch):
     import socket
 
