@@ -328,7 +328,8 @@ def test_attack(attack, house, canary):
         body = fill(body.decode(), places).encode()
     waiting = house.engine.store.counts().queued
     app = house.closed if attack.closed else house.open
-    answer = ask(app, attack.method, fill(attack.target, places), attack.headers, body)
+    client = f"10.9.0.{ATTACKS.index(attack)}"  # its failures make nobody else wait
+    answer = ask(app, attack.method, fill(attack.target, places), attack.headers, body, client)
     assert answer.status == attack.status, answer.body
     check_nothing_leaked(answer, house)
     assert attack.says in answer.body.decode()
@@ -371,6 +372,18 @@ def test_what_is_open_is_open(house):
     assert ask(house.open, "POST", "/api/v1/jobs", own, b'{"prompt":"a"}').status == 201
     assert ask(house.closed, "GET", "/", [("Host", "192.168.1.5"), BEARER]).status == 200
     assert ask(house.open, "GET", "/login").status == 303  # nobody has to log in
+
+
+def test_the_description_for_code_generators_is_whole(house):
+    text = ask(house.open, "GET", "/api/v1/openapi.json").body.decode()
+    described = json.loads(text)
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', text))
+    assert {"Settings", "Problem", "JobView"} <= references <= set(described["components"]["schemas"])
+    documented = set(
+        re.findall(r"`(?:GET|POST|DELETE) (/[^`?]+)`", (ROOT / "docs" / "api.md").read_text("utf-8"))
+    )
+    named = {re.sub(r"{\w+}", "{id}", path) for path in described["paths"]}
+    assert documented <= named == documented | {"/v1/models"}
 
 
 def test_a_page_that_listens_knows_its_names(house, monkeypatch):
