@@ -290,13 +290,24 @@ class Engine:
     ) -> list[tuple[int, Validated]]:
         """Queue every job that `values` stand for, in order: what a user wrote is submitted by this.
 
-        All of them or none. SettingsError as for `submit`, and for prompts that cannot be expanded (see
-        prompts.jobs.expand).
+        All of them or none. values: settings, whose prompt may stand for several jobs (see
+        prompts.jobs.expand), or those of a grid with its axes under "grid". SettingsError as for `submit`.
         """
+        if axes := _axes(values):
+            planned = self.plan_grid(_without_axes(values), axes)
+            _, job_ids = self.submit_grid(planned, source, output_dir, uploads, client)
+            return list(zip(job_ids, (cell.validated for cell in planned.cells), strict=True))
         jobs = self.catalog.validate_all(values)
         self._check_room(len(jobs), uploads)
         ready = self._ready(jobs, uploads)
         return self._queue(ready, source, output_dir, client=client)
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """SettingsError when `submit_all` would not take these values, but for the pictures they name."""
+        if axes := _axes(values):
+            self.plan_grid(_without_axes(values), axes)
+        else:
+            self.catalog.validate_all(values)
 
     def plan_grid(self, values: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Grid:
         """The pictures for each combination of `axes` (see grid.plan). SettingsError with all problems."""
@@ -406,6 +417,14 @@ class Engine:
     def _warm_arguments(self) -> list[str]:
         model = self.catalog.models.get(self.catalog.default_model)
         return ["--warm", model.id] if self.config.warm and model is not None and model.available else []
+
+
+def _axes(values: Any) -> Any:
+    return values.get("grid") if isinstance(values, Mapping) else None
+
+
+def _without_axes(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "grid"}
 
 
 def read_catalog(

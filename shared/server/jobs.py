@@ -33,15 +33,13 @@ def submit_all(engine: Engine, uploads: Path, many: list[Any]) -> list[tuple[int
     if not 1 <= len(many) <= MAX_JOBS:
         raise Refused(400, f"The list has {len(many)} jobs; expected 1 to {MAX_JOBS}, send more lists.")
     _check(engine, many)
-    queued: list[tuple[int, Validated]] = []
     try:
-        for values in many:
-            queued += engine.submit_all(values, source=SOURCE, uploads=uploads)
+        with engine.store.together():
+            return [
+                job for values in many for job in engine.submit_all(values, source=SOURCE, uploads=uploads)
+            ]
     except UserError as error:
-        for job_id, _ in queued:
-            engine.cancel(job_id)
         refuse(error)
-    return queued
 
 
 def refuse(error: UserError) -> NoReturn:
@@ -55,7 +53,7 @@ def _check(engine: Engine, many: list[Any]) -> None:
     problems: list[str] = []
     for number, values in enumerate(many, 1):
         try:
-            engine.catalog.validate(values)
+            engine.check(values)
         except SettingsError as error:
             where = f"job {number}: " if len(many) > 1 else ""
             problems += [where + problem for problem in error.problems]

@@ -164,15 +164,14 @@ class Queue:
             within = Path(folder) if path.lower().endswith(".zip") else uploads()
             loaded, lines, ignored = 0, list[str](), dict[str, str]()
             for task in tasks:
+                values = self._with_model(task.values)
                 try:
-                    _, validated = self._engine.submit(
-                        self._with_model(task.values), uploads=within, client=tab
-                    )
+                    jobs = self._engine.submit_all(values, uploads=within, client=tab)
                 except UserError as error:
                     lines.append(f"Item {task.number} is left out: {error}")
                 else:
                     loaded += 1
-                    ignored |= validated.ignored
+                    ignored |= jobs[0][1].ignored
         lines = [f"{loaded} of {plural(len(tasks), 'job')} loaded from {Path(path).name}.", *lines]
         return notice_html(shortened(lines, ignored), "info" if loaded == len(tasks) else "error")
 
