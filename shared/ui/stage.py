@@ -12,9 +12,9 @@ from shared.settings import parse_resolution
 from shared.ui.text import DOT, duration_text, plural, size_text
 from shared.ui.watch import Sight
 
-# A browser opens six connections to a server and no more, over all of its tabs: one that is not seen gives its
-# follower's stream back. While it has a job, it glances at the queue instead, so that it can give a sign when
-# the queue is done.
+# A browser opens six connections to a server and no more, over all of its tabs: one that is not seen gives
+# its follower's stream back. While it has a job, it glances at the queue instead, so that it can give a sign
+# when the queue is done.
 _LOOK_AGAIN = """const look = () => {
   if (!document.hidden) return trigger('focus');
   trigger('hide');
