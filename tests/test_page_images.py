@@ -297,6 +297,17 @@ def stroke(page, area, start, end):
     page.tab.mouse.up()
 
 
+def until(page, condition, act):
+    """Repeat `act`: a control that is just being shown may take its first value back."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        act()
+        page.tab.wait_for_timeout(400)
+        if condition():
+            return
+    raise AssertionError("nothing came of it")
+
+
 def made(page, server, seed=7):
     """The picture that Generate makes now."""
     before = set(server.pictures())
@@ -354,8 +365,8 @@ def test_a_picture_is_extended(visit, server, source):
     page = visit()
     drop(page, "image", source)
     page.tab.locator("#extend-group > button").click()
-    page.tab.locator("#extend-right textarea").fill("50%")
-    page.tab.wait_for_function("document.querySelector('#outpaint textarea').value === '0,0,50%,0'")
+    right = page.tab.locator("#extend-right textarea")
+    until(page, lambda: page.value("outpaint") == "0,0,50%,0", lambda: right.fill("50%"))
     assert page.value("denoising_strength") == "1"
     result = pixels(made(page, server))
     assert result.shape == (128, 192, 3) and np.array_equal(result[:, :128], pixels(source))
@@ -366,8 +377,8 @@ def test_a_picture_is_enlarged_while_it_is_made_and_afterwards(visit, server):
     page = visit()
     page.tab.locator("#enlarge-group > button").click()
     assert not page.tab.locator("#hires_tile").is_visible()
-    page.set_number("hires_scale", 2)
-    page.tab.wait_for_selector("#hires_tile")
+    shown = page.tab.locator("#hires_tile").is_visible
+    until(page, shown, lambda: page.set_number("hires_scale", 2))
     assert pixels(larger := made(page, server)).shape == (256, 256, 3)
     page.tab.locator("#viewer").get_by_role("button", name="Upscale").click()
     page.tab.wait_for_selector("#upscale-go")
