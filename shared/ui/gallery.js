@@ -55,7 +55,8 @@ const load = async (fresh = false) => {
   const answer = await ask('look', {...asked(), after: fresh ? null : after});
   if (mine !== question) return;
   loading = false;
-  if (!answer || (fresh && answer.html === first)) return;
+  if (!answer) return;
+  if (fresh && answer.html === first) return atEnd();
   if (fresh) {
     first = answer.html;
     shots.replaceChildren();
@@ -348,11 +349,11 @@ form.addEventListener('input', (event) => {
 form.addEventListener('submit', (event) => { event.preventDefault(); again(); });
 if (innerWidth > 700) one('.zgp-filters').open = true;
 
-new IntersectionObserver((entries) => { if (entries[0].isIntersecting && after) load(); }, {rootMargin: '1200px'})
-  .observe(one('.zgp-more'));
+// Not by an IntersectionObserver: it misses an end that comes and goes within one frame.
+for (const event of ['scroll', 'resize']) addEventListener(event, () => atEnd(), {passive: true, capture: true});
 // Whenever the tab is shown, it looks whether there is anything new.
 new IntersectionObserver((entries) => {
-  if (!entries[0].isIntersecting) return;
+  if (!entries.at(-1).isIntersecting) return;
   load(true);
   choices();
 }).observe(form);
