@@ -356,4 +356,4 @@ new IntersectionObserver((entries) => {
   if (!entries.at(-1).isIntersecting) return;
   load(true);
   choices();
-}).observe(form);
+}).observe(element);  // not of a part of it, which scrolling hides and shows
