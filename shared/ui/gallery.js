@@ -351,9 +351,13 @@ if (innerWidth > 700) one('.zgp-filters').open = true;
 
 // Not by an IntersectionObserver: it misses an end that comes and goes within one frame.
 for (const event of ['scroll', 'resize']) addEventListener(event, () => atEnd(), {passive: true, capture: true});
-// Whenever the tab is shown, it looks whether there is anything new.
+// Whenever the tab is shown, it looks whether there is anything new. A hidden tab has no width.
+let away = true;
 new IntersectionObserver((entries) => {
-  if (!entries.at(-1).isIntersecting) return;
-  load(true);
-  choices();
-}).observe(element);  // not of a part of it, which scrolling hides and shows
+  const here = entries.at(-1).boundingClientRect.width > 0;
+  if (here && away) {
+    load(true);
+    choices();
+  }
+  away = !here;
+}).observe(element);
