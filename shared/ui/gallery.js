@@ -55,7 +55,8 @@ const load = async (fresh = false) => {
   const answer = await ask('look', {...asked(), after: fresh ? null : after});
   if (mine !== question) return;
   loading = false;
-  if (!answer || (fresh && answer.html === first)) return;
+  if (!answer) return;
+  if (fresh && answer.html === first) return atEnd();
   if (fresh) {
     first = answer.html;
     shots.replaceChildren();
@@ -348,11 +349,15 @@ form.addEventListener('input', (event) => {
 form.addEventListener('submit', (event) => { event.preventDefault(); again(); });
 if (innerWidth > 700) one('.zgp-filters').open = true;
 
-new IntersectionObserver((entries) => { if (entries[0].isIntersecting && after) load(); }, {rootMargin: '1200px'})
-  .observe(one('.zgp-more'));
-// Whenever the tab is shown, it looks whether there is anything new.
+// Not by an IntersectionObserver: it misses an end that comes and goes within one frame.
+for (const event of ['scroll', 'resize']) addEventListener(event, () => atEnd(), {passive: true, capture: true});
+// Whenever the tab is shown, it looks whether there is anything new. A hidden tab has no width.
+let away = true;
 new IntersectionObserver((entries) => {
-  if (!entries[0].isIntersecting) return;
-  load(true);
-  choices();
-}).observe(form);
+  const here = entries.at(-1).boundingClientRect.width > 0;
+  if (here && away) {
+    load(true);
+    choices();
+  }
+  away = !here;
+}).observe(element);
