@@ -173,11 +173,13 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="seed_variety_share", kind=float, default=50.0, label="Seed variety: share (%)", minimum=0,
             maximum=100, step=5, group="guidance", needs="seed_variety",
+            companions=("seed_variety",),
             help="How much of what the model reads gets noise. Acts with seed variety.",
         ),
         Setting(
             name="seed_variety_until", kind=float, default=50.0, label="Seed variety: end (%)", minimum=0,
             maximum=100, step=5, group="guidance", needs="seed_variety",
+            companions=("seed_variety",),
             help="The part of the steps that sees the noise; the steps after it see the clean prompt. Acts "
             "with seed variety.",
         ),
@@ -270,6 +272,7 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="outpaint", kind=str, default="", label="Extend beyond the borders", group="pictures",
             maximum=60, needs="inpaint", numbers=True,
+            companions=("image_start",),
             help="How far the picture is painted on to the left, top, right and bottom, in pixels or, with a "
             "% sign, in parts of it: 0,0,64,0 or 25%,0,25%,0. What is there stays exactly as it is.",
         ),
@@ -318,24 +321,28 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="hires_upscaler", kind=str, default="lanczos", label="Enlarged by", maximum=200,
             choices=("lanczos",), more_choices="upscalers", group="hires", needs="hires",
+            companions=("hires_scale",), above=1,
             help="Lanczos, which adds nothing of its own, or an upscaler model of the folder "
             "ckpts/upscalers. Acts when the picture is enlarged.",
         ),
         Setting(
             name="hires_denoising_strength", kind=float, default=0.3, label="New detail", minimum=0,
             maximum=1, step=0.01, group="hires", needs="hires",
+            companions=("hires_scale",), above=1,
             help="How far the enlarged picture is painted anew: 0 not at all, 0.2 to 0.4 adds detail, more "
             "changes the picture. Acts when the picture is enlarged.",
         ),
         Setting(
             name="hires_steps", kind=int, default=0, label="Steps of the second pass", minimum=0, maximum=100,
             step=1, group="hires", needs="hires",
+            companions=("hires_scale",), above=1,
             help="0 is as many as the first pass. Of these it takes the part that its strength says. Acts "
             "when new detail is painted.",
         ),
         Setting(
             name="hires_tile", kind=int, default=0, label="Tile of the second pass", minimum=0, maximum=4096,
             step=16, group="hires", needs="hires",
+            companions=("hires_scale",), above=1,
             help="0 paints the enlarged picture as a whole; a number in overlapping tiles of so many pixels, "
             "which takes less memory. With little new detail (0.1 to 0.3), or every tile shows the prompt.",
         ),

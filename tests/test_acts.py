@@ -65,6 +65,14 @@ PROOFS = {
     "NAG_scale": Proof(1.0, 4.0, {"negative_prompt": "blue"}),
     "NAG_tau": Proof(1.0, 5.0, NAG),
     "NAG_alpha": Proof(0.2, 0.8, NAG),
+    "seed_variety": Proof(0.0, 2.0),
+    "seed_variety_share": Proof(20.0, 100.0, {"seed_variety": 2.0}),
+    "seed_variety_until": Proof(10.0, 100.0, {"seed_variety": 2.0}),
+    "hires_scale": Proof(1.0, 1.5),
+    "hires_denoising_strength": Proof(0.0, 0.6, {"hires_scale": 1.5}),
+    "hires_steps": Proof(2, 6, {"hires_scale": 1.5, "hires_denoising_strength": 0.6}),
+    "hires_tile": Proof(0, 64, {"hires_scale": 2.0, "hires_denoising_strength": 0.6}),
+    "outpaint": Proof("", "0,0,32,0", PICTURE),
     "sample_solver": Proof("unified_2s", "unified_4s"),
     "sampling_style": Proof("few", "mul"),
     "stochast_ratio": Proof("0", "1"),
@@ -92,8 +100,14 @@ PROOFS = {
 }
 #: settings that are refused without their companion
 REFUSED = ("image_mask",)
-#: settings that choose how the same picture is computed, with the test that proves them
-SAME_PICTURE = {"override_attention": "test_attention.py"}
+#: settings that change no picture by themselves here, with the tests that prove them
+SAME_PICTURE = {
+    "override_attention": "test_attention.py",  # another way to the same picture
+    "multi_prompts_gen_type": "test_prompts.py",  # other jobs
+    "prompt_template": "test_prompts.py",  # what a prompt was drawn from
+    "negative_prompt_template": "test_prompts.py",
+    "hires_upscaler": "test_hires.py",  # one of them without the package spandrel
+}
 
 
 class Bench:

@@ -106,7 +106,7 @@ def test_a_refused_lora_is_named_before_anything_runs(folder: Path, capsys: pyte
 def configured(config: dict, folder: Path, *flags: object) -> EngineConfig:
     (folder / "wgp_config.json").write_text(json.dumps(config))
     options = cli.build_parser().parse_args(["--config", str(folder), *map(str, flags)])
-    return EngineConfig.at(ROOT, **cli._places(options, ROOT))
+    return cli.configuration(options, ROOT, {})
 
 
 def test_the_configuration_names_the_folders(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_the_configuration_names_the_folders(tmp_path: Path) -> None:
 
 def test_without_a_configuration_the_usual_folders_apply(tmp_path: Path) -> None:
     options = cli.build_parser().parse_args([])
-    config = EngineConfig.at(tmp_path, **cli._places(options, tmp_path))
+    config = cli.configuration(options, tmp_path, {})
     assert config.folders == Folders(tmp_path, tmp_path / "ckpts", (tmp_path,))
     assert config.lora_folders == LoraFolders(tmp_path / "loras")
 
@@ -152,9 +152,11 @@ def test_a_damaged_configuration_is_said_on_the_screen_and_in_the_log(tmp_path: 
     assert "something is wrong" in config.log_file.read_text()
 
 
-def test_a_folder_that_is_not_there_is_a_sentence(capsys: pytest.CaptureFixture) -> None:
-    assert run("--config", "/not/there", "--list-models") == 2
-    assert "--config came as /not/there; expected a folder" in capsys.readouterr().err
+def test_a_folder_that_is_a_file_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    place = tmp_path / "file"
+    place.write_text("")
+    assert run("--config", str(place), "--list-models") == 2
+    assert str(place) in capsys.readouterr().err
 
 
 def test_a_model_in_another_folder_is_found_and_loaded(tmp_path: Path) -> None:

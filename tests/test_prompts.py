@@ -266,7 +266,7 @@ def test_all_jobs_of_a_prompt_are_queued_or_none(engine, monkeypatch):
 
 def test_a_list_of_prompts_may_have_macros_and_comments(tmp_path):
     (tmp_path / "list.txt").write_text(f"# list\n{MACRO}a {{x|y}}\n".replace("a {x|y}", "a fox"))
-    prompts = [task.values["prompt"] for task in read_tasks(tmp_path / "list.txt")]
+    prompts = [task.values["prompt"] for task in read_tasks(tmp_path / "list.txt", tmp_path)]
     assert prompts[::2] == ["a cat in a forest", "a dog in a city", "a cat in a boat"]
     assert prompts[1::2] == ["a fox"] * 3
 

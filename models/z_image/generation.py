@@ -16,7 +16,8 @@ from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
 from models.z_image.z_image_handler import DEFAULT_FOLDERS, SAMPLER_SETTINGS
 from shared import attention
-from shared.imaging.upscale import Enlarge, Hires, begins_as_it_is, upscaler
+from shared.imaging.hires import Hires, begins_as_it_is
+from shared.imaging.upscale import Enlarge, upscaler
 from shared.loras.apply import use_files
 from shared.loras.multipliers import Multipliers
 from shared.loras.names import ModelNames

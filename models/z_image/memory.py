@@ -21,7 +21,7 @@ from models.z_image import names
 from models.z_image.control_layout import OWN, PLAIN, SHARED, Layout
 from shared.errors import UserError
 from shared.footprint import Needs, Offers, PartSize, Variant
-from shared.imaging import upscale
+from shared.imaging import hires as enlarging
 from shared.weights import formats
 from shared.weights.files import (
     Folders,
@@ -202,7 +202,7 @@ def needs(
     control: the layout of the model's control network.
     """
     shape = Shape.of(configs["transformer"])
-    passes, last = upscale.run_sizes(settings)
+    passes, last = enlarging.run_sizes(settings)
     each = [_sizes(shape, settings, *one, control) for one in passes]
     tokens = [images * shape.image_tokens(width, height) for width, height, images in passes]
     state = max(*tokens, shape.image_tokens(*last))  # tiles are parts of one picture
@@ -238,9 +238,9 @@ def _decode_table(
     config: Mapping[str, Any], width: int, height: int, settings: Mapping[str, Any]
 ) -> dict[int | None, int]:
     """Tile -> bytes, the whole picture first; the smaller tiles only where they save something."""
-    hires = upscale.Hires.of(settings)
+    hires = enlarging.Hires.of(settings)
     encodes = any(map(settings.get, PICTURES)) or (hires is not None and hires.strength > 0)
-    least = upscale.WORK_BYTES if hires is not None and hires.upscaler != upscale.LANCZOS else 0
+    least = enlarging.WORK_BYTES if hires is not None and hires.upscaler != enlarging.LANCZOS else 0
 
     def cost(w: int, h: int) -> int:
         return max(decode_bytes(config, w, h), encode_bytes(config, w, h) if encodes else 0, least)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shared.imaging import masks, preprocess, sources, upscale
+from shared.imaging import masks, preprocess, sources
+from shared.imaging.hires import begins_as_it_is
 from shared.settings import parse_outpaint, parse_parameters, parse_resolution
 
 MULTIPLE = 16  # pixels, of the sides of what the models paint
@@ -78,7 +79,7 @@ def _keeps_its_size(settings: Mapping[str, Any], own: tuple[int, int], size: tup
     """
     part = bool(settings.get("image_mask") and settings.get("mask_only"))
     near = all(abs(a - b) < MULTIPLE for a, b in zip(own, size, strict=True))
-    return part or upscale.begins_as_it_is(settings) or (bool(settings.get("outpaint")) and near)
+    return part or begins_as_it_is(settings) or (bool(settings.get("outpaint")) and near)
 
 
 def _control(

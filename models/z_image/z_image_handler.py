@@ -17,7 +17,7 @@ from models.z_image import lora_names, memory, recognition
 from models.z_image.unified_sampler import resolve, time_grid
 from shared.errors import UserError
 from shared.footprint import Needs, Offers
-from shared.imaging.upscale import Hires
+from shared.imaging.hires import Hires
 from shared.loras.names import ModelNames
 from shared.settings import ATTENTION_PACKAGES, parse_outpaint, parse_parameters, parse_resolution
 from shared.weights.files import Folders, Required, locate

@@ -170,14 +170,16 @@ def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output
             "start this again."
         )
     jobs: list[tuple[Valid, int]] = []
-    reported = 0
+    reported, left_out = 0, False
     try:
         # Queued before the worker starts, which then begins with them instead of warming up its default.
         for task in tasks:
             try:
                 jobs += _submit(task, engine, output_dir)
-            except SettingsError as error:  # of a picture that cannot be used
-                reporter.invalid(task.number, error.problems)
+            except UserError as error:  # such as a picture that cannot be used
+                left_out = True
+                problems = error.problems if isinstance(error, SettingsError) else [str(error)]
+                reporter.invalid(task.number, problems)
         engine.start()
         for task, job_id in jobs:  # grows: the job that draws a grid comes with the end of its last cell
             for event in engine.follow(job_id):
@@ -193,8 +195,7 @@ def run_tasks(tasks: Sequence[Valid], engine: Engine, reporter: Reporter, output
         raise
     finally:
         engine.stop()
-    done = [job_id for _, job_id in jobs if engine.store.job(job_id).status == DONE]
-    return len(done) == len(tasks)
+    return not left_out and all(engine.store.job(job_id).status == DONE for _, job_id in jobs)
 
 
 def _submit(task: Valid, engine: Engine, output_dir: Path | None) -> list[tuple[Valid, int]]:

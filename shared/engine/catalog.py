@@ -13,7 +13,7 @@ from typing import Any
 from shared.cards import Card, load_cards
 from shared.engine import loras, saved_defaults
 from shared.errors import UserError
-from shared.imaging.upscale import upscalers
+from shared.imaging.hires import upscalers
 from shared.loras.library import Library
 from shared.loras.names import ModelNames
 from shared.prompts.jobs import expand

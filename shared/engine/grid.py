@@ -18,14 +18,16 @@ from typing import Any
 from shared.engine.catalog import Catalog, ModelInfo
 from shared.engine.records import Job
 from shared.errors import UserError
-from shared.settings import SETTINGS, Setting, SettingsError, Validated, idle, nearest, random_seed
+from shared.settings import SETTINGS, TEMPLATES, Setting, SettingsError, Validated, idle, nearest, random_seed
 
 MAX_CELLS = 200
 NAMES = ("x", "y", "z")
 #: settings that follow the user, and not the model, from one model to the next
 KEPT = ("prompt", "negative_prompt", "seed", "batch_size", "image_format")
 #: they choose files or what becomes of a picture, not how it looks
-_NO_AXES = ("batch_size", "image_format", "loras_optional")
+_NO_AXES = (
+    "batch_size", "image_format", "loras_optional", "multi_prompts_gen_type", *TEMPLATES.values()
+)  # fmt: skip
 _NUMBER = r"([-+]?\d{1,15}(?:\.\d{1,15})?)"
 _RANGE = re.compile(rf"{_NUMBER}\s*-\s*{_NUMBER}\s*(?:\(\s*{_NUMBER}\s*\)|\[\s*(\d{{1,9}})\s*\])?")
 _WORDS = {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
@@ -106,6 +108,7 @@ _EXAMPLES = {
     "stochast_ratio": "0, 0.5, 1, SDE",
     "time_dist_ctrl": '"1,1,1", "1.5,1,1"',
     "rfba_gap_steps": '"0.001,0.5", "0.001,0.6"',
+    "outpaint": '"0,0,64,0", "25%,0,25%,0"',
     "control_parameters": '"low=50, high=150", "low=100, high=200"',
 }
 

@@ -17,7 +17,8 @@ from shared.engine.loras import Loras, gather
 from shared.engine.parts import PartStore
 from shared.engine.planner import NO_OVERRIDES, Machine, Overrides, Plan
 from shared.errors import Cancelled, UserError
-from shared.imaging.upscale import LANCZOS, Enlarger, needs_no_model
+from shared.imaging.hires import LANCZOS, needs_no_model
+from shared.imaging.upscale import Enlarger
 from shared.weights.downloads import DownloadProgress, ensure
 from shared.weights.files import Folders, Required, describe
 

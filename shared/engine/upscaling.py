@@ -9,7 +9,7 @@ from typing import Any
 from shared.engine.catalog import ModelInfo
 from shared.errors import UserError
 from shared.imaging import metadata, sources
-from shared.imaging.upscale import MAX_PIXELS
+from shared.imaging.hires import MAX_PIXELS
 from shared.settings import SETTINGS
 
 PROMPT = "a sharp, detailed picture"  # for pictures that do not say what they show
