@@ -99,7 +99,7 @@ PROOFS = {
     "image_format": Proof("png", "webp"),
 }
 #: settings that are refused without their companion
-REFUSED = ("image_mask",)
+REFUSED = ("image_mask", "outpaint")
 #: settings that change no picture by themselves here, with the tests that prove them
 SAME_PICTURE = {
     "override_attention": "test_attention.py",  # another way to the same picture

@@ -107,10 +107,11 @@ def test_the_examples_on_the_page_are_values(minis, model_id):
     models = [one for one in minis.catalog.models.values() if one.available]
     for setting in grid.axes_for(model):
         typed = grid.example(setting, model, models)
+        needed = {"image_start": "a.png"} if setting.name == "outpaint" else {}
         for variant in typed.partition(":")[0].split(" or "):
             values = grid.parse_axis("x", setting.name, variant, minis.catalog).values
             for value in values if setting.name != "prompt" else ():
-                minis.catalog.validate({"model_type": model_id, "prompt": "a", setting.name: value})
+                minis.catalog.validate({"model_type": model_id, "prompt": "a", **needed, setting.name: value})
 
 
 # -- cells ------------------------------------------------------------------------------------------------
