@@ -108,6 +108,7 @@ _EXAMPLES = {
     "stochast_ratio": "0, 0.5, 1, SDE",
     "time_dist_ctrl": '"1,1,1", "1.5,1,1"',
     "rfba_gap_steps": '"0.001,0.5", "0.001,0.6"',
+    "hires_tile": "0, 512, 1024",
     "outpaint": '"0,0,64,0", "25%,0,25%,0"',
     "control_parameters": '"low=50, high=150", "low=100, high=200"',
 }
