@@ -87,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser; its help texts are the documentation of the flags."""
     parser = argparse.ArgumentParser(
         prog="wgp.py",
+        usage="%(prog)s [flags]",  # argparse's own list of them all buries the sentence of an error
         description="ZGP makes images with the Z-Image models, on a local page or from a list of tasks.",
     )
     parser.add_argument("--version", action="version", version=f"ZGP {VERSION}")

@@ -381,6 +381,7 @@ SETTINGS: dict[str, Setting] = {
     )
 }  # fmt: skip
 
+_NOTE = "a note of the program that wrote the file"
 # Names that Wan2GP writes into its settings files and images, by the reason they do nothing here.
 # A name that also stands in SETTINGS acts: SETTINGS is asked first.
 _WAN2GP_NAMES = {
@@ -408,8 +409,8 @@ _WAN2GP_NAMES = {
     "it concerns sound": """
         audio_guide audio_guide2 audio_source audio_prompt_type audio_guidance_scale audio_scale
         speakers_locations MMAudio_setting MMAudio_prompt MMAudio_neg_prompt pace exaggeration""",
-    "it is a note of the program that wrote the file": """
-        type settings_version base_model_type model_filename image_mode mode state lset_name client_id
+    _NOTE: """
+        zgp type settings_version base_model_type model_filename image_mode mode state lset_name client_id
         creation_date creation_timestamp generation_time extra_info quantization""",
 }
 WAN2GP_SETTINGS: dict[str, str] = {
@@ -802,8 +803,8 @@ def _why_ignored(name: str, capabilities: Mapping[str, Any]) -> str:
     """Why this name does nothing; "" when it acts."""
     if name in SETTINGS:
         return "" if applies(SETTINGS[name], capabilities) else "does not act on this model"
-    if name in WAN2GP_SETTINGS:
-        return f"a setting of Wan2GP; {WAN2GP_SETTINGS[name]}"
+    if reason := WAN2GP_SETTINGS.get(name):
+        return reason if reason == _NOTE else f"a setting of Wan2GP; {reason}"
     known = nearest(name, SETTINGS)
     return f'unknown setting; the nearest known one is "{known}"' if known else "unknown setting"
 

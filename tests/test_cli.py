@@ -132,7 +132,8 @@ def test_every_flag_says_what_it_does():
 def test_bad_usage_ends_with_2_and_a_sentence(wgp, capsys, arguments, sentence):
     with pytest.raises(SystemExit) as end:
         wgp(*arguments)
-    assert end.value.code == 2 and sentence in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and sentence in said and len(said.splitlines()) == 2
 
 
 # -- task files ---------------------------------------------------------------------------------------------

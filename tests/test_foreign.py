@@ -361,6 +361,7 @@ def test_differences_are_one_line():
     after = {"prompt": "b", "seed": 5, "num_inference_steps": 8, "activated_loras": ["x"]}
     assert recall.differences(before, after) == ["Changed: Prompt · Seed -1 → 5 · LoRAs none → ['x']."]
     assert recall.differences(before, before) == []
+    assert recall.differences({"flow_shift": 5}, {"flow_shift": 6.0}) == ["Changed: Flow shift 5 → 6."]
 
 
 # ---------------------------------------------------------------- malformed

@@ -1,11 +1,13 @@
 """Generate forever, with a family that needs no torch; and the prompts that were used before."""
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from shared.engine.engine import Engine, EngineConfig
-from shared.engine.forever import ENDED_WITH_THE_PROGRAM
+from shared.engine.forever import ENDED_WITH_THE_PROGRAM, Forever
 from shared.engine.records import DONE, RUNNING
 from shared.errors import UserError
 from shared.settings import SettingsError
@@ -54,6 +56,23 @@ def test_it_goes_on_with_other_seeds_and_draws_until_it_is_stopped(engine, jobs)
     assert made[0].settings["seed"] == 5 and len({job.settings["seed"] for job in made}) == len(made)
     assert len({job.settings["prompt"] for job in made}) > 2
     assert all(job.source == "forever" and job.status == DONE for job in made)
+
+
+def test_of_two_pages_that_start_at_once_one_does(engine):
+    both = threading.Barrier(2)
+
+    def submit(values, **options):
+        with pytest.raises(threading.BrokenBarrierError):  # the other one never comes as far
+            both.wait(0.3)
+        return engine.submit_all(values, **options)
+
+    forever = Forever(engine.store, submit)
+    with ThreadPoolExecutor(2) as pages:
+        starts = [pages.submit(forever.start, {**VALUES, "prompt": "a"}) for _ in range(2)]
+        ends = [start.exception() for start in starts]
+    forever.stop()
+    assert sorted(end is None for end in ends) == [False, True]
+    assert any(isinstance(end, UserError) for end in ends)
 
 
 def test_a_round_waits_behind_what_others_submit(engine, jobs, tmp_path):

@@ -151,6 +151,7 @@ def test_a_random_seed_on_an_axis_is_drawn_for_each_cell(minis):
     cells = plan(minis, x=["seed", "-1, -1, 3"]).cells
     seeds = [cell.validated.settings["seed"] for cell in cells]
     assert len(set(seeds)) == 3 and seeds[2] == 3 and min(seeds) >= 0
+    assert [cell.name for cell in cells] == ["Seed: random", "Seed: random", "Seed: 3"]
 
 
 BAD_PLANS = [
@@ -372,6 +373,15 @@ def test_a_grid_of_two_models_is_drawn_pixel_for_pixel(minis):
     alone, _ = minis.submit({**base, "num_inference_steps": 2, "model_type": BASE, "seed": 5})
     wait_until(lambda: minis.store.job(alone).finished)
     assert find(opened(minis, minis.store.job(alone))[0], whole) == places[4]
+
+
+def test_cells_of_random_seeds_are_told_apart(engine):
+    grid_id, _ = submit(engine, {"prompt": "a circle"}, x=["seed", "-1, -1, -1"])
+    engine.start()
+    cells, (drawing,) = ended(engine, grid_id)
+    names = [[Path(engine.store.images(job.id)[0].path).name] for job in cells]
+    meta = opened(engine, drawing)[1]
+    assert len(names) == 3 and meta["zgp"]["grid"]["cells"] == names
 
 
 def test_a_failed_cell_is_empty_and_a_second_try_draws_the_grid_again(engine, tmp_path):

@@ -212,7 +212,14 @@ def test_a_settings_file_of_wan2gp_is_accepted_and_its_other_keys_are_listed():
     assert {name: result.settings[name] for name in kept} == {name: wan2gp[name] for name in kept}
     assert result.ignored.keys() == wan2gp.keys() - kept - {"video_guide"}  # null asks for nothing
     assert result.ignored.pop("NAG_scale") == "does not act on this model"
+    notes = {"type", "settings_version", "image_mode", "creation_date"}
+    assert {result.ignored.pop(name) for name in notes} == {"a note of the program that wrote the file"}
     assert all(reason.startswith("a setting of Wan2GP; ") for reason in result.ignored.values())
+
+
+def test_what_a_picture_says_beside_its_settings_is_not_called_a_setting():
+    ignored = check(type="ZGP 0.1.0 - Z-Image Mini", zgp={"version": "0.1.0"}).ignored
+    assert ignored == dict.fromkeys(["type", "zgp"], "a note of the program that wrote the file")
 
 
 NAG = {"NAG": True, "negative_prompt": True}

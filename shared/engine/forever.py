@@ -30,6 +30,7 @@ class Forever:
 
     def __init__(self, store: JobStore, submit: Submit):
         self._store, self._submit = store, submit
+        self._starting = threading.Lock()  # of two pages that start at once, one does
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.ended = ""  # why it ended by itself, one sentence; whoever has read it may clear it
@@ -40,17 +41,18 @@ class Forever:
 
     def start(self, values: Mapping[str, Any], **options: Any) -> list[tuple[int, Validated]]:
         """Queue the first round, as `Engine.submit_all`; from the second on, seeds are random."""
-        if self.on:
-            raise UserError("Generate forever is on already: stop it first.")
-        jobs = self._submit(values, source=SOURCE, **options)
-        kept = {name: value for name, value in jobs[0][1].settings.items() if name in PICTURES}
-        again = {**values, **kept, "seed": -1}  # uploads do not last; our copies of them do
-        self.ended, self._stopping = "", threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, args=(_ids(jobs), again, options, self._stopping), name=SOURCE, daemon=True
-        )
-        self._thread.start()
-        return jobs
+        with self._starting:
+            if self.on:
+                raise UserError("Generate forever is on already: stop it first.")
+            jobs = self._submit(values, source=SOURCE, **options)
+            kept = {name: value for name, value in jobs[0][1].settings.items() if name in PICTURES}
+            again = {**values, **kept, "seed": -1}  # uploads do not last; our copies of them do
+            self.ended, self._stopping = "", threading.Event()
+            self._thread = threading.Thread(
+                target=self._run, args=(_ids(jobs), again, options, self._stopping), name=SOURCE, daemon=True
+            )
+            self._thread.start()
+            return jobs
 
     def stop(self) -> None:
         """The round in the queue is the last one."""

@@ -233,6 +233,8 @@ def _label(setting: Setting, value: Any, catalog: Catalog) -> str:
         return str(value) or "(nothing)"
     if setting.name == "model_type":
         return catalog.models[value].name
+    if (setting.name, value) == ("seed", -1):
+        return f"{setting.label}: random"
     return f"{setting.label}: {_shown(value)}"
 
 

@@ -57,7 +57,7 @@ def make(store: JobStore, job: Job, settings: Mapping[str, Any], save: Save) -> 
     where = layout(tiles, columns, rows, panels)
     sheet = draw(tiles, where)
     names = [", ".join(filter(None, reversed(name))) for name in itertools.product(panels, rows, columns)]
-    meta = _metadata(job, settings, axes, dict(zip(names, cells, strict=True)), where)
+    meta = _metadata(job, settings, axes, list(zip(names, cells, strict=True)), where)
     for note in meta["zgp"]["notes"]:
         store.note(job.id, note)
     seed = int(job.settings["seed"])
@@ -110,13 +110,16 @@ def _metadata(
     job: Job,
     settings: Mapping[str, Any],
     axes: Sequence[Mapping[str, Any]],
-    cells: Mapping[str, Drawn],
+    cells: Sequence[tuple[str, Drawn]],
     where: Layout,
 ) -> dict[str, Any]:
-    """The base settings, and under zgp.grid the axes as a file of settings has them, scale and cells."""
-    images = [image for cell in cells.values() for image in cell.images]
+    """The base settings, and under zgp.grid the axes as a file of settings has them, scale and cells.
+
+    cells: with their names, which can be the same, as those of random seeds are.
+    """
+    images = [image for _, cell in cells for image in cell.images]
     alike = [one for one in images if one.metadata.get("model_type") == settings["model_type"]]
-    notes = [f"{name}: {_reason(cell.job)}" for name, cell in cells.items() if not cell.images]
+    notes = [f"{name}: {_reason(cell.job)}" for name, cell in cells if not cell.images]
     if len(notes) > MOST_NOTES:
         notes[MOST_NOTES:] = [f"{len(notes) - MOST_NOTES} more cells are empty."]
     if where.scale < 1:
@@ -124,7 +127,7 @@ def _metadata(
     grid = {
         "axes": {axis["direction"]: [axis["setting"], axis["typed"]] for axis in axes},
         "scale": round(where.scale, 4),
-        "cells": [[Path(image.path).name for image in cell.images] for cell in cells.values()],
+        "cells": [[Path(image.path).name for image in cell.images] for _, cell in cells],
     }
     made = alike[0].metadata["zgp"] if alike else {}
     return metadata.build(

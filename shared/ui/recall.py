@@ -103,8 +103,14 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
 
 
 def _change(label: str, before: Any, after: Any) -> str:
-    old, new = ("none" if value in ("", []) else str(value) for value in (before, after))
+    old, new = map(_shown, (before, after))
     return label if max(len(old), len(new)) > LONG else f"{label} {old} → {new}"
+
+
+def _shown(value: Any) -> str:
+    if value in ("", []):
+        return "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 # ---------------------------------------------------------------- other programs' names
@@ -157,6 +163,6 @@ def _loras_here(loras: tuple[tuple[str, float], ...], model: ModelInfo, report: 
     here = [(by_name[_bare(name)], strength) for name, strength in loras if _bare(name) in by_name]
     for name, _ in loras:
         if _bare(name) not in by_name:
-            report.append(f"Its LoRA '{name}' was left out: it is not in {model.lora_folder.name}.")
+            report.append(f"Its LoRA '{name}' was left out: it is not in the LoRA folder.")
     names, strengths = [name for name, _ in here], [f"{strength:g}" for _, strength in here]
     return {"activated_loras": names, "loras_multipliers": " ".join(strengths)} if here else {}
