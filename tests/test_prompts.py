@@ -18,7 +18,8 @@ from shared.prompts import jobs
 from shared.prompts.choices import MAX_DRAWS, draw, escape, is_random, parse
 from shared.prompts.lines import units
 from shared.prompts.wildcards import Wildcards
-from shared.settings import SETTINGS, SettingsError, validate
+from shared.settings import SETTINGS, SettingsError
+from shared.settings_check import validate
 from tests.fake_family import handler_for, make_root
 from tests.mini import ROOT
 

@@ -32,7 +32,8 @@ from shared.engine.supervisor import Supervisor
 from shared.errors import QueueFull, UserError
 from shared.imaging.saving import Rules
 from shared.loras.library import Library
-from shared.settings import Validated, random_seed
+from shared.settings import random_seed
+from shared.settings_check import Validated
 from shared.weights.files import Folders
 
 log = logging.getLogger(__name__)

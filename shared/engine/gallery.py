@@ -23,7 +23,8 @@ from shared.engine.store import JobStore, image_record
 from shared.errors import UserError
 from shared.imaging import foreign, metadata
 from shared.imaging.saving import move_to_free_name
-from shared.settings import MAX_SEED, parse_resolution
+from shared.settings import MAX_SEED
+from shared.settings_texts import parse_resolution
 
 HERE, TRASH, GONE = "here", "trash", "gone"
 TRASH_FOLDER = ".trash"

@@ -18,7 +18,9 @@ from typing import Any
 from shared.engine.catalog import Catalog, ModelInfo
 from shared.engine.records import Job
 from shared.errors import UserError
-from shared.settings import SETTINGS, TEMPLATES, Setting, SettingsError, Validated, idle, nearest, random_seed
+from shared.settings import SETTINGS, TEMPLATES, Setting, SettingsError, idle, random_seed
+from shared.settings_check import Validated
+from shared.wording import nearest
 
 MAX_CELLS = 200
 NAMES = ("x", "y", "z")
