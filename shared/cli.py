@@ -23,7 +23,8 @@ from shared import cli_loras
 from shared import config as config_file
 from shared.engine.batch import Reporter, Valid, run_tasks, validate_tasks
 from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, ModelInfo
-from shared.engine.engine import Engine, EngineConfig, read_catalog
+from shared.engine.configuration import EngineConfig, read_catalog
+from shared.engine.engine import Engine
 from shared.engine.host import plan_job
 from shared.engine.loras import bytes_here
 from shared.engine.machine import survey

@@ -15,7 +15,7 @@ from shared import cli
 from shared.cli import ROOT
 from shared.engine import worker
 from shared.engine.catalog import LoraFolders
-from shared.engine.engine import EngineConfig, read_catalog, worker_arguments
+from shared.engine.configuration import EngineConfig, read_catalog, worker_arguments
 from shared.weights.files import Folders
 from tests.lora_writers import WRITERS, factors, save
 

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.engine.forever import ENDED_WITH_THE_PROGRAM
 from shared.engine.records import DONE, RUNNING
 from shared.errors import UserError

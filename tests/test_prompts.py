@@ -11,7 +11,8 @@ from collections import Counter
 import pytest
 
 from shared.engine.catalog import catalog
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.engine.tasks import read_tasks
 from shared.errors import UserError
 from shared.prompts import jobs
