@@ -13,6 +13,8 @@ import pytest
 from shared import cli
 from shared import config as config_file
 from shared import report as reports
+from shared.cli_configuration import configuration
+from shared.cli_flags import build_parser
 from shared.engine import machine
 from shared.engine.configuration import EngineConfig, worker_arguments
 from shared.engine.engine import Engine
@@ -30,8 +32,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def configured(root: Path, *flags: str, **options) -> EngineConfig:
-    given = cli.build_parser().parse_args([str(flag) for flag in flags])
-    return cli.configuration(given, root, {"warm": False, **options})
+    given = build_parser().parse_args([str(flag) for flag in flags])
+    return configuration(given, root, {"warm": False, **options})
 
 
 # ---------------------------------------------------------------- flags over the file over the defaults

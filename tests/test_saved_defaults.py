@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shared import cli
+from shared.cli_configuration import configuration
+from shared.cli_flags import build_parser
 from shared.engine import saved_defaults
 from shared.engine.catalog import catalog
 from shared.engine.configuration import EngineConfig
@@ -162,8 +163,8 @@ def test_the_command_line_reads_the_folder_that_settings_names(root: Path, tmp_p
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "fake_settings.json").write_text('{"num_inference_steps": 6, "batch_size": 2}')
     arguments = ["--settings", str(tmp_path / "mine"), "--steps", "5"]
-    options = cli.build_parser().parse_args(arguments)
-    engine = Engine(cli.configuration(options, root, {}), handler_for)
+    options = build_parser().parse_args(arguments)
+    engine = Engine(configuration(options, root, {}), handler_for)
     found = engine.catalog.model("fake").defaults
     assert (found["num_inference_steps"], found["batch_size"]) == (5, 2)
 
