@@ -23,6 +23,8 @@ FIXED_STEPS = {"unified_2s": 2, "unified_4s": 4}
 ATTENTION_PACKAGES = {"flash": "flash_attn", "_flash_3": "flash_attn_interface", "sage": "sageattention"}
 #: values of multi_prompts_gen_type
 ALL_ONE, LINES, PARAGRAPHS = "FG", "G", "PG"
+#: what follows the user, and not the model, from one model to the next
+OF_THE_USER = ("prompt", "negative_prompt", "multi_prompts_gen_type", "seed", "batch_size", "image_format")
 #: texts with choices and wildcards -> where they are kept once drawn
 TEMPLATES = {"prompt": "prompt_template", "negative_prompt": "negative_prompt_template"}
 
