@@ -21,7 +21,8 @@ import gradio as gr
 from PIL import Image
 
 from benchmarks.report import header
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.engine.gallery import Collection, Found, Wanted
 from shared.engine.store import JobStore
 from shared.imaging import metadata

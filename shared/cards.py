@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shared.errors import UserError
-from shared.settings import WAN2GP_SETTINGS, nearest
+from shared.wan2gp_words import WAN2GP_SETTINGS
+from shared.wording import nearest
 
 FOLDERS = ("defaults", "finetunes")  # later folders override earlier ones
 MAX_DEPTH = 10  # cards that one reference may pass through

@@ -1,37 +1,30 @@
 """The one list of generation parameters: the page, the command line, REST and the metadata all read it.
 
-Field names are Wan2GP's, so its settings files and image metadata import. Nothing here is clamped: a value
-that cannot be used is reported, all of them at once.
+Field names are Wan2GP's, so its settings files and image metadata import. Beside it: settings_check.py
+checks values, settings_texts.py reads texts with a form of their own, wan2gp_words.py translates.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import math
-import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import UserError
 
 MAX_SEED = 2**53 - 1  # the largest whole number that survives JSON and JavaScript unchanged
-MAX_ENTRY = 2000  # characters of one text of a list
 MAX_PATH = 4096
 #: names of shared.imaging.preprocess.PREPROCESSORS, which needs OpenCV
 PREPROCESSORS = ("as_it_is", "canny", "lines", "scribble", "gray", "tile", "depth", "pose")
 #: sampler presets that take so many steps, whatever num_inference_steps says
 FIXED_STEPS = {"unified_2s": 2, "unified_4s": 4}
-#: letters of Wan2GP's video_prompt_type -> what to follow in the control picture
-WAN2GP_GUIDES = {"P": "pose", "D": "depth", "E": "canny"}
+#: attention methods beside PyTorch's own, and the package that each needs
+ATTENTION_PACKAGES = {"flash": "flash_attn", "_flash_3": "flash_attn_interface", "sage": "sageattention"}
 #: values of multi_prompts_gen_type
 ALL_ONE, LINES, PARAGRAPHS = "FG", "G", "PG"
-#: how Wan2GP writes them besides; its W are lines and paragraphs of videos
-WAN2GP_PROMPT_MODES = {
-    "": ALL_ONE, "2": ALL_ONE, "0": LINES, "1": LINES, "W": LINES, "P": PARAGRAPHS, "PW": PARAGRAPHS,
-}  # fmt: skip
+#: what follows the user, and not the model, from one model to the next
+OF_THE_USER = ("prompt", "negative_prompt", "multi_prompts_gen_type", "seed", "batch_size", "image_format")
 #: texts with choices and wildcards -> where they are kept once drawn
 TEMPLATES = {"prompt": "prompt_template", "negative_prompt": "negative_prompt_template"}
 
@@ -58,9 +51,6 @@ class Setting:
     companions: tuple[str, ...] = ()  # it acts while one of these is above `above`, or given, or true
     above: float = 0
 
-
-#: attention methods beside PyTorch's own, and the package that each needs
-ATTENTION_PACKAGES = {"flash": "flash_attn", "_flash_3": "flash_attn_interface", "sage": "sageattention"}
 
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
@@ -381,42 +371,6 @@ SETTINGS: dict[str, Setting] = {
     )
 }  # fmt: skip
 
-_NOTE = "a note of the program that wrote the file"
-# Names that Wan2GP writes into its settings files and images, by the reason they do nothing here.
-# A name that also stands in SETTINGS acts: SETTINGS is asked first.
-_WAN2GP_NAMES = {
-    "ZGP does not offer it yet": """
-        unified_sampler_config loras_choices
-        control_net_weight2 masking_strength image_refs image_prompt_type video_prompt_type
-        spatial_upsampling film_grain_intensity film_grain_saturation prompt_enhancer
-        multi_images_gen_type repeat_generation output_filename override_profile""",
-    "no Z-Image model uses it": """
-        control_net_weight_alt embedded_guidance_scale guidance2_scale guidance3_scale guidance_phases
-        switch_threshold switch_threshold2 model_switch_phase alt_guidance_scale alt_scale slg_switch
-        slg_layers slg_start_perc slg_end_perc apg_switch cfg_star_switch cfg_zero_step perturbation_switch
-        perturbation_layers perturbation_start_perc perturbation_end_perc skip_steps_cache_type
-        skip_steps_multiplier skip_steps_start_step_perc tea_cache_setting tea_cache_start_step_perc
-        self_refiner_setting self_refiner_plan self_refiner_f_uncertainty self_refiner_certain_percentage
-        remove_background_images_ref image_refs_relative_size model_mode custom_settings config temperature
-        top_k top_p""",
-    "it concerns videos": """
-        video_length duration_seconds force_fps video_source video_guide video_mask video_guide_outpainting
-        video_guide_outpainting_ratio keep_frames_video_source keep_frames_video_guide frames_positions
-        frames_relative_positions_list image_end motion_amplitude sliding_window_size sliding_window_overlap
-        sliding_window_overlap_noise sliding_window_color_correction_strength
-        sliding_window_discard_last_frames temporal_upsampling RIFLEx_setting min_frames_if_references
-        input_video_strength custom_guide""",
-    "it concerns sound": """
-        audio_guide audio_guide2 audio_source audio_prompt_type audio_guidance_scale audio_scale
-        speakers_locations MMAudio_setting MMAudio_prompt MMAudio_neg_prompt pace exaggeration""",
-    _NOTE: """
-        zgp type settings_version base_model_type model_filename image_mode mode state lset_name client_id
-        creation_date creation_timestamp generation_time extra_info quantization""",
-}
-WAN2GP_SETTINGS: dict[str, str] = {
-    name: reason for reason, names in _WAN2GP_NAMES.items() for name in names.split()
-}
-
 
 class SettingsError(UserError):
     """Every problem of one set of settings, one sentence each, in `problems`."""
@@ -424,44 +378,6 @@ class SettingsError(UserError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
-
-
-@dataclass(frozen=True)
-class Validated:
-    """What `validate` found: the complete settings, what does nothing here and why, what was substituted."""
-
-    settings: dict[str, Any]
-    ignored: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-def validate(
-    values: Mapping[str, Any], defaults: Mapping[str, Any], capabilities: Mapping[str, Any]
-) -> Validated:
-    """Check `values` and complete them with the model's `defaults`, then with the table's; null = not given.
-
-    `capabilities` is what the handler's query_model_def returns. Raises SettingsError with every problem.
-    """
-    if not isinstance(values, Mapping):
-        raise SettingsError([f"Settings came as {_show(values)}; expected one object of names and values"])
-    given = _in_our_words({str(name): value for name, value in values.items() if value is not None})
-    settings: dict[str, Any] = {}
-    problems: list[str] = []
-    for setting in SETTINGS.values():
-        if not applies(setting, capabilities):
-            continue
-        default = _first(defaults.get(setting.name), setting.default)
-        if setting.more_choices:
-            more = tuple(capabilities.get(setting.more_choices, ()))
-            setting = replace(setting, choices=(*setting.choices, *more))
-        try:
-            settings[setting.name] = _convert(setting, given.get(setting.name, default), default)
-        except _Unusable as error:
-            problems.append(str(error))
-    problems += _resolution_problems(settings, capabilities) + _batch_problems(settings)
-    if problems:
-        raise SettingsError(problems)
-    return Validated(settings, _ignored(given, capabilities))
 
 
 def applies(setting: Setting, capabilities: Mapping[str, Any]) -> bool:
@@ -496,318 +412,6 @@ def _while(companions: Iterable[Setting], above: float) -> str:
     return f"while {names} is on" if kind is bool else f"with: {names}"
 
 
-def _in_our_words(given: dict[str, Any]) -> dict[str, Any]:
-    """Wan2GP's spellings of what has another one here."""
-    mode = str(given.get("multi_prompts_gen_type", ALL_ONE)).upper()
-    if mode in WAN2GP_PROMPT_MODES:
-        given = given | {"multi_prompts_gen_type": WAN2GP_PROMPT_MODES[mode]}
-    return _without_outpainting(_without_letters(_without_upsampling(given)))
-
-
-def _without_upsampling(given: dict[str, Any]) -> dict[str, Any]:
-    """spatial_upsampling "lanczos2" enlarges the finished picture and paints nothing."""
-    match = re.fullmatch(r"lanczos(\d(?:\.\d+)?)", str(given.get("spatial_upsampling", "")))
-    if match is None or "hires_scale" in given:
-        return given
-    others = {name: value for name, value in given.items() if name != "spatial_upsampling"}
-    return others | {"hires_scale": float(match[1]), "hires_denoising_strength": 0.0}
-
-
-def _without_outpainting(given: dict[str, Any]) -> dict[str, Any]:
-    """video_guide_outpainting "10 0 25 0" extends its picture to the top, bottom, left and right, in percent;
-    with a # before it, it is switched off.
-    """
-    text = given.get("video_guide_outpainting")
-    parts = text.split() if isinstance(text, str) else []
-    if len(parts) != 4 or not all(part.isdecimal() for part in parts) or "outpaint" in given:
-        return given
-    others = {name: value for name, value in given.items() if name != "video_guide_outpainting"}
-    picture = given.get("image_start") or given.get("image_guide")
-    if not any(map(int, parts)) or not picture:
-        return others if picture else given
-    if given.get("control_preprocessor") == "as_it_is":
-        others.pop("image_guide", None)  # a photograph is no map
-    top, bottom, left, right = parts
-    painted = {"outpaint": f"{left}%,{top}%,{right}%,{bottom}%", "denoising_strength": 1.0}
-    return {"image_start": picture} | painted | others
-
-
-def _without_letters(given: dict[str, Any]) -> dict[str, Any]:
-    """Wan2GP says in letters what the pictures of its settings files are for; ours say it by their names.
-
-    V: image_guide is a control picture, P, D, E made into a map first. A with it: image_mask is a mask on
-    that same picture.
-    """
-    letters = given.get("video_prompt_type")
-    if not isinstance(letters, str) or "control_preprocessor" in given:
-        return given
-    pictures = {name: given.get(name) for name in ("image_guide", "image_mask")}
-    others = {name: value for name, value in given.items() if name not in {*pictures, "video_prompt_type"}}
-    if "V" not in letters or not pictures["image_guide"]:
-        return others
-    followed = next((name for letter, name in WAN2GP_GUIDES.items() if letter in letters), "as_it_is")
-    translated: dict[str, Any] = {"control_preprocessor": followed, "image_guide": pictures["image_guide"]}
-    if "A" in letters and pictures["image_mask"]:
-        translated |= {"image_start": pictures["image_guide"], "image_mask": pictures["image_mask"]}
-        translated["denoising_strength"] = 1.0
-        if followed == "as_it_is":
-            del translated["image_guide"]  # a photograph is no map
-    return translated | others
-
-
 def random_seed() -> int:
     """A seed that leaves room for a whole batch below MAX_SEED and is short enough to be typed."""
     return secrets.randbelow(2**32)
-
-
-def parse_resolution(text: str) -> tuple[int, int]:
-    """(width, height) in pixels of "WxH"; raises SettingsError when the text has another form."""
-    match = re.fullmatch(r"\s*(\d{1,9})\s*[xX×*]\s*(\d{1,9})\s*", text)
-    if match is None:
-        raise SettingsError(
-            [f'resolution came as {_show(text)}; expected width x height in pixels, for example "1024x1024"']
-        )
-    return int(match[1]), int(match[2])
-
-
-def parse_parameters(text: str) -> dict[str, int | float | bool]:
-    """The pairs of a text such as "low=50, invert=true"; SettingsError when it has another form."""
-    values: dict[str, int | float | bool] = {}
-    for pair in filter(None, (part.strip() for part in text.split(","))):
-        match = re.fullmatch(r"(\w+)\s*=\s*(true|false|[-+]?\d{1,9}(\.\d{1,9})?)", pair, re.IGNORECASE)
-        if match is None:
-            raise SettingsError(
-                [f'control_parameters has {_show(pair)}; expected pairs such as "low=50, high=150"']
-            )
-        number = float if match[3] else int
-        values[match[1]] = _FLAGS[flag] if (flag := match[2].lower()) in _FLAGS else number(flag)
-    return values
-
-
-def parse_outpaint(text: str, width: int, height: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) in pixels, of a text such as "0,0,64,0" or "25%,0,25%,0" for a picture of
-    width x height; SettingsError when it has another form.
-    """
-    parts = re.findall(r"\s*(\d{1,5})\s*(%?)\s*(?:,|$)", text)
-    if not text.strip():
-        return 0, 0, 0, 0
-    if len(parts) != 4 or text.count(",") != 3 or not re.fullmatch(r"[\d\s,%]+", text):
-        raise SettingsError(
-            [
-                f"outpaint came as {_show(text)}; expected how far to go on to the left, top, right and "
-                'bottom, in pixels or percent, for example "0,0,64,0" or "25%,0,25%,0"'
-            ]
-        )
-    sides = (width, height, width, height)
-    left, top, right, bottom = (
-        round(side * int(number) / 100) if percent else int(number)
-        for (number, percent), side in zip(parts, sides, strict=True)
-    )
-    return left, top, right, bottom
-
-
-_FLAGS = {"true": True, "false": False}
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The name of `known` most like `name`, whatever its case; "" when none is alike."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    holding = [candidate for candidate in by_lower if len(name) > 2 and name.lower() in candidate]
-    found = holding or difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-    return by_lower[found[0]] if found else ""
-
-
-# ---------------------------------------------------------------- one value
-
-
-class _Unusable(Exception):
-    """One value cannot be used; the text is the whole sentence."""
-
-
-def _convert(setting: Setting, value: Any, example: Any) -> Any:
-    if setting.numbers:
-        value = _written_out(value)
-    if setting.pairs and isinstance(value, dict):
-        value = ", ".join(f"{name}={json.dumps(x, default=str)}" for name, x in value.items())
-    try:
-        converted = _CONVERTERS[setting.kind](value)
-    except (TypeError, ValueError, OverflowError):
-        raise _Unusable(_sentence(setting, value, example)) from None
-    _CHECKERS.get(setting.kind, _check_number)(setting, converted, example)
-    return converted
-
-
-def _written_out(value: Any) -> Any:
-    """Numbers as the text that a user would type; anything else as it is."""
-    if isinstance(value, (list, tuple)) and all(type(x) in (int, float) for x in value):
-        return ",".join(map(str, value))
-    return str(value) if type(value) in (int, float) else value
-
-
-def _to_text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _to_number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise TypeError
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
-
-
-def _to_integer(value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    number = _to_number(value)
-    if not number.is_integer():
-        raise ValueError
-    return int(number)
-
-
-def _to_flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-def _to_texts(value: Any) -> list[str]:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(x, str) for x in value):
-        raise TypeError
-    return [text.strip() for text in value if text.strip()]
-
-
-_CONVERTERS: dict[type, Callable[[Any], Any]] = {
-    str: _to_text,
-    int: _to_integer,
-    float: _to_number,
-    bool: _to_flag,
-    list: _to_texts,
-}
-_KIND_WORDS = {
-    str: "a text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    list: "a list of texts",
-}
-
-
-def _check_number(setting: Setting, value: Any, example: Any) -> None:
-    low = -math.inf if setting.minimum is None else setting.minimum
-    high = math.inf if setting.maximum is None else setting.maximum
-    if not low <= value <= high:
-        raise _Unusable(_sentence(setting, value, example))
-
-
-def _check_text(setting: Setting, value: str, example: Any) -> None:
-    if setting.choices and value not in setting.choices:
-        raise _Unusable(_sentence(setting, value, example))
-    problem = ""
-    if setting.minimum and not value.strip():
-        problem = f'is empty; expected some text, fill in "{setting.label}"'
-    elif setting.maximum is not None and len(value) > setting.maximum:
-        problem = f"is {len(value):,} characters long; expected at most {setting.maximum:,.0f}, shorten it"
-    elif any("\ud800" <= character <= "\udfff" for character in value):
-        problem = "holds half a character (a lone surrogate); expected valid text, type or paste it again"
-    if problem:
-        raise _Unusable(f"{setting.name} {problem}")
-
-
-def _check_texts(setting: Setting, value: list[str], example: Any) -> None:
-    if setting.maximum is not None and len(value) > setting.maximum:
-        raise _Unusable(
-            f"{setting.name} has {len(value):,} entries; expected at most {setting.maximum:,.0f}, shorten it"
-        )
-    for text in value:
-        _check_text(replace(setting, maximum=MAX_ENTRY), text, example)
-
-
-_CHECKERS: dict[type, Callable[[Setting, Any, Any], None]] = {str: _check_text, list: _check_texts}
-
-
-def _sentence(setting: Setting, value: Any, example: Any) -> str:
-    """What came, what was expected, what to do."""
-    came = f"{setting.name} came as {_show(value)}; expected "
-    if setting.choices:
-        return f"{came}one of {', '.join(filter(None, setting.choices))}"
-    expected = _KIND_WORDS[setting.kind]
-    if setting.kind in (int, float) and setting.minimum is not None and setting.maximum is not None:
-        expected += f" from {setting.minimum} to {setting.maximum}"
-    return f"{came}{expected}" + (f", for example {_show(example)}" if example not in ("", [], value) else "")
-
-
-def _show(value: Any) -> str:
-    """The value as JSON users know it, printable and short enough for a sentence."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, str):
-        shown = json.dumps(value if len(value) <= 60 else value[:57] + "…", ensure_ascii=False)
-        return shown.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, int) and abs(value) >= 10**40:  # Python refuses to print thousands of digits
-        return f"a number of about {int(value.bit_length() * math.log10(2)) + 1:,} digits"
-    if isinstance(value, (int, float)):
-        return str(value)
-    return _CONTAINER_WORDS.get(type(value), f"a value of type {type(value).__name__}")
-
-
-_CONTAINER_WORDS: dict[type, str] = {dict: "an object", list: "a list", tuple: "a list"}
-
-
-# ---------------------------------------------------------------- values together
-
-
-def _resolution_problems(settings: dict[str, Any], capabilities: Mapping[str, Any]) -> list[str]:
-    """Write the resolution in its one spelling, or say what is wrong with it."""
-    if "resolution" not in settings:
-        return []
-    try:
-        width, height = parse_resolution(settings["resolution"])
-    except SettingsError as error:
-        return error.problems
-    settings["resolution"] = f"{width}x{height}"
-    multiple = int(capabilities.get("size_multiple", 16))
-    low, high = int(capabilities.get("min_size", 64)), int(capabilities.get("max_size", 8192))
-    if all(low <= side <= high and side % multiple == 0 for side in (width, height)):
-        return []
-    valid = [_nearest_side(side, multiple, low, high) for side in (width, height)]
-    return [
-        f'resolution came as "{width}x{height}"; expected multiples of {multiple} from {low} to {high} '
-        f'pixels, the nearest is "{valid[0]}x{valid[1]}"'
-    ]
-
-
-def _batch_problems(settings: Mapping[str, Any]) -> list[str]:
-    """Image k uses seed + k, and each of these must itself be a valid seed."""
-    seed, images = settings.get("seed", -1), settings.get("batch_size", 1)
-    highest = MAX_SEED - images + 1
-    if seed <= highest:
-        return []
-    return [f"seed came as {seed}; expected at most {highest} for {images} images, lower it"]
-
-
-def _nearest_side(side: int, multiple: int, low: int, high: int) -> int:
-    lowest, highest = -(-low // multiple), high // multiple
-    return min(max(round(side / multiple), lowest), highest) * multiple
-
-
-def _ignored(given: Mapping[str, Any], capabilities: Mapping[str, Any]) -> dict[str, str]:
-    reasons = {name: _why_ignored(name, capabilities) for name in given}
-    return {name: reason for name, reason in reasons.items() if reason}
-
-
-def _why_ignored(name: str, capabilities: Mapping[str, Any]) -> str:
-    """Why this name does nothing; "" when it acts."""
-    if name in SETTINGS:
-        return "" if applies(SETTINGS[name], capabilities) else "does not act on this model"
-    if reason := WAN2GP_SETTINGS.get(name):
-        return reason if reason == _NOTE else f"a setting of Wan2GP; {reason}"
-    known = nearest(name, SETTINGS)
-    return f'unknown setting; the nearest known one is "{known}"' if known else "unknown setting"
-
-
-def _first(value: Any, otherwise: Any) -> Any:
-    return otherwise if value is None else value

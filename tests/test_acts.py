@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw
 
 from models.z_image import loading as z_image_loading
 from shared.engine import machine, worker
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.engine.host import ModelHost
 from shared.settings import SETTINGS, SettingsError, idle
 from tests import mini

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from shared import cli
+from shared.cli_flags import build_parser
 from shared.engine.engine import Engine
 from shared.engine.planner import Machine, Overrides
 from shared.engine.records import CANCELLED
@@ -101,7 +102,7 @@ def test_the_front_door_answers_from_any_folder(tmp_path):
 
 
 def test_every_flag_says_what_it_does():
-    for action in cli.build_parser()._actions:
+    for action in build_parser()._actions:
         assert action.help and action.help is not argparse.SUPPRESS, action.option_strings
 
 
@@ -383,7 +384,7 @@ def test_the_address_comes_from_flags_then_environment(monkeypatch, flags, envir
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert cli.page_address(cli.build_parser().parse_args(flags)) == expected
+    assert cli.page_address(build_parser().parse_args(flags)) == expected
 
 
 def test_a_wrong_port_in_the_environment_is_a_sentence(wgp, launched, monkeypatch, capsys):

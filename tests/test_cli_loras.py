@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 
 from shared import cli
 from shared.cli import ROOT
+from shared.cli_configuration import configuration
+from shared.cli_flags import build_parser
 from shared.engine import worker
 from shared.engine.catalog import LoraFolders
-from shared.engine.engine import EngineConfig, read_catalog, worker_arguments
+from shared.engine.configuration import EngineConfig, read_catalog, worker_arguments
 from shared.weights.files import Folders
 from tests.lora_writers import WRITERS, factors, save
 
@@ -105,8 +107,8 @@ def test_a_refused_lora_is_named_before_anything_runs(folder: Path, capsys: pyte
 
 def configured(config: dict, folder: Path, *flags: object) -> EngineConfig:
     (folder / "wgp_config.json").write_text(json.dumps(config))
-    options = cli.build_parser().parse_args(["--config", str(folder), *map(str, flags)])
-    return cli.configuration(options, ROOT, {})
+    options = build_parser().parse_args(["--config", str(folder), *map(str, flags)])
+    return configuration(options, ROOT, {})
 
 
 def test_the_configuration_names_the_folders(tmp_path: Path) -> None:
@@ -126,8 +128,8 @@ def test_the_configuration_names_the_folders(tmp_path: Path) -> None:
 
 
 def test_without_a_configuration_the_usual_folders_apply(tmp_path: Path) -> None:
-    options = cli.build_parser().parse_args([])
-    config = cli.configuration(options, tmp_path, {})
+    options = build_parser().parse_args([])
+    config = configuration(options, tmp_path, {})
     assert config.folders == Folders(tmp_path, tmp_path / "ckpts", (tmp_path,))
     assert config.lora_folders == LoraFolders(tmp_path / "loras")
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from shared.cli import build_parser
+from shared.cli_flags import build_parser
 from tests.mini import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "training" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

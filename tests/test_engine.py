@@ -21,7 +21,8 @@ from PIL import Image
 from models.z_image import loading
 from shared.engine import failures, hashes, worker
 from shared.engine.catalog import catalog
-from shared.engine.engine import Engine, EngineConfig, worker_environment
+from shared.engine.configuration import EngineConfig, worker_environment
+from shared.engine.engine import Engine
 from shared.engine.host import ModelHost, Silent, check_device, download_report
 from shared.engine.parts import PartStore
 from shared.engine.planner import Machine, Overrides
@@ -501,7 +502,8 @@ def test_a_second_engine_is_a_client_and_takes_over(config):
 
 START_AND_DIE = """
 import sys, time; from pathlib import Path
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from tests.fake_family import handler_for
 command = (sys.executable, "-m", "tests.fake_family")
 engine = Engine(EngineConfig.at(Path(sys.argv[1]), worker_command=command, warm=False), handler_for)
@@ -554,7 +556,8 @@ def test_a_model_that_cannot_be_warmed_up_only_makes_a_line_in_the_log(root, con
 
 def test_what_imports_nothing_heavy_stays_light(root):
     code = (
-        "import sys; from pathlib import Path; from shared.engine.engine import Engine, EngineConfig\n"
+        "import sys; from pathlib import Path\n"
+        "from shared.engine.configuration import EngineConfig; from shared.engine.engine import Engine\n"
         "engine = Engine(EngineConfig.at(Path(sys.argv[1]), worker_command=(sys.executable, '-c', '')))\n"
         "engine.start(); engine.stop()\n"
         "heavy = {'torch', 'transformers', 'diffusers', 'mmgp', 'gradio', 'accelerate'} & set(sys.modules)\n"

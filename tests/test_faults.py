@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from shared.engine import failures
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.imaging import metadata
 from tests.browser import ROOT, serve
 from tests.fake_family import handler_for, make_root

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.engine.forever import ENDED_WITH_THE_PROGRAM, Forever
 from shared.engine.records import DONE, RUNNING
 from shared.errors import UserError

@@ -12,7 +12,8 @@ from PIL import Image, ImageFont
 
 from shared.cli import main
 from shared.engine import grid
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.engine.records import Job
 from shared.errors import UserError
 from shared.imaging import metadata, sheet

@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from shared.errors import UserError
 from shared.imaging import metadata, saving
 from shared.imaging.naming import TEMPLATE, Facts, output_path
-from shared.settings import validate
+from shared.settings_check import validate
 
 SETTINGS = {
     "model_type": "z_image_base", "prompt": "a red circle", "negative_prompt": "blue", "resolution": "32x16",

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.engine.inputs import check_pictures, keep_picture, keep_pictures, without_folders
 from shared.errors import UserError
 from shared.imaging.sources import load_picture

@@ -24,7 +24,8 @@ from models.z_image import loading as z_image_loading
 from models.z_image import names as weight_names
 from models.z_image.z_image_handler import family_handler
 from shared.engine import machine, worker
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.engine.host import ModelHost
 from shared.imaging import metadata
 from shared.loras.multipliers import parse

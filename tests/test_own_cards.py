@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared.engine import inventory, own_cards
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.engine.planner import Machine
 from shared.engine.records import Job
 from shared.errors import UserError

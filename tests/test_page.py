@@ -103,7 +103,8 @@ def test_the_page_process_imports_no_torch(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.ui.app import build
 import shared.server.launch
 folder = Path({str(tmp_path)!r})
@@ -412,7 +413,8 @@ def test_only_pictures_are_served(server):
 def test_a_taken_port_is_one_sentence(tmp_path, models):
     import socket
 
-    from shared.engine.engine import Engine, EngineConfig
+    from shared.engine.configuration import EngineConfig
+    from shared.engine.engine import Engine
     from shared.server.launch import launch
 
     engine = Engine(EngineConfig.at(ROOT, output_dir=tmp_path, database=tmp_path / ".zgp" / "zgp.sqlite3"))

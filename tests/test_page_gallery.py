@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from shared.engine.catalog import catalog
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.engine.gallery import Collection, Tile, Wanted
 from shared.engine.records import ImageRecord
 from shared.engine.store import JobStore

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from shared.engine.catalog import catalog
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.imaging import metadata
 from shared.ui.form import Form, label

@@ -41,7 +41,8 @@ _SERVE = """
 import sys
 from pathlib import Path
 from shared.engine.catalog import LoraFolders
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.server.launch import launch
 folder = Path(sys.argv[1])
 engine = Engine(EngineConfig.at(

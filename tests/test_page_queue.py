@@ -11,7 +11,8 @@ import zipfile
 
 import pytest
 
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.engine.records import FAILED, QUEUED, Job
 from shared.ui.queue import Queue, shortened
 from shared.ui.watch import SHOWN, Sight, look, watch

@@ -13,8 +13,11 @@ import pytest
 from shared import cli
 from shared import config as config_file
 from shared import report as reports
+from shared.cli_configuration import configuration
+from shared.cli_flags import build_parser
 from shared.engine import machine
-from shared.engine.engine import Engine, EngineConfig, worker_arguments
+from shared.engine.configuration import EngineConfig, worker_arguments
+from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.ui.form import about_html, is_slow
 from shared.ui.preferences_form import FIELDS, GROUPS, form_html, read_form
@@ -29,8 +32,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def configured(root: Path, *flags: str, **options) -> EngineConfig:
-    given = cli.build_parser().parse_args([str(flag) for flag in flags])
-    return cli.configuration(given, root, {"warm": False, **options})
+    given = build_parser().parse_args([str(flag) for flag in flags])
+    return configuration(given, root, {"warm": False, **options})
 
 
 # ---------------------------------------------------------------- flags over the file over the defaults
@@ -119,10 +122,10 @@ def test_a_locked_model_is_the_only_one(root: Path):
 def test_a_locked_configuration_refuses_every_write(root: Path):
     engine = Engine(configured(root, "--lock-config"), handler_for)
     writes = (
-        lambda: engine.change_config({"loras_root": "x"}),
-        engine.reset_config,
-        engine.reset_defaults,
-        lambda: engine.save_defaults({"model_type": "fake", "num_inference_steps": 9}),
+        lambda: engine.preferences.change_config({"loras_root": "x"}),
+        engine.preferences.reset_config,
+        engine.preferences.reset_defaults,
+        lambda: engine.preferences.save_defaults({"model_type": "fake", "num_inference_steps": 9}),
     )
     for write in writes:
         with pytest.raises(UserError, match="locked .--lock-config."):
@@ -147,7 +150,7 @@ def test_a_restarted_worker_ends_its_job_and_has_the_new_rules(root: Path, tmp_p
         first, go_on = engine.worker_pid, tmp_path / "go"
         held, _ = engine.submit({"model_type": "fake", "prompt": f"hold {go_on}", "seed": 1})
         until(lambda: engine.store.job(held).phase == "Denoising")
-        engine.change_config({"output_filename": "{model}/{seed}", "metadata_type": "none"})
+        engine.preferences.change_config({"output_filename": "{model}/{seed}", "metadata_type": "none"})
         engine.restart_worker()
         time.sleep(0.2)
         assert engine.worker_pid == first and engine.store.job(held).status == "running"

@@ -11,7 +11,7 @@ from shared.engine.catalog import catalog
 from shared.errors import UserError
 from shared.loras.multipliers import parse
 from shared.profiles import Profile, apply, list_profiles, read_profile, save_profile
-from shared.settings import validate
+from shared.settings_check import validate
 
 SHIPPED = ROOT / "profiles" / "z_image"
 

@@ -10,7 +10,8 @@ import pytest
 from models.z_image import text_encoding
 from models.z_image.z_image_handler import family_handler
 from shared.engine.catalog import catalog
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.ui.prompt import Prompts, as_typed, line_html, offer_html, tokens_text, words_html
 from shared.weights.files import Folders

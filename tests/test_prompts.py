@@ -11,14 +11,16 @@ from collections import Counter
 import pytest
 
 from shared.engine.catalog import catalog
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.engine.tasks import read_tasks
 from shared.errors import UserError
 from shared.prompts import jobs
 from shared.prompts.choices import MAX_DRAWS, draw, escape, is_random, parse
 from shared.prompts.lines import units
 from shared.prompts.wildcards import Wildcards
-from shared.settings import SETTINGS, SettingsError, validate
+from shared.settings import SETTINGS, SettingsError
+from shared.settings_check import validate
 from tests.fake_family import handler_for, make_root
 from tests.mini import ROOT
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from shared.engine import queue_file
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.engine.queue_file import read_queue, write_queue
 from shared.engine.tasks import read_tasks
 from shared.errors import UserError

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from shared import cli
+from shared.cli_configuration import configuration
+from shared.cli_flags import build_parser
 from shared.engine import saved_defaults
 from shared.engine.catalog import catalog
-from shared.engine.engine import Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.settings import SETTINGS, SettingsError
 from tests.fake_family import handler_for, make_root
@@ -54,7 +56,7 @@ def test_each_layer_wins_over_the_one_before_it(root: Path, file: Path):
 def test_only_differences_are_kept_so_that_a_better_card_reaches_the_user(root: Path, file: Path):
     engine = an_engine(root)
     form = {**engine.catalog.model("fake").defaults, "prompt": "mine", "num_inference_steps": 9}
-    assert engine.save_defaults(form) == {"num_inference_steps": 9}
+    assert engine.preferences.save_defaults(form) == {"num_inference_steps": 9}
     assert json.loads(file.read_text()) == {"num_inference_steps": 9}
     card = root / "defaults" / "fake.json"
     card.write_text(json.dumps({**json.loads(card.read_text()), "resolution": "96x96"}))
@@ -72,7 +74,7 @@ def test_what_belongs_to_one_picture_is_never_a_default(root: Path, file: Path):
 
 
 def test_a_picture_on_the_form_is_no_reason_to_refuse(root: Path, file: Path):
-    kept = an_engine(root).save_defaults(
+    kept = an_engine(root).preferences.save_defaults(
         {"model_type": "fake", "image_mask": "gone.png", "prompt": "dragon", "batch_size": 2}
     )
     assert kept == {"batch_size": 2}
@@ -103,7 +105,7 @@ def test_values_of_another_version_are_named_and_the_rest_acts(root: Path, file:
     assert "num_inference_steps came as 500; expected a whole number from 1 to 100" in said
     assert "'colour'" in said and "'sed', which is no setting (the nearest one is 'seed')" in said
     assert 'resolution came as "1x1"' in said
-    engine.save_defaults({**found, "batch_size": 3})
+    engine.preferences.save_defaults({**found, "batch_size": 3})
     assert engine.notices == [] and json.loads(file.read_text()) == {"batch_size": 3}
 
 
@@ -124,45 +126,45 @@ def test_factory_defaults_come_back_and_nothing_is_deleted(root: Path, file: Pat
     others.write_text("{}")
     engine = an_engine(root)
     for model in ("fake", "other"):
-        engine.save_defaults({"model_type": model, "num_inference_steps": 9})
-    (aside,) = engine.reset_defaults(["fake"])
+        engine.preferences.save_defaults({"model_type": model, "num_inference_steps": 9})
+    (aside,) = engine.preferences.reset_defaults(["fake"])
     assert json.loads(aside.read_text()) == {"num_inference_steps": 9}
     steps = [engine.catalog.model(model).defaults["num_inference_steps"] for model in ("fake", "other")]
     assert steps == [3, 9]
-    assert len(engine.reset_defaults()) == 1 and engine.reset_defaults() == []
+    assert len(engine.preferences.reset_defaults()) == 1 and engine.preferences.reset_defaults() == []
     assert others.exists() and len(list(file.parent.iterdir())) == 3
 
 
 def test_saving_the_factory_values_forgets_the_file(root: Path, file: Path):
     engine = an_engine(root)
-    engine.save_defaults({"model_type": "fake", "num_inference_steps": 9})
-    engine.save_defaults({"model_type": "fake", "num_inference_steps": 8})
+    engine.preferences.save_defaults({"model_type": "fake", "num_inference_steps": 9})
+    engine.preferences.save_defaults({"model_type": "fake", "num_inference_steps": 8})
     assert json.loads(file.with_name(f"{file.name}.bak").read_text()) == {"num_inference_steps": 9}
-    assert engine.save_defaults(engine.catalog.model("fake").factory) == {}
+    assert engine.preferences.save_defaults(engine.catalog.model("fake").factory) == {}
     assert not file.exists()
 
 
 def test_a_disk_that_refuses_keeps_the_old_defaults(root: Path, file: Path, monkeypatch):
     engine = an_engine(root)
-    engine.save_defaults({"model_type": "fake", "num_inference_steps": 9})
+    engine.preferences.save_defaults({"model_type": "fake", "num_inference_steps": 9})
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(saved_defaults.json_file.os, "fsync", full)
     with pytest.raises(UserError, match="could not be written .No space left on device."):
-        engine.save_defaults({"model_type": "fake", "num_inference_steps": 8})
+        engine.preferences.save_defaults({"model_type": "fake", "num_inference_steps": 8})
     assert json.loads(file.read_text()) == {"num_inference_steps": 9}
     with pytest.raises(SettingsError, match="expected a whole number"):
-        engine.save_defaults({"model_type": "fake", "num_inference_steps": 1000})
+        engine.preferences.save_defaults({"model_type": "fake", "num_inference_steps": 1000})
 
 
 def test_the_command_line_reads_the_folder_that_settings_names(root: Path, tmp_path: Path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "fake_settings.json").write_text('{"num_inference_steps": 6, "batch_size": 2}')
     arguments = ["--settings", str(tmp_path / "mine"), "--steps", "5"]
-    options = cli.build_parser().parse_args(arguments)
-    engine = Engine(cli.configuration(options, root, {}), handler_for)
+    options = build_parser().parse_args(arguments)
+    engine = Engine(configuration(options, root, {}), handler_for)
     found = engine.catalog.model("fake").defaults
     assert (found["num_inference_steps"], found["batch_size"]) == (5, 2)
 

@@ -21,7 +21,8 @@ from urllib.parse import quote
 import pytest
 from PIL import Image
 
-from shared.engine.engine import MAX_WAITING, Engine, EngineConfig
+from shared.engine.configuration import EngineConfig
+from shared.engine.engine import MAX_WAITING, Engine
 from shared.engine.records import Counts
 from shared.server.access import read_access
 from shared.server.limits import MAX_BODY, MAX_UPLOAD

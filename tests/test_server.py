@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from shared import cli
+from shared.cli_flags import build_parser
 from shared.errors import UserError
 from shared.server.access import OWN_USER, TOKEN_VARIABLE
 from shared.server.hosts import host_name, is_loopback
@@ -22,7 +23,7 @@ TOKEN = "0123456789abcdef"
 
 
 def access(*flags: str):
-    options = cli.build_parser().parse_args(flags)
+    options = build_parser().parse_args(flags)
     return cli.page_access(options, cli.page_address(options)[0])
 
 
@@ -227,7 +228,7 @@ def test_a_start_for_others_says_the_password_once(monkeypatch, capsys, tmp_path
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = cli.build_parser().parse_args(["--listen", "--server-port", str(port)])
+    options = build_parser().parse_args(["--listen", "--server-port", str(port)])
     assert cli.serve(SimpleNamespace(), None, options) == 0
     (_, page, _, _, doors, _), address = made
     said = capsys.readouterr().out

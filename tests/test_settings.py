@@ -9,7 +9,9 @@ import pytest
 from shared import settings
 from shared.errors import UserError
 from shared.imaging.preprocess import PREPROCESSORS
-from shared.settings import SETTINGS, SettingsError, parse_resolution, validate
+from shared.settings import SETTINGS, SettingsError
+from shared.settings_check import validate
+from shared.settings_texts import parse_parameters, parse_resolution
 
 TURBO = {"guidance": False, "flow_shift": False, "negative_prompt": False}
 BASE = {"guidance": True, "flow_shift": True, "negative_prompt": True, "loras": True}
@@ -341,14 +343,14 @@ def test_the_preprocessors_are_those_there_are():
     ],
 )
 def test_parameters_are_read(text, values):
-    read = settings.parse_parameters(text)
+    read = parse_parameters(text)
     assert read == values and [type(x) for x in read.values()] == [type(x) for x in values.values()]
 
 
 @pytest.mark.parametrize("text", ["low", "low=", "=3", "low=a", "low=50 high=3", "low=1e9", "low=__import__"])
 def test_parameters_that_are_none_are_refused(text):
     with pytest.raises(SettingsError, match="expected pairs such as"):
-        settings.parse_parameters(text)
+        parse_parameters(text)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.unified_sampler import UnifiedConfig, is_unified, resolve, sample, time_grid
 from models.z_image.z_image_handler import family_handler
 from shared.errors import UserError
-from shared.settings import SETTINGS, validate
+from shared.settings import SETTINGS
+from shared.settings_check import validate
 from tests import mini
 
 PRESETS = {1: "few", 2: "few", 3: "any", 4: "any", 5: "mul", 8: "mul"}

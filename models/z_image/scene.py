@@ -13,7 +13,7 @@ from PIL import Image
 
 from shared.imaging import masks, preprocess, sources
 from shared.imaging.hires import begins_as_it_is
-from shared.settings import parse_outpaint, parse_parameters, parse_resolution
+from shared.settings_texts import parse_outpaint, parse_parameters, parse_resolution
 
 MULTIPLE = 16  # pixels, of the sides of what the models paint
 SMALLEST_PART = 512  # pixels of a side, of what is painted alone

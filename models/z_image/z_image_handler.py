@@ -19,7 +19,8 @@ from shared.errors import UserError
 from shared.footprint import Needs, Offers
 from shared.imaging.hires import Hires
 from shared.loras.names import ModelNames
-from shared.settings import ATTENTION_PACKAGES, parse_outpaint, parse_parameters, parse_resolution
+from shared.settings import ATTENTION_PACKAGES
+from shared.settings_texts import parse_outpaint, parse_parameters, parse_resolution
 from shared.weights.files import Folders, Required, locate
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from shared.engine.inputs import check_pictures
 from shared.engine.records import CANCELLED, DONE, ENDED, Event
 from shared.engine.tasks import Task
 from shared.errors import UserError
-from shared.settings import SettingsError, Validated
+from shared.settings import SettingsError
+from shared.settings_check import Validated
 
 CANCEL_SECONDS = 2.0
 

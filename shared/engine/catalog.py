@@ -18,7 +18,8 @@ from shared.loras.library import Library
 from shared.loras.names import ModelNames
 from shared.prompts.jobs import expand
 from shared.prompts.wildcards import Wildcards
-from shared.settings import SETTINGS, SettingsError, Validated, applies, validate
+from shared.settings import SETTINGS, SettingsError, applies
+from shared.settings_check import Validated, validate
 from shared.weights.files import Folders, Required, describe
 
 DEFAULT_MODEL = "z_image_mini"  # built in: it runs right after the installation, without a download

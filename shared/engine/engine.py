@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from shared import config as config_file
-from shared.engine import saved_defaults
-from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, ModelInfo, catalog, locked
+from shared.engine.catalog import Catalog, HandlerFor, ModelInfo
+from shared.engine.configuration import EngineConfig, read_catalog, worker_arguments, worker_environment
 from shared.engine.downloading import Downloads
 from shared.engine.forever import Forever
 from shared.engine.grid import Grid
@@ -25,87 +22,19 @@ from shared.engine.host import plan_job
 from shared.engine.inputs import PICTURES, keep_pictures
 from shared.engine.loras import check_addresses
 from shared.engine.machine import survey
-from shared.engine.planner import Machine, Overrides, Plan
+from shared.engine.planner import Machine, Plan
+from shared.engine.preferences import Preferences
 from shared.engine.records import ENDED, Event
 from shared.engine.store import JobStore
 from shared.engine.supervisor import Supervisor
 from shared.errors import QueueFull, UserError
-from shared.imaging.saving import Rules
 from shared.loras.library import Library
-from shared.settings import Validated, random_seed
-from shared.weights.files import Folders
+from shared.settings import random_seed
+from shared.settings_check import Validated
 
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 2000  # jobs; more come over the network by mistake or by malice
-WORKER = (sys.executable, "-m", "shared.engine.worker")
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """Where things are and how the worker computes; `EngineConfig.at(root)` has the usual places.
-
-    gpu: "", "cpu" or "cuda:N". overrides: what the planner is to obey. save_quantized: write an int8 file
-    beside a model that is loaded.
-    dated_folders: images go into subfolders of output_dir, as `saving` names them, else straight into it.
-    saving: what files are called and what is in them.
-    default_settings: defaults that win over the models' own. house_settings: defaults that win over the
-    cards' alone. saved: folder of the defaults that the user saved. warm: load the default model at the
-    start. default_model: as in shared.config.
-    lock_config: nobody changes the program's settings over the page. lock_model: only the default model is
-    used. advanced: the page opens with its group of that name unfolded.
-    file_folder: of wgp_config.json. reread: this configuration as the file and the flags say it now.
-    others: further folders with model files. lora_folders: by default `root`/loras.
-    notices: what the log is to say at the start.
-    """
-
-    root: Path
-    ckpts: Path
-    output_dir: Path
-    database: Path
-    gpu: str = ""
-    overrides: Overrides = Overrides()
-    save_quantized: bool = False
-    verbose: int = 0
-    dated_folders: bool = True
-    saving: Rules = Rules()
-    default_settings: Mapping[str, Any] = field(default_factory=dict)
-    house_settings: Mapping[str, Any] = field(default_factory=dict)
-    saved: Path | None = None
-    default_model: str = ""
-    lock_config: bool = False
-    lock_model: bool = False
-    advanced: bool = False
-    file_folder: Path | None = None
-    reread: Callable[[], EngineConfig] | None = None
-    warm: bool = True
-    others: tuple[Path, ...] = ()
-    lora_folders: LoraFolders | None = None
-    notices: tuple[str, ...] = ()
-    worker_command: tuple[str, ...] = WORKER
-    restart_seconds: float = 0.5
-
-    @classmethod
-    def at(cls, root: Path, **others: Any) -> EngineConfig:
-        """The configuration with the usual places under `root`; `others` are fields that differ."""
-        outputs = root / "outputs"
-        database = outputs / ".zgp" / "zgp.sqlite3"
-        places = {"ckpts": root / "ckpts", "output_dir": outputs, "database": database}
-        return cls(root=root, **{**places, **others})
-
-    @property
-    def folders(self) -> Folders:
-        """Where model files are."""
-        return Folders(self.root, self.ckpts, self.others)
-
-    @property
-    def inputs(self) -> Path:
-        """Where copies of the jobs' pictures are."""
-        return self.database.with_name("inputs")
-
-    @property
-    def log_file(self) -> Path:
-        return self.database.with_name("zgp.log")
 
 
 class Engine:
@@ -120,6 +49,7 @@ class Engine:
         self._handler_for = handler_for
         self.catalog: Catalog
         self.reload_catalog()
+        self.preferences = Preferences(self.config, lambda: self.catalog, self.reload_catalog, self._use)
         self.downloads = Downloads(lambda: self.catalog, config.folders, self.plan, self.reload_catalog)
         self._supervisor = Supervisor(
             self.store,
@@ -130,134 +60,7 @@ class Engine:
             restart_seconds=config.restart_seconds,
         )
 
-    @property
-    def supervises(self) -> bool:
-        """True when this process runs the worker, False when another process on the same queue does."""
-        return self._supervisor.supervises
-
-    @property
-    def worker_pid(self) -> int | None:
-        return self._supervisor.worker_pid
-
-    def reload_catalog(self) -> Catalog:
-        """Read the cards and look at the disk again: after a download or an edited card."""
-        self.catalog = read_catalog(self.config, self._handler_for)
-        # What is wrong with saved defaults is told until it is mended; a file set aside was told only once.
-        kept = [notice for notice in self.notices if notice not in self._mendable]
-        asides = [notice for notice in self.catalog.notices if " it is now " in notice]
-        self._mendable = [notice for notice in self.catalog.notices if notice not in asides]
-        self.notices = [*kept, *asides, *self._mendable]
-        return self.catalog
-
-    def draft(self, cards: Mapping[str, dict[str, Any]]) -> Catalog:
-        """The catalog as it would be with these cards of the user: id -> content."""
-        return read_catalog(self.config, self._handler_for, cards)
-
-    def save_defaults(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Keep these settings as their model's defaults: what of them differs from the factory's.
-
-        SettingsError for settings that cannot be used, UserError when they cannot be written.
-        """
-        self._check_unlocked()
-        model = self.catalog.model(settings.get("model_type") or self.catalog.default_model)
-        kept = {name: value for name, value in settings.items() if name not in saved_defaults.NEVER}
-        valid = self.catalog.validate({**kept, "model_type": model.id, "prompt": "-"}).settings
-        saved = saved_defaults.write(self._saved, model.id, valid, model.factory)
-        self.reload_catalog()
-        return saved
-
-    def reset_defaults(self, model_ids: Iterable[str] | None = None) -> list[Path]:
-        """Set what was saved for these models (None: for all) aside; the new names of the files."""
-        self._check_unlocked()
-        asides = saved_defaults.reset(self._saved, model_ids or self.catalog.models)
-        self.reload_catalog()
-        return asides
-
-    def change_config(self, changes: Mapping[str, Any]) -> None:
-        """Write keys of wgp_config.json. UserError for a wrong value or a folder that cannot be written."""
-        self._check_unlocked()
-        config_file.write(self._config_folder, changes)
-        self._use_file()
-
-    def reset_config(self) -> Path | None:
-        """Set wgp_config.json aside; its new name."""
-        self._check_unlocked()
-        aside = config_file.reset(self._config_folder)
-        self._use_file()
-        return aside
-
-    def restart_worker(self) -> None:
-        """Give the worker a new process after the job in its hands. UserError when another ZGP has it."""
-        if not self.supervises:
-            raise UserError("Another ZGP on this computer runs the worker: restart it there.")
-        self._supervisor.restart(self._worker_command())
-
-    def _use_file(self) -> None:
-        """What the file and the flags now say of defaults and of the worker; folders wait for a new start."""
-        if self.config.reread is None:
-            return
-        new = self.config.reread()
-        self.config = replace(
-            self.config,
-            house_settings=new.house_settings,
-            overrides=new.overrides,
-            saving=new.saving,
-            save_quantized=new.save_quantized,
-        )
-        self.reload_catalog()
-
-    def _check_unlocked(self) -> None:
-        if self.config.lock_config:
-            raise UserError("The settings of this ZGP are locked (--lock-config).")
-
-    @property
-    def _saved(self) -> Path:
-        return self.config.saved or self.config.root / "settings"
-
-    @property
-    def _config_folder(self) -> Path:
-        return self.config.file_folder or self.config.root
-
-    def _with_last_model(self, config: EngineConfig) -> EngineConfig:
-        if config.default_model != config_file.LAST_USED:
-            return config
-        newest = self.store.jobs(limit=1)
-        return replace(config, default_model=newest[0].settings["model_type"] if newest else "")
-
-    def _worker_command(self) -> list[str]:
-        return [*self.config.worker_command, *worker_arguments(self.config)]
-
-    def loras(self, model_id: str) -> Library:
-        """The LoRA files for a model, and what each of them is. SettingsError for models without LoRAs."""
-        return self.catalog.model(model_id).loras()
-
-    def plan(self, model: ModelInfo, machine: Machine | None = None) -> Plan | None:
-        """How a job with the model's default settings is made; None for models that say nothing of their
-        memory. UserError when it cannot be. machine: by default what the system says of this one.
-        """
-        config = self.config
-        return plan_job(
-            model,
-            config.folders,
-            model.defaults,
-            lambda: machine or survey(config.gpu),
-            config.overrides,
-        )
-
-    def start(self) -> None:
-        """Spawn the worker at once, or become a client of the process that already has one."""
-        self._log_notices()
-        self._supervisor.start()
-        if self.supervises:
-            self.forever.tell_of_the_last_stop()
-        else:
-            log.info("Another ZGP process works on %s; this one uses its worker.", self.config.database)
-
-    def stop(self) -> None:
-        """End the worker; a running job goes back to the queue, where the next start finds it."""
-        self.downloads.stop()
-        self.forever.stop()
-        self._supervisor.stop()
+    # -- jobs ------------------------------------------------------------------------------------------------
 
     def submit(
         self,
@@ -302,17 +105,6 @@ class Engine:
         ready = self._ready(jobs, uploads)
         return self._queue(ready, source, output_dir, client=client)
 
-    def check(self, values: Mapping[str, Any]) -> None:
-        """SettingsError when `submit_all` would not take these values, but for the pictures they name."""
-        if axes := _axes(values):
-            self.plan_grid(_without_axes(values), axes)
-        else:
-            self.catalog.validate_all(values)
-
-    def plan_grid(self, values: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Grid:
-        """The pictures for each combination of `axes` (see grid.plan). SettingsError with all problems."""
-        return plan_grid(values, axes, self.catalog)
-
     def submit_grid(
         self,
         planned: Grid,
@@ -334,6 +126,17 @@ class Engine:
         return self.store.submit_grid(
             planned.record(), base, cells, source=source, output_dir=self._folder(output_dir), client=client
         )
+
+    def plan_grid(self, values: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Grid:
+        """The pictures for each combination of `axes` (see grid.plan). SettingsError with all problems."""
+        return plan_grid(values, axes, self.catalog)
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """SettingsError when `submit_all` would not take these values, but for the pictures they name."""
+        if axes := _axes(values):
+            self.plan_grid(_without_axes(values), axes)
+        else:
+            self.catalog.validate_all(values)
 
     def edit(self, job_id: int, values: Mapping[str, Any], uploads: Path | None = None) -> Validated:
         """Replace the settings of a waiting job. SettingsError lists what is wrong with them, UserError says
@@ -409,14 +212,92 @@ class Engine:
             output_dir = self.config.output_dir
         return None if output_dir is None else str(output_dir.absolute())
 
+    # -- the worker ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Spawn the worker at once, or become a client of the process that already has one."""
+        self._log_notices()
+        self._supervisor.start()
+        if self.supervises:
+            self.forever.tell_of_the_last_stop()
+        else:
+            log.info("Another ZGP process works on %s; this one uses its worker.", self.config.database)
+
+    def stop(self) -> None:
+        """End the worker; a running job goes back to the queue, where the next start finds it."""
+        self.downloads.stop()
+        self.forever.stop()
+        self._supervisor.stop()
+
+    def restart_worker(self) -> None:
+        """Give the worker a new process after the job in its hands. UserError when another ZGP has it."""
+        if not self.supervises:
+            raise UserError("Another ZGP on this computer runs the worker: restart it there.")
+        self._supervisor.restart(self._worker_command())
+
+    @property
+    def supervises(self) -> bool:
+        """True when this process runs the worker, False when another process on the same queue does."""
+        return self._supervisor.supervises
+
+    @property
+    def worker_pid(self) -> int | None:
+        return self._supervisor.worker_pid
+
     def _log_notices(self) -> None:
         if self.config.notices:
             with self.config.log_file.open("a", encoding="utf-8") as log_file:
                 log_file.writelines(f"{notice}\n" for notice in self.config.notices)
 
+    def _worker_command(self) -> list[str]:
+        return [*self.config.worker_command, *worker_arguments(self.config)]
+
     def _warm_arguments(self) -> list[str]:
         model = self.catalog.models.get(self.catalog.default_model)
         return ["--warm", model.id] if self.config.warm and model is not None and model.available else []
+
+    # -- models ----------------------------------------------------------------------------------------------
+
+    def reload_catalog(self) -> Catalog:
+        """Read the cards and look at the disk again: after a download or an edited card."""
+        self.catalog = read_catalog(self.config, self._handler_for)
+        # What is wrong with saved defaults is told until it is mended; a file set aside was told only once.
+        kept = [notice for notice in self.notices if notice not in self._mendable]
+        asides = [notice for notice in self.catalog.notices if " it is now " in notice]
+        self._mendable = [notice for notice in self.catalog.notices if notice not in asides]
+        self.notices = [*kept, *asides, *self._mendable]
+        return self.catalog
+
+    def draft(self, cards: Mapping[str, dict[str, Any]]) -> Catalog:
+        """The catalog as it would be with these cards of the user: id -> content."""
+        return read_catalog(self.config, self._handler_for, cards)
+
+    def plan(self, model: ModelInfo, machine: Machine | None = None) -> Plan | None:
+        """How a job with the model's default settings is made; None for models that say nothing of their
+        memory. UserError when it cannot be. machine: by default what the system says of this one.
+        """
+        config = self.config
+        return plan_job(
+            model,
+            config.folders,
+            model.defaults,
+            lambda: machine or survey(config.gpu),
+            config.overrides,
+        )
+
+    def loras(self, model_id: str) -> Library:
+        """The LoRA files for a model, and what each of them is. SettingsError for models without LoRAs."""
+        return self.catalog.model(model_id).loras()
+
+    def _use(self, config: EngineConfig) -> None:
+        self.config = config
+        self.reload_catalog()
+
+    def _with_last_model(self, config: EngineConfig) -> EngineConfig:
+        if config.default_model != config_file.LAST_USED:
+            return config
+        newest = self.store.jobs(limit=1)
+        return replace(config, default_model=newest[0].settings["model_type"] if newest else "")
 
 
 def _axes(values: Any) -> Any:
@@ -425,66 +306,3 @@ def _axes(values: Any) -> Any:
 
 def _without_axes(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "grid"}
-
-
-def read_catalog(
-    config: EngineConfig,
-    handler_for: HandlerFor | None = None,
-    drafts: Mapping[str, dict[str, Any]] | None = None,
-) -> Catalog:
-    """The models as they are on disk now. drafts: as for load_cards."""
-    found = catalog(
-        config.root,
-        config.ckpts,
-        handler_for,
-        config.default_settings,
-        others=config.others,
-        lora_folders=config.lora_folders,
-        drafts=drafts,
-        house=config.house_settings,
-        saved=config.saved,
-        preferred=config.default_model,
-    )
-    return locked(found) if config.lock_model else found
-
-
-def worker_arguments(config: EngineConfig) -> list[str]:
-    """The command line of the worker process for this configuration."""
-    arguments = ["--root", config.root, "--ckpts", config.ckpts, "--output-dir", config.output_dir]
-    arguments += ["--database", config.database, "--verbose", config.verbose]
-    for folder in config.others:
-        arguments += ["--others", folder]
-    if config.lora_folders is not None:
-        given = json.dumps(dict(config.lora_folders.given))
-        arguments += ["--loras", config.lora_folders.root, "--lora-dirs", given]
-    if config.gpu:
-        arguments += ["--gpu", config.gpu]
-    arguments += ["--overrides", json.dumps(dataclasses.asdict(config.overrides))]
-    arguments += ["--saving", json.dumps(dataclasses.asdict(config.saving))]
-    arguments += ["--save-quantized"] if config.save_quantized else []
-    return [str(argument) for argument in arguments]
-
-
-def worker_environment(gpu: str, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The variables of the worker process. UserError when `gpu` is not one of the visible devices."""
-    # By default OpenMP's threads spin while they wait for each other: on a CPU that does anything else
-    # besides, a small model then takes ten times as long.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **inherited}
-    if gpu:
-        # Only the chosen device is shown to the worker, so that no library of it can pick another one.
-        environment["CUDA_VISIBLE_DEVICES"] = "" if gpu == "cpu" else _device_name(gpu, inherited)
-    return environment
-
-
-def _device_name(gpu: str, inherited: Mapping[str, str]) -> str:
-    """What CUDA calls device N of those that this process sees."""
-    number = int(gpu.removeprefix("cuda:"))
-    visible = inherited.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return str(number)
-    names = [name.strip() for name in visible.split(",") if name.strip()]
-    if number >= len(names):
-        raise UserError(
-            f"--gpu came as {gpu}, but CUDA_VISIBLE_DEVICES shows {len(names)} devices: choose a lower one."
-        )
-    return names[number]

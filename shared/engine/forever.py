@@ -11,7 +11,7 @@ from shared.engine.inputs import PICTURES
 from shared.engine.records import CANCELLED, DONE, ENDED
 from shared.engine.store import JobStore
 from shared.errors import UserError
-from shared.settings import Validated
+from shared.settings_check import Validated
 
 log = logging.getLogger(__name__)
 

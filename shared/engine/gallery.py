@@ -18,12 +18,13 @@ from typing import Any
 
 from PIL import Image
 
-from shared.engine.records import ImageRecord
-from shared.engine.store import JobStore, image_record
+from shared.engine.records import ImageRecord, image_of
+from shared.engine.store import JobStore
 from shared.errors import UserError
 from shared.imaging import foreign, metadata
 from shared.imaging.saving import move_to_free_name
-from shared.settings import MAX_SEED, parse_resolution
+from shared.settings import MAX_SEED
+from shared.settings_texts import parse_resolution
 
 HERE, TRASH, GONE = "here", "trash", "gone"
 TRASH_FOLDER = ".trash"
@@ -164,7 +165,7 @@ class Collection:
         """Those of the pictures that there are, in the order asked for."""
         marks = ", ".join("?" * len(ids))
         rows = self._db.connection().execute(f"SELECT * FROM images WHERE id IN ({marks})", list(ids))
-        by_id = {row["id"]: image_record(row) for row in rows}
+        by_id = {row["id"]: image_of(row) for row in rows}
         return [by_id[one] for one in ids if one in by_id]
 
     def _rows(self, wanted: Wanted, after: tuple[float, int] | None, limit: int) -> list[sqlite3.Row]:

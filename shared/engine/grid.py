@@ -18,12 +18,12 @@ from typing import Any
 from shared.engine.catalog import Catalog, ModelInfo
 from shared.engine.records import Job
 from shared.errors import UserError
-from shared.settings import SETTINGS, TEMPLATES, Setting, SettingsError, Validated, idle, nearest, random_seed
+from shared.settings import OF_THE_USER, SETTINGS, TEMPLATES, Setting, SettingsError, idle, random_seed
+from shared.settings_check import Validated
+from shared.wording import nearest
 
 MAX_CELLS = 200
 NAMES = ("x", "y", "z")
-#: settings that follow the user, and not the model, from one model to the next
-KEPT = ("prompt", "negative_prompt", "seed", "batch_size", "image_format")
 #: they choose files or what becomes of a picture, not how it looks
 _NO_AXES = (
     "batch_size", "image_format", "loras_optional", "multi_prompts_gen_type", *TEMPLATES.values()
@@ -318,7 +318,7 @@ def _own_values(values: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
     return {
         name: value
         for name, value in values.items()
-        if name in KEPT or name not in model.defaults or value != model.defaults[name]
+        if name in OF_THE_USER or name not in model.defaults or value != model.defaults[name]
     }
 
 

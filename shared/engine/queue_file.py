@@ -19,6 +19,7 @@ from shared.engine.inputs import PICTURES
 from shared.engine.records import Job
 from shared.errors import UserError
 from shared.version import VERSION
+from shared.wan2gp_words import letters_of
 
 MANIFEST = "queue.json"
 MAX_JOBS = 1000
@@ -29,8 +30,6 @@ MAX_TOTAL = 2 << 30
 MAX_RATIO = 200  # unpacked to packed; pictures and settings stay far below it
 SMALL = 1 << 20  # what unpacks to less may have any ratio
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
-#: letters of video_prompt_type that say in Wan2GP what image_guide is, by our preprocessor
-LETTERS = {"as_it_is": "V", "pose": "PV", "depth": "DV", "canny": "EV"}
 WRITER = f"ZGP {VERSION}"
 OURS = ("type", "image_mode", "video_prompt_type")  # written for Wan2GP alone
 #: what zipfile and json raise on files that are damaged, or made to be
@@ -70,7 +69,7 @@ def _params(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Path
     pictures = {name: Path(settings[name]) for name in PICTURES if settings.get(name)}
     params = {**settings, **{name: path.name for name, path in pictures.items()}}
     if "image_guide" in pictures:
-        params["video_prompt_type"] = LETTERS.get(settings.get("control_preprocessor", ""), "V")
+        params["video_prompt_type"] = letters_of(settings.get("control_preprocessor", ""))
     params |= {"type": WRITER, "image_mode": 1}
     return params, {path.name: path for path in pictures.values()}
 

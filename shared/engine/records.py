@@ -1,7 +1,9 @@
-"""What the job store hands out: plain frozen records, safe to pass between threads."""
+"""What the job store hands out: plain frozen records, safe to pass between threads, made from its rows."""
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,3 +86,56 @@ class ImageRecord:
     metadata: dict[str, Any]
     favourite: bool = False
     place: str = "here"
+
+
+def to_json(value: Any) -> str:
+    """As the tables hold what has parts."""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def job_of(row: sqlite3.Row) -> Job:
+    """A row of the table jobs."""
+    return Job(
+        id=row["id"],
+        status=row["status"],
+        settings=json.loads(row["settings"]),
+        source=row["source"],
+        output_dir=row["output_dir"],
+        attempts=row["attempts"],
+        phase=row["phase"],
+        step=row["step"],
+        steps=row["steps"],
+        seconds_left=row["seconds_left"],
+        error=row["error"],
+        notes=json.loads(row["notes"]),
+        created=row["created"],
+        started=row["started"],
+        finished=row["finished"],
+        grid=row["grid"],
+        cell=row["cell"],
+        held=bool(row["held"]),
+        client=row["client"],
+        dismissed=bool(row["dismissed"]),
+    )
+
+
+def event_of(row: sqlite3.Row) -> Event:
+    """A row of the table events."""
+    return Event(row["seq"], row["job_id"] or 0, row["kind"], json.loads(row["data"]), row["time"])
+
+
+def image_of(row: sqlite3.Row) -> ImageRecord:
+    """A row of the table images."""
+    return ImageRecord(
+        id=row["id"],
+        job_id=row["job_id"] or 0,
+        index=row["number"],
+        path=row["path"],
+        seed=row["seed"],
+        width=row["width"],
+        height=row["height"],
+        created=row["created"],
+        metadata=json.loads(row["metadata"]),
+        favourite=bool(row["favourite"]),
+        place=row["place"],
+    )

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from shared import json_file
-from shared.settings import SETTINGS, WAN2GP_SETTINGS, SettingsError, nearest, validate
+from shared.settings import SETTINGS, SettingsError
+from shared.settings_check import validate
+from shared.wan2gp_words import WAN2GP_SETTINGS
+from shared.wording import nearest
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
@@ -11,11 +10,24 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from shared.engine import job_rows
 from shared.engine.database import Database
-from shared.engine.records import CANCELLED, ENDED, FAILED, QUEUED, RUNNING, Counts, Event, ImageRecord, Job
+from shared.engine.records import (
+    CANCELLED,
+    ENDED,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    Counts,
+    Event,
+    ImageRecord,
+    Job,
+    event_of,
+    image_of,
+    job_of,
+    to_json,
+)
 from shared.errors import UserError
-
-__all__ = ["ENDED", "MAX_ATTEMPTS", "Counts", "Event", "ImageRecord", "Job", "JobStore"]
 
 MAX_ATTEMPTS = 2
 WORKER_DIED = "the worker process stopped while it ran"
@@ -40,7 +52,7 @@ class JobStore:
         """The file, for what else is kept in it."""
         return self._db
 
-    # -- clients ------------------------------------------------------------------------------------------
+    # -- clients: jobs and grids --------------------------------------------------------------------------
 
     def together(self) -> AbstractContextManager[object]:
         """What is written within it is kept as a whole or, on any exception, not at all."""
@@ -65,9 +77,9 @@ class JobStore:
             if newest_wins:
                 older = "SELECT id FROM jobs WHERE status = ? AND source = ? AND client = ?"
                 for row in cx.execute(older, (QUEUED, source, client)).fetchall():
-                    _end(cx, row["id"], CANCELLED, None)
-            return _append(
-                cx, _to_json(settings), source=source, output_dir=output_dir, client=client, notes=notes
+                    job_rows.end(cx, row["id"], CANCELLED, None)
+            return job_rows.append(
+                cx, to_json(settings), source=source, output_dir=output_dir, client=client, notes=notes
             )
 
     def submit_grid(
@@ -87,11 +99,11 @@ class JobStore:
         with self._db.transaction() as cx:
             grid_id = cx.execute(
                 "INSERT INTO grids (axes, settings, created) VALUES (?, ?, ?)",
-                (_to_json(axes), _to_json(base), time.time()),
+                (to_json(axes), to_json(base), time.time()),
             ).lastrowid
             job_ids = [
-                _append(
-                    cx, _to_json(settings), source=source, output_dir=output_dir, client=client, notes=notes,
+                job_rows.append(
+                    cx, to_json(settings), source=source, output_dir=output_dir, client=client, notes=notes,
                     grid=grid_id, cell=number,
                 )
                 for number, settings, notes in cells
@@ -102,42 +114,42 @@ class JobStore:
     def grid_axes(self, grid_id: int) -> list[dict[str, Any]]:
         """The axes of a grid, as they were submitted."""
         query = "SELECT axes FROM grids WHERE id = ?"
-        return json.loads(self._db.connection().execute(query, (grid_id,)).fetchone()["axes"])
+        return json.loads(self._read(query, (grid_id,)).fetchone()["axes"])
 
     def grid_jobs(self, grid_id: int) -> list[Job]:
         """The jobs of a grid in the order in which they were made, those that draw it last."""
         query = "SELECT * FROM jobs WHERE grid = ? ORDER BY cell IS NULL, id"
-        return [_job(row) for row in self._db.connection().execute(query, (grid_id,))]
+        return [job_of(row) for row in self._read(query, (grid_id,))]
 
     def job(self, job_id: int) -> Job:
         """One job; UserError when there is none with that number."""
-        row = self._db.connection().execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        row = self._read("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
         if row is None:
             raise UserError(f"There is no job {job_id}: pick one of the list of jobs.")
-        return _job(row)
+        return job_of(row)
 
     def jobs(self, statuses: Iterable[str] | None = None, limit: int = 100) -> list[Job]:
         """Jobs, newest first, of the given statuses or of all."""
-        return [_job(row) for row in self._select_jobs("id DESC", statuses, limit)]
+        return [job_of(row) for row in self._select_jobs("id DESC", statuses, limit)]
 
     def queue(self, limit: int = 1000) -> list[Job]:
         """The running job, then the waiting ones in the order in which they will run."""
         return [
-            _job(row)
+            job_of(row)
             for row in self._select_jobs("status = 'queued', position, id", (QUEUED, RUNNING), limit)
         ]
 
     def counts(self) -> Counts:
         """How many jobs there are of each status."""
-        rows = self._db.connection().execute("SELECT status, COUNT(*) AS number FROM jobs GROUP BY status")
+        rows = self._read("SELECT status, COUNT(*) AS number FROM jobs GROUP BY status")
         return Counts(**{row["status"]: row["number"] for row in rows})
 
     def failures(self, limit: int = 5) -> list[Job]:
         """The newest failed jobs that nobody has retried or dismissed."""
-        rows = self._db.connection().execute(
+        rows = self._read(
             "SELECT * FROM jobs WHERE status = 'failed' AND NOT dismissed ORDER BY id DESC LIMIT ?", (limit,)
         )
-        return [_job(row) for row in rows]
+        return [job_of(row) for row in rows]
 
     # -- clients: the order of the queue ------------------------------------------------------------------
 
@@ -158,22 +170,22 @@ class JobStore:
             new = old + by if place is None else place
             new = max(0, min(new, len(order))) if before in (None, job_id) else order.index(before)
             order.insert(new, job_id)
-            _renumber(cx, order, [row["position"] for row in rows])
-            _add_event(cx, job_id, "moved")
+            job_rows.renumber(cx, order, [row["position"] for row in rows])
+            job_rows.add_event(cx, job_id, "moved")
 
     def hold(self, job_id: int) -> Job:
         """Keep a waiting job from being started, while its user edits it. UserError when it has begun."""
         with self._db.transaction() as cx:
             self._waiting(job_id, "edited")
             cx.execute("UPDATE jobs SET held = 1 WHERE id = ?", (job_id,))
-            _add_event(cx, job_id, "held")
+            job_rows.add_event(cx, job_id, "held")
             return self.job(job_id)
 
     def release(self, job_id: int) -> None:
         """Let a held job be started; nothing for one that is not held."""
         with self._db.transaction() as cx:
             if cx.execute("UPDATE jobs SET held = 0 WHERE id = ? AND held", (job_id,)).rowcount:
-                _add_event(cx, job_id, "released")
+                job_rows.add_event(cx, job_id, "released")
 
     def edit(self, job_id: int, settings: dict[str, Any], notes: Sequence[str] = ()) -> None:
         """Replace the settings of a waiting job and release it. UserError when it has begun."""
@@ -186,11 +198,11 @@ class JobStore:
                 )
             cx.execute(
                 "UPDATE jobs SET settings = ?, notes = '[]', held = 0, attempts = 0 WHERE id = ?",
-                (_to_json(settings), job_id),
+                (to_json(settings), job_id),
             )
             for text in notes:
-                _note(cx, job_id, text)
-            _add_event(cx, job_id, "edited")
+                job_rows.note(cx, job_id, text)
+            job_rows.add_event(cx, job_id, "edited")
 
     def retry(self, job_id: int, at_old_place: bool = False) -> int:
         """Queue a failed or cancelled job once more, as a new one; its id. The old one stays as it ended.
@@ -202,7 +214,7 @@ class JobStore:
             if job.status not in (FAILED, CANCELLED):
                 raise UserError(f"Job {job_id} is {job.status}: only failed and cancelled jobs are retried.")
             row = cx.execute("SELECT settings, position FROM jobs WHERE id = ?", (job_id,)).fetchone()
-            new = _append_like(cx, job, row["settings"], job.cell)
+            new = job_rows.append_like(cx, job, row["settings"], job.cell)
             if at_old_place:
                 cx.execute("UPDATE jobs SET position = ? WHERE id = ?", (row["position"], new))
             self._dismiss(cx, job_id)
@@ -221,7 +233,7 @@ class JobStore:
         self._set_paused(False)
 
     def paused(self) -> bool:
-        return bool(self._db.connection().execute("SELECT paused FROM queue").fetchone()["paused"])
+        return bool(self._read("SELECT paused FROM queue").fetchone()["paused"])
 
     # -- clients: cancelling ------------------------------------------------------------------------------
 
@@ -230,20 +242,20 @@ class JobStore:
         with self._db.transaction() as cx:
             job = self.job(job_id)
             if job.status == QUEUED:
-                _end(cx, job_id, CANCELLED, None)
+                job_rows.end(cx, job_id, CANCELLED, None)
             elif job.status == RUNNING:
                 cx.execute("UPDATE jobs SET cancel = 1 WHERE id = ?", (job_id,))
 
     def clear_waiting(self) -> int:
         """Cancel every job that has not begun; how many these were."""
         with self._db.transaction() as cx:
-            return _end_waiting(cx, CANCELLED, None)
+            return job_rows.end_waiting(cx, CANCELLED, None)
 
     def cancel_all(self) -> int:
         """Cancel every waiting job and ask the running one to stop; how many these were."""
         with self._db.transaction() as cx:
             running = cx.execute("UPDATE jobs SET cancel = 1 WHERE status = 'running'").rowcount
-            return running + _end_waiting(cx, CANCELLED, None)
+            return running + job_rows.end_waiting(cx, CANCELLED, None)
 
     # -- clients: what happens ----------------------------------------------------------------------------
 
@@ -263,22 +275,16 @@ class JobStore:
             where, values = f"{where} AND job_id = ?", [*values, job_id]
         if kinds:
             where, values = f"{where} AND kind IN ({', '.join('?' * len(kinds))})", [*values, *kinds]
-        rows = self._db.connection().execute(
-            f"SELECT * FROM events WHERE {where} ORDER BY seq LIMIT ?", [*values, limit]
-        )
-        return [Event(r["seq"], r["job_id"] or 0, r["kind"], json.loads(r["data"]), r["time"]) for r in rows]
+        rows = self._read(f"SELECT * FROM events WHERE {where} ORDER BY seq LIMIT ?", [*values, limit])
+        return [event_of(row) for row in rows]
 
     def last_seq(self) -> int:
         """The number of the newest event, 0 when there is none."""
-        return int(self._db.connection().execute("SELECT COALESCE(MAX(seq), 0) FROM events").fetchone()[0])
+        return int(self._read("SELECT COALESCE(MAX(seq), 0) FROM events").fetchone()[0])
 
     def preview(self, job_id: int) -> tuple[int, bytes] | None:
         """(event number, JPEG) of a running job's newest preview."""
-        row = (
-            self._db.connection()
-            .execute("SELECT seq, jpeg FROM previews WHERE job_id = ?", (job_id,))
-            .fetchone()
-        )
+        row = self._read("SELECT seq, jpeg FROM previews WHERE job_id = ?", (job_id,)).fetchone()
         return None if row is None else (row["seq"], row["jpeg"])
 
     def images(self, job_id: int | None = None, limit: int = 100) -> list[ImageRecord]:
@@ -287,14 +293,14 @@ class JobStore:
             query, values = f"{_SHOWN} AND job_id IS NOT NULL ORDER BY id DESC LIMIT ?", [limit]
         else:
             query, values = f"{_SHOWN} AND job_id = ? ORDER BY number LIMIT ?", [job_id, limit]
-        return [image_record(row) for row in self._db.connection().execute(query, values)]
+        return [image_of(row) for row in self._read(query, values)]
 
     def image(self, image_id: int) -> ImageRecord:
         """One image; UserError when there is none with that number."""
-        row = self._db.connection().execute("SELECT * FROM images WHERE id = ?", (image_id,)).fetchone()
+        row = self._read("SELECT * FROM images WHERE id = ?", (image_id,)).fetchone()
         if row is None:
             raise UserError(f"There is no image {image_id}: pick one of the list of images.")
-        return image_record(row)
+        return image_of(row)
 
     def texts(self, name: str, limit: int = 200, source: str = "") -> list[str]:
         """The different values of a setting in the newest jobs, newest first, as they were typed: templates
@@ -302,7 +308,7 @@ class JobStore:
         """
         given, template = (f"json_extract(settings, '$.{key}')" for key in (name, f"{name}_template"))
         newest = "SELECT id, settings FROM jobs WHERE source <> ? ORDER BY id DESC LIMIT 5000"
-        rows = self._db.connection().execute(
+        rows = self._read(
             f"SELECT COALESCE(NULLIF({template}, ''), {given}) AS text FROM ({newest})"
             " GROUP BY text HAVING text <> '' ORDER BY MAX(id) DESC LIMIT ?",
             [source, limit],
@@ -314,7 +320,7 @@ class JobStore:
         wanted = list(paths)
         marks = ", ".join("?" * len(wanted))
         query = f"SELECT 1 FROM images WHERE path IN ({marks}) LIMIT 1"
-        return self._db.connection().execute(query, wanted).fetchone() is not None
+        return self._read(query, wanted).fetchone() is not None
 
     # -- worker -------------------------------------------------------------------------------------------
 
@@ -327,7 +333,7 @@ class JobStore:
             "SELECT jobs.id FROM jobs, queue WHERE status = 'queued' AND NOT held AND NOT paused"
             " ORDER BY position, jobs.id LIMIT 1"
         )
-        if self._db.connection().execute(next_job).fetchone() is None:
+        if self._read(next_job).fetchone() is None:
             return None  # the usual answer, without taking the write lock
         with self._db.transaction() as cx:
             row = cx.execute(next_job).fetchone()
@@ -339,11 +345,11 @@ class JobStore:
                 (RUNNING, time.time(), row["id"]),
             )
             job = self.job(row["id"])
-            _add_event(cx, job.id, "started", {"attempt": job.attempts})
+            job_rows.add_event(cx, job.id, "started", {"attempt": job.attempts})
             return job
 
     def cancel_requested(self, job_id: int) -> bool:
-        row = self._db.connection().execute("SELECT cancel FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        row = self._read("SELECT cancel FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return row is not None and bool(row["cancel"])
 
     def progress(
@@ -357,12 +363,12 @@ class JobStore:
                 "UPDATE jobs SET phase = ?, step = ?, steps = ?, seconds_left = ? WHERE id = ?",
                 (phase, step, steps, seconds_left, job_id),
             )
-            _add_event(cx, job_id, "step" if phase == before else "phase", data)
+            job_rows.add_event(cx, job_id, "step" if phase == before else "phase", data)
 
     def set_preview(self, job_id: int, jpeg: bytes) -> None:
         """Replace the job's preview."""
         with self._db.transaction() as cx:
-            seq = _add_event(cx, job_id, "preview")
+            seq = job_rows.add_event(cx, job_id, "preview")
             cx.execute(
                 "INSERT OR REPLACE INTO previews (job_id, seq, jpeg) VALUES (?, ?, ?)", (job_id, seq, jpeg)
             )
@@ -383,24 +389,18 @@ class JobStore:
             image_id = cx.execute(
                 "INSERT INTO images (job_id, number, path, seed, width, height, created, metadata)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (job_id, index, path, seed, width, height, time.time(), _to_json(metadata)),
+                (job_id, index, path, seed, width, height, time.time(), to_json(metadata)),
             ).lastrowid
-            data = {
-                "id": image_id,
-                "index": index,
-                "path": path,
-                "seed": seed,
-                "width": width,
-                "height": height,
-            }
-            _add_event(cx, job_id, "image", data)
+            data = {"id": image_id, "index": index, "path": path, "seed": seed}
+            data |= {"width": width, "height": height}
+            job_rows.add_event(cx, job_id, "image", data)
         assert image_id is not None
         return image_id
 
     def note(self, job_id: int, text: str) -> None:
         """Tell the user something about a job, once: what was substituted, or that it is tried again."""
         with self._db.transaction() as cx:
-            _note(cx, job_id, text)
+            job_rows.note(cx, job_id, text)
 
     def finish(self, job_id: int, status: str, error: str | None = None) -> None:
         """End a running job as done, failed or cancelled; its step and preview events are dropped."""
@@ -408,12 +408,12 @@ class JobStore:
             raise ValueError(f"status {status!r} is not one of {ENDED}")
         with self._db.transaction() as cx:
             if self.job(job_id).status == RUNNING:
-                _end(cx, job_id, status, error)
+                job_rows.end(cx, job_id, status, error)
 
     def fail_waiting(self, error: str) -> None:
         """Fail every waiting job: there is no worker to run it."""
         with self._db.transaction() as cx:
-            _end_waiting(cx, FAILED, error)
+            job_rows.end_waiting(cx, FAILED, error)
 
     def recover_running(self, reason: str = WORKER_DIED, *, counts: bool = True) -> list[Job]:
         """Deal with jobs left running by a worker that is gone; call only when it is.
@@ -425,12 +425,15 @@ class JobStore:
             rows = cx.execute("SELECT * FROM jobs WHERE status = 'running' ORDER BY position, id").fetchall()
             for row in rows:
                 if row["cancel"]:
-                    _end(cx, row["id"], CANCELLED, None)
+                    job_rows.end(cx, row["id"], CANCELLED, None)
                 elif not counts or row["attempts"] < MAX_ATTEMPTS:
-                    _put_back(cx, row, reason, counts)
+                    job_rows.put_back(cx, row, reason, counts)
                 else:
-                    _end(cx, row["id"], FAILED, f"Tried {row['attempts']} times; each time {reason}.")
+                    job_rows.end(cx, row["id"], FAILED, f"Tried {row['attempts']} times; each time {reason}.")
             return [self.job(row["id"]) for row in rows]
+
+    def _read(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        return self._db.connection().execute(query, values)
 
     def _waiting(self, job_id: int, deed: str) -> Job:
         """The job, inside a transaction. UserError when it does not wait."""
@@ -444,170 +447,14 @@ class JobStore:
     def _set_paused(self, paused: bool) -> None:
         with self._db.transaction() as cx:
             if cx.execute("UPDATE queue SET paused = ? WHERE paused != ?", (paused, paused)).rowcount:
-                _add_event(cx, None, "paused" if paused else "resumed")
+                job_rows.add_event(cx, None, "paused" if paused else "resumed")
 
     def _dismiss(self, cx: sqlite3.Connection, job_id: int) -> None:
         if cx.execute("UPDATE jobs SET dismissed = 1 WHERE id = ? AND NOT dismissed", (job_id,)).rowcount:
-            _add_event(cx, job_id, "dismissed")
+            job_rows.add_event(cx, job_id, "dismissed")
 
     def _select_jobs(self, order: str, statuses: Iterable[str] | None, limit: int) -> list[sqlite3.Row]:
         wanted: Sequence[str] = () if statuses is None else tuple(statuses)
         where = "" if statuses is None else f"WHERE status IN ({', '.join('?' * len(wanted))})"
         query = f"SELECT * FROM jobs {where} ORDER BY {order} LIMIT ?"
-        return self._db.connection().execute(query, [*wanted, limit]).fetchall()
-
-
-def _append(
-    cx: sqlite3.Connection,
-    settings: str,
-    *,
-    source: str,
-    output_dir: str | None,
-    client: str,
-    notes: Sequence[str] = (),
-    grid: int | None = None,
-    cell: int | None = None,
-) -> int:
-    job_id = cx.execute(
-        "INSERT INTO jobs (status, settings, source, output_dir, client, grid, cell, created)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (QUEUED, settings, source, output_dir, client, grid, cell, time.time()),
-    ).lastrowid
-    assert job_id is not None
-    # Numbers order the queue, never times: a clock can go back.
-    cx.execute("UPDATE jobs SET position = ? WHERE id = ?", (job_id, job_id))
-    _add_event(cx, job_id, QUEUED)
-    for text in notes:
-        _note(cx, job_id, text)
-    return job_id
-
-
-def _append_like(cx: sqlite3.Connection, job: Job, settings: str, cell: int | None) -> int:
-    """Append a job for the one who wanted `job`, and for its grid."""
-    return _append(
-        cx, settings, source=job.source, output_dir=job.output_dir, client=job.client,
-        grid=job.grid, cell=cell,
-    )  # fmt: skip
-
-
-def _renumber(cx: sqlite3.Connection, order: Sequence[int], positions: Sequence[float]) -> None:
-    """Give the jobs in their new order the positions of the old one, which stay below any new job's."""
-    last = -math.inf
-    for job_id, position in zip(order, positions, strict=True):
-        last = position if position > last else math.nextafter(last, math.inf)
-        cx.execute("UPDATE jobs SET position = ? WHERE id = ? AND position != ?", (last, job_id, last))
-
-
-def _end_waiting(cx: sqlite3.Connection, status: str, error: str | None) -> int:
-    rows = cx.execute("SELECT id FROM jobs WHERE status = 'queued'").fetchall()
-    for row in rows:
-        _end(cx, row["id"], status, error)
-    return len(rows)
-
-
-def _end(cx: sqlite3.Connection, job_id: int, status: str, error: str | None) -> None:
-    cx.execute(
-        "UPDATE jobs SET status = ?, error = ?, finished = ?, seconds_left = NULL WHERE id = ?",
-        (status, error, time.time(), job_id),
-    )
-    _forget_progress(cx, job_id)
-    _add_event(cx, job_id, status, {} if error is None else {"error": error})
-    _draw_grid_after(cx, job_id)
-
-
-def _draw_grid_after(cx: sqlite3.Connection, job_id: int) -> None:
-    """Queue the drawing of a grid right behind the end of its last cell: also after a cell's second try."""
-    row = cx.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
-    job = _job(row)
-    if job.cell is None:
-        return
-    of_grid = "SELECT 1 FROM jobs WHERE grid = ? AND status IN ('queued', 'running') LIMIT 1"
-    pictures = "SELECT 1 FROM images JOIN jobs ON jobs.id = job_id WHERE grid = ? LIMIT 1"
-    if cx.execute(of_grid, (job.grid,)).fetchone() or not cx.execute(pictures, (job.grid,)).fetchone():
-        return
-    base = cx.execute("SELECT settings FROM grids WHERE id = ?", (job.grid,)).fetchone()["settings"]
-    sheet = _append_like(cx, job, base, None)
-    cx.execute("UPDATE jobs SET position = ? WHERE id = ?", (row["position"], sheet))
-
-
-def _put_back(cx: sqlite3.Connection, row: sqlite3.Row, reason: str, counts: bool) -> None:
-    attempts = row["attempts"] if counts else row["attempts"] - 1
-    cx.execute(
-        "UPDATE jobs SET status = ?, attempts = ?, started = NULL, phase = '', step = 0, steps = 0,"
-        " seconds_left = NULL WHERE id = ?",
-        (QUEUED, attempts, row["id"]),
-    )
-    _forget_progress(cx, row["id"])
-    _note(cx, row["id"], f"Put back in the queue: {reason}.")
-    _add_event(cx, row["id"], QUEUED)
-
-
-def _forget_progress(cx: sqlite3.Connection, job_id: int) -> None:
-    cx.execute("DELETE FROM events WHERE job_id = ? AND kind IN ('step', 'preview')", (job_id,))
-    cx.execute("DELETE FROM previews WHERE job_id = ?", (job_id,))
-
-
-def _note(cx: sqlite3.Connection, job_id: int, text: str) -> None:
-    notes = json.loads(cx.execute("SELECT notes FROM jobs WHERE id = ?", (job_id,)).fetchone()["notes"])
-    if text in notes:
-        return
-    cx.execute("UPDATE jobs SET notes = ? WHERE id = ?", (_to_json([*notes, text]), job_id))
-    _add_event(cx, job_id, "note", {"text": text})
-
-
-def _add_event(
-    cx: sqlite3.Connection, job_id: int | None, kind: str, data: dict[str, Any] | None = None
-) -> int:
-    """The number of the new event. job_id: None for the queue as a whole."""
-    seq = cx.execute(
-        "INSERT INTO events (job_id, kind, data, time) VALUES (?, ?, ?, ?)",
-        (job_id, kind, _to_json(data or {}), time.time()),
-    ).lastrowid
-    assert seq is not None
-    return seq
-
-
-def _to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _job(row: sqlite3.Row) -> Job:
-    return Job(
-        id=row["id"],
-        status=row["status"],
-        settings=json.loads(row["settings"]),
-        source=row["source"],
-        output_dir=row["output_dir"],
-        attempts=row["attempts"],
-        phase=row["phase"],
-        step=row["step"],
-        steps=row["steps"],
-        seconds_left=row["seconds_left"],
-        error=row["error"],
-        notes=json.loads(row["notes"]),
-        created=row["created"],
-        started=row["started"],
-        finished=row["finished"],
-        grid=row["grid"],
-        cell=row["cell"],
-        held=bool(row["held"]),
-        client=row["client"],
-        dismissed=bool(row["dismissed"]),
-    )
-
-
-def image_record(row: sqlite3.Row) -> ImageRecord:
-    """A row of the table images."""
-    return ImageRecord(
-        id=row["id"],
-        job_id=row["job_id"] or 0,
-        index=row["number"],
-        path=row["path"],
-        seed=row["seed"],
-        width=row["width"],
-        height=row["height"],
-        created=row["created"],
-        metadata=json.loads(row["metadata"]),
-        favourite=bool(row["favourite"]),
-        place=row["place"],
-    )
+        return self._read(query, [*wanted, limit]).fetchall()

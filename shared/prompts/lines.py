@@ -16,7 +16,8 @@ import re
 from collections.abc import Mapping
 
 from shared.errors import UserError
-from shared.settings import ALL_ONE, PARAGRAPHS, nearest
+from shared.settings import ALL_ONE, PARAGRAPHS
+from shared.wording import nearest
 
 ENHANCED = "!enhanced!"  # Wan2GP's mark of a prompt that a program has rewritten
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import UserError
-from shared.settings import nearest
+from shared.wording import nearest
 
 MAX_BYTES = 8 << 20
 

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from shared.engine.engine import Engine
 from shared.errors import QueueFull, UserError
 from shared.server.refused import Refused
-from shared.settings import SettingsError, Validated
+from shared.settings import SettingsError
+from shared.settings_check import Validated
 
 MAX_JOBS = 100
 SOURCE = "api"

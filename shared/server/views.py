@@ -11,7 +11,8 @@ from shared.engine.engine import Engine
 from shared.engine.inputs import without_folders
 from shared.engine.records import ImageRecord, Job
 from shared.server.schema import setting_schema
-from shared.settings import SETTINGS, Validated
+from shared.settings import SETTINGS
+from shared.settings_check import Validated
 
 
 @dataclass(frozen=True)

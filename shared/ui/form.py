@@ -12,7 +12,7 @@ from shared.engine import machine
 from shared.engine.catalog import ModelInfo
 from shared.engine.engine import Engine
 from shared.errors import UserError
-from shared.settings import SETTINGS, TEMPLATES, idle
+from shared.settings import OF_THE_USER, SETTINGS, TEMPLATES, idle
 from shared.ui.controls import control
 from shared.ui.errors import QUIET
 from shared.ui.grid import GridGroup
@@ -30,8 +30,6 @@ SMALL_FILES = (".json", ".txt")  # configurations and vocabularies: counted, not
 
 LAST_OF_SAMPLER = [name for name, setting in SETTINGS.items() if setting.group == "sampler"][-1]
 
-# What the user typed stays when the model changes; everything else follows the model.
-KEPT = ("prompt", "negative_prompt", "multi_prompts_gen_type", "seed", "batch_size", "image_format")
 # Controls that cannot be moved while they do nothing; the groups of pictures and LoRAs hide theirs.
 RESTING = (
     "num_inference_steps",
@@ -161,7 +159,7 @@ class Form:
     def change_model(self, values: tuple[Any, ...]) -> Updates:
         """Show the controls and defaults of the model just chosen, keeping what the user typed."""
         given = dict(zip(self.controls, values, strict=True))
-        kept = KEPT + (KEPT_LORAS if given["activated_loras"] else ())
+        kept = OF_THE_USER + (KEPT_LORAS if given["activated_loras"] else ())
         kept += PICTURE_SETTINGS if any(given[name] for name in NO_PICTURES) else ()
         return self.fill({name: given[name] for name in ("model_type", *kept)})
 

@@ -268,7 +268,7 @@ class Generate:
     def keep_defaults(self, values: tuple[Any, ...]) -> str:
         """Make what the form says the defaults of its model, for the page and for programs."""
         settings = self.form.read(values)
-        kept = self._engine.save_defaults(settings)
+        kept = self._engine.preferences.save_defaults(settings)
         name = self._engine.catalog.model(settings["model_type"]).name
         if not kept:
             return notice_html([f"{name} keeps its factory defaults: the form says nothing else."])
@@ -278,7 +278,7 @@ class Generate:
     def factory_defaults(self, values: tuple[Any, ...]) -> Updates:
         """Forget what was saved for the model, and show its factory defaults; what was typed stays."""
         model = self._engine.catalog.model(values[0])
-        asides = self._engine.reset_defaults([model.id])
+        asides = self._engine.preferences.reset_defaults([model.id])
         said = [f"The saved defaults are now in {path.name}." for path in asides]
         shown = notice_html([f"{model.name} has its factory defaults.", *said])
         fresh = self.form.fill({"model_type": model.id, "prompt": self.form.read(values)["prompt"]})

@@ -22,7 +22,8 @@ from shared.engine.inputs import PICTURES, keep_picture, known_copy
 from shared.errors import UserError
 from shared.imaging import masks, sources
 from shared.imaging.preprocess import PREPROCESSORS, Preprocessor, control_map, empty, find, missing
-from shared.settings import SETTINGS, parse_parameters, parse_resolution
+from shared.settings import SETTINGS
+from shared.settings_texts import parse_parameters, parse_resolution
 from shared.ui.controls import control
 from shared.ui.errors import QUIET, shows_errors
 from shared.ui.painter import EMPTY, is_painted, mask_of, painted_over, painter_area, painter_html

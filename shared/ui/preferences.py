@@ -107,7 +107,7 @@ class Preferences:
         old = asdict(self._read()[0])
         new = read_form(values)
         changed = {name: value for name, value in new.items() if value != _plain(old[name])}
-        self._engine.change_config(changed)
+        self._engine.preferences.change_config(changed)
         if not changed:
             return self._page(["Nothing is different from what is saved."])
         waits = {GROUPS[FIELDS[name].group][0] for name in changed}
@@ -125,13 +125,16 @@ class Preferences:
 
     def forget_defaults(self, _: Any) -> str:
         """Factory defaults for all models."""
-        asides = self._engine.reset_defaults()
+        asides = self._engine.preferences.reset_defaults()
         said = [f"What was saved is now in {path}." for path in asides]
         return self._page(["All models have their factory defaults.", *said])
 
     def forget_everything(self, _: Any) -> str:
         """Factory defaults for the program and all models."""
-        asides = [*self._engine.reset_defaults(), *filter(None, [self._engine.reset_config()])]
+        asides = [
+            *self._engine.preferences.reset_defaults(),
+            *filter(None, [self._engine.preferences.reset_config()]),
+        ]
         said = [f"What was saved is now in {path}." for path in asides]
         return self._page(["Everything is as at the first start.", *said])
 

@@ -13,7 +13,8 @@ from shared.engine.loras import problems
 from shared.errors import UserError
 from shared.imaging import foreign, metadata
 from shared.imaging.foreign import Foreign
-from shared.settings import SETTINGS, parse_resolution
+from shared.settings import SETTINGS
+from shared.settings_texts import parse_resolution
 from shared.ui.text import DOT
 
 LONG = 24  # characters of a value that a line about differences shows

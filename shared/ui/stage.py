@@ -8,7 +8,7 @@ from html import escape
 import gradio as gr
 
 from shared.engine.records import Job
-from shared.settings import parse_resolution
+from shared.settings_texts import parse_resolution
 from shared.ui.text import DOT, duration_text, plural, size_text
 from shared.ui.watch import Sight
 

@@ -1,0 +1,33 @@
+"""How sentences to the user name things: a value that came, the known name that was meant."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+_CONTAINER_WORDS: dict[type, str] = {dict: "an object", list: "a list", tuple: "a list"}
+
+
+def show(value: Any) -> str:
+    """The value as JSON users know it, printable and short enough for a sentence."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, str):
+        shown = json.dumps(value if len(value) <= 60 else value[:57] + "…", ensure_ascii=False)
+        return shown.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, int) and abs(value) >= 10**40:  # Python refuses to print thousands of digits
+        return f"a number of about {int(value.bit_length() * math.log10(2)) + 1:,} digits"
+    if isinstance(value, (int, float)):
+        return str(value)
+    return _CONTAINER_WORDS.get(type(value), f"a value of type {type(value).__name__}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The name of `known` most like `name`, whatever its case; "" when none is alike."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    holding = [candidate for candidate in by_lower if len(name) > 2 and name.lower() in candidate]
+    found = holding or difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[found[0]] if found else ""
