@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import json
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from shared.engine.catalog import catalog
 from shared.engine.engine import Engine, EngineConfig
 from shared.engine.gallery import Collection, Tile, Wanted
 from shared.engine.records import ImageRecord
@@ -24,19 +22,11 @@ from shared.ui.gallery import Gallery
 from shared.ui.gallery_html import compare_html, detail_html, options_html, tile_html
 from shared.ui.generate import Generate
 from shared.ui.thumbnails import forget_thumbnail, ready_thumbnail, thumbnail
-from tests.browser import ROOT, Visit, chromium, serve, visits
+from tests.browser import ROOT, Visit, serve
 
 MINI = "z_image_mini"
 EVIL = '"><img src=x onerror=alert(1)>'
 MANY = 200  # several parts of the list
-
-
-@pytest.fixture(scope="module")
-def models():
-    found = catalog(ROOT, ROOT / "ckpts")
-    if MINI not in found.models:
-        pytest.skip("the Mini models' cards are not here")
-    return found
 
 
 # ---------------------------------------------------------------- without a browser
@@ -203,12 +193,6 @@ def server(tmp_path_factory, models):
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
 class GalleryVisit(Visit):
     """A tab that shows the gallery."""
 
@@ -231,10 +215,7 @@ class GalleryVisit(Visit):
         self.tab.locator("dialog[open] .zgp-about").get_by_text(text, exact=True).first.wait_for()
 
 
-@pytest.fixture
-def visit(browser, server):
-    with visits(functools.partial(GalleryVisit, browser, server.url)) as open_page:
-        yield open_page
+VISIT = GalleryVisit
 
 
 @pytest.mark.browser

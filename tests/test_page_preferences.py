@@ -10,7 +10,7 @@ import pytest
 
 from shared import config as config_file
 from shared.imaging import metadata
-from tests.browser import Visit, chromium, serve, visits
+from tests.browser import Visit, serve, visits
 
 pytestmark = pytest.mark.browser
 
@@ -56,22 +56,13 @@ class Page(Visit):
         self.tab.wait_for_function(f"{box} === {json.dumps(value)}")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
+VISIT = Page
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with serve(tmp_path_factory.mktemp("page") / "outputs", script()) as running:
         yield running
-
-
-@pytest.fixture
-def visit(browser, server):
-    with visits(functools.partial(Page, browser, server.url)) as open_page:
-        yield open_page
 
 
 def test_defaults_are_saved_shown_again_and_forgotten(visit, server):

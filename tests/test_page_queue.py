@@ -15,7 +15,7 @@ from shared.engine.engine import Engine, EngineConfig
 from shared.engine.records import FAILED, QUEUED, Job
 from shared.ui.queue import Queue, shortened
 from shared.ui.watch import SHOWN, Sight, look, watch
-from tests.browser import ROOT, Visit, chromium, serve, visits
+from tests.browser import ROOT, Visit, serve, visits
 
 MINI, BASE = "z_image_mini", "z_image_mini_base"
 LONG = {"model_type": BASE, "num_inference_steps": 100, "batch_size": 16, "seed": 1}
@@ -137,24 +137,6 @@ def test_a_report_stays_readable():
 # ---------------------------------------------------------------- in a browser
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with serve(tmp_path_factory.mktemp("queue") / "outputs") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def visit(browser, server):
-    with visits(functools.partial(QueueVisit, browser, server.url)) as open_page:
-        yield open_page
-
-
 @pytest.fixture
 def engine(server, client_of):
     """The same queue as another program sees it; paused, and empty again at the end."""
@@ -192,6 +174,9 @@ class QueueVisit(Visit):
         self.tab.mouse.down()
         self.tab.mouse.move(row["x"] + 20, row["y"] + 3, steps=5)
         self.tab.mouse.up()
+
+
+VISIT = QueueVisit
 
 
 def submit(engine, prompt="a red circle", **others):
