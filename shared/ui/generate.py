@@ -53,10 +53,14 @@ class Generate:
             with gr.Column(scale=4, min_width=320, elem_id="form"):
                 self.form = Form(engine)
                 self.queue.lay_out_bar()
-                self.drop = gr.File(
-                    label="Use settings from a picture", file_types=PICTURE_FILES, height=64, elem_id="drop"
-                )
-                self.queue.lay_out_files()
+                with gr.Row(elem_id="extras"):
+                    self.drop = gr.File(
+                        label="Use settings from a picture",
+                        file_types=PICTURE_FILES,
+                        height=44,
+                        elem_id="drop",
+                    )
+                    self.queue.lay_out_files()
                 drop_anywhere("drop")
             with gr.Column(scale=6, min_width=320, elem_id="results"):
                 self.notice = notice_area()
