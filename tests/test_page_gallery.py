@@ -135,12 +135,12 @@ def test_the_create_tab_deletes_with_an_undo(tmp_path, models):
     with gr.Blocks() as page:
         create = Generate(engine, page)
     file = engine.config.output_dir / "1.png"
-    updates = create.discard(SimpleNamespace(id=2))
+    updates = create.acts.discard(SimpleNamespace(id=2))
     assert not file.exists() and 'data-undo="2"' in updates[create.notice]
     assert "number 0" in updates[create.viewer] and "1 picture<" in updates[create.recent]
-    updates = create.restore(SimpleNamespace(ids=[2]))
+    updates = create.acts.restore(SimpleNamespace(ids=[2]))
     assert file.exists() and "number 1" in updates[create.viewer]
-    assert 'data-act="favour" data-id="2" aria-pressed="true"' in create.favour(SimpleNamespace(id=2))
+    assert 'data-act="favour" data-id="2" aria-pressed="true"' in create.acts.favour(SimpleNamespace(id=2))
 
 
 def test_answers_to_the_page(tab):
