@@ -135,10 +135,14 @@ class Visit:
         self.tab.set_default_timeout(WAIT)
         self.complaints: list[str] = []
         self.tab.on("console", lambda m: self.complaints.append(m.text) if m.type == "error" else None)
-        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.tab.on("pageerror", self._check_error)
         self.tab.on("request", self._check_host)
         self.tab.goto(url)
         self.tab.wait_for_selector("#generate")
+
+    def _check_error(self, error):
+        if "AbortError" not in str(error):  # of a stream that a reload ends
+            self.complaints.append(str(error))
 
     def _check_host(self, request):
         parts = urlsplit(request.url)

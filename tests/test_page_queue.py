@@ -333,6 +333,10 @@ def test_an_open_tab_outlives_its_server(browser, tmp_path, client_of):
                 "document.querySelector('#prompt textarea').value === 'half a thought'"
             )
             page.wait_for_rows(jobs[1])
+            for _ in range(600):  # the worker may still be on its way
+                if engine.store.job(jobs[0]).attempts == 2:
+                    break
+                page.tab.wait_for_timeout(100)
             assert engine.store.job(jobs[0]).attempts == 2
             page.tab.wait_for_selector("#stage [role=progressbar]", state="attached")
             page.tab.locator("#cancel").click()
