@@ -73,7 +73,7 @@ def test_defaults_are_saved_shown_again_and_forgotten(visit, server):
     page.act("keep", "#preset-acts")
     page.told("Steps: 8 → 5")
     assert json.loads(file.read_text()) == {"num_inference_steps": 5}
-    page.tab.reload()
+    page.reload()
     page.wait_for_value("num_inference_steps", "5")
     page.open_presets()
     page.act_twice("factory", "#preset-acts")
@@ -149,7 +149,7 @@ def test_prompt_model_and_colours_survive_a_reload(visit):
     page.tab.locator("#preferences select[name=zgp-theme]").select_option("dark")
     page.tab.wait_for_selector("body.dark")
     page.tab.wait_for_timeout(1000)  # a request that a reload cuts off would be a complaint of the browser
-    page.tab.reload()
+    page.reload()
     page.tab.wait_for_selector("body.dark")
     page.wait_for_value("prompt", "<b>kept</b>")
     page.wait_for_value("model_type", "Z-Image Mini Base")
