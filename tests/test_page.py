@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from shared.engine.catalog import catalog
 from shared.engine.records import Job
 from shared.errors import UserError
 from shared.imaging import metadata
@@ -25,7 +23,7 @@ from shared.ui.stage import queue_text, stage_html, status_text
 from shared.ui.text import duration_text, settings_line, size_text
 from shared.ui.time_grid import problem_html, time_grid_html
 from shared.ui.watch import Sight
-from tests.browser import ROOT, Visit, chromium, free_port, serve, visits
+from tests.browser import ROOT, free_port
 
 MINI, BASE, TWIN = "z_image_mini", "z_image_mini_base", "z_image_mini_twinflow"
 PROMPT = "a red circle above a blue square on a yellow background"
@@ -120,14 +118,6 @@ print([name for name in {HEAVY!r} if name in sys.modules])
 # ---------------------------------------------------------------- settings out of a picture
 
 
-@pytest.fixture(scope="module")
-def models():
-    found = catalog(ROOT, ROOT / "ckpts")
-    if MINI not in found.models:
-        pytest.skip("the Mini models' cards are not here")
-    return found
-
-
 def made_with(**settings) -> dict:
     complete = {"model_type": MINI, "prompt": PROMPT, "resolution": "128x128", **settings}
     return metadata.build(
@@ -157,26 +147,6 @@ def test_recall_names_a_picture_without_settings(models, tmp_path):
 
 
 # ---------------------------------------------------------------- in a browser
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, models):
-    if not models.models[MINI].available:
-        pytest.skip("the Mini models' weights are not here")
-    with serve(tmp_path_factory.mktemp("page") / "outputs") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def visit(browser, server):
-    with visits(functools.partial(Visit, browser, server.url)) as open_page:
-        yield open_page
 
 
 @pytest.mark.browser
@@ -230,6 +200,7 @@ def test_controls_are_visible_where_they_act(visit, models, model_id):
     assert page.tab.locator("#image-group").is_visible() == ("image_start" in model.settings)
     assert page.tab.locator("#control-group").is_visible() == ("image_guide" in model.settings)
     assert page.tab.locator("#loras").is_visible() == ("activated_loras" in model.settings)
+    assert page.tab.locator("#enlarge-group").is_visible() == ("hires_scale" in model.settings)
     assert page.value("num_inference_steps") == str(model.defaults["num_inference_steps"])
     assert page.tab.locator("#live").is_visible() == (model_id == TWIN)
     assert page.tab.locator("#time-grid svg").is_visible() == (model_id == TWIN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import json
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from shared.engine.catalog import catalog
 from shared.engine.configuration import EngineConfig
 from shared.engine.engine import Engine
 from shared.engine.gallery import Collection, Tile, Wanted
@@ -25,19 +23,11 @@ from shared.ui.gallery import Gallery
 from shared.ui.gallery_html import compare_html, detail_html, options_html, tile_html
 from shared.ui.generate import Generate
 from shared.ui.thumbnails import forget_thumbnail, ready_thumbnail, thumbnail
-from tests.browser import ROOT, Visit, chromium, serve, visits
+from tests.browser import ROOT, Visit, serve
 
 MINI = "z_image_mini"
 EVIL = '"><img src=x onerror=alert(1)>'
 MANY = 200  # several parts of the list
-
-
-@pytest.fixture(scope="module")
-def models():
-    found = catalog(ROOT, ROOT / "ckpts")
-    if MINI not in found.models:
-        pytest.skip("the Mini models' cards are not here")
-    return found
 
 
 # ---------------------------------------------------------------- without a browser
@@ -146,12 +136,12 @@ def test_the_create_tab_deletes_with_an_undo(tmp_path, models):
     with gr.Blocks() as page:
         create = Generate(engine, page)
     file = engine.config.output_dir / "1.png"
-    updates = create.discard(SimpleNamespace(id=2))
+    updates = create.acts.discard(SimpleNamespace(id=2))
     assert not file.exists() and 'data-undo="2"' in updates[create.notice]
     assert "number 0" in updates[create.viewer] and "1 picture<" in updates[create.recent]
-    updates = create.restore(SimpleNamespace(ids=[2]))
+    updates = create.acts.restore(SimpleNamespace(ids=[2]))
     assert file.exists() and "number 1" in updates[create.viewer]
-    assert 'data-act="favour" data-id="2" aria-pressed="true"' in create.favour(SimpleNamespace(id=2))
+    assert 'data-act="favour" data-id="2" aria-pressed="true"' in create.acts.favour(SimpleNamespace(id=2))
 
 
 def test_answers_to_the_page(tab):
@@ -204,12 +194,6 @@ def server(tmp_path_factory, models):
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
 class GalleryVisit(Visit):
     """A tab that shows the gallery."""
 
@@ -232,10 +216,7 @@ class GalleryVisit(Visit):
         self.tab.locator("dialog[open] .zgp-about").get_by_text(text, exact=True).first.wait_for()
 
 
-@pytest.fixture
-def visit(browser, server):
-    with visits(functools.partial(GalleryVisit, browser, server.url)) as open_page:
-        yield open_page
+VISIT = GalleryVisit
 
 
 @pytest.mark.browser

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import re
 
 import pytest
 from PIL import Image
 
 from shared.imaging import metadata
-from tests.browser import Visit, chromium, serve, visits
 
 PROMPT = "a red circle on a white background"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with serve(tmp_path_factory.mktemp("outputs")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def visit(browser, server):
-    with visits(functools.partial(Visit, browser, server.url)) as open_page:
-        yield open_page
+def server(shared_server):
+    return shared_server
 
 
 def vary(page, axis, setting, values):

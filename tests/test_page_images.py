@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import io
 import time
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from shared.engine.catalog import catalog
 from shared.engine.configuration import EngineConfig
 from shared.engine.engine import Engine
 from shared.errors import UserError
@@ -25,7 +23,7 @@ from shared.ui.images import suited_size
 from shared.ui.painter import EMPTY, mask_of, painted_over, painter_html
 from tests import mini
 from tests.bad_pictures import bad_pictures
-from tests.browser import ROOT, Visit, chromium, serve, visits
+from tests.browser import ROOT
 from training.control_score import cases, judge
 
 MINI, CONTROL, MINI_CONTROL = "z_image_mini", "z_image_control2_1", "z_image_mini_control2_1"
@@ -253,28 +251,8 @@ def test_the_part_around_the_mask_is_painted_alone(source, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def models():
-    return catalog(ROOT, ROOT / "ckpts").models
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, models):
-    if MINI not in models or not models[MINI].available:
-        pytest.skip("the Mini models are not here")
-    with serve(tmp_path_factory.mktemp("images") / "outputs") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def visit(browser, server):
-    with visits(functools.partial(Visit, browser, server.url)) as open_page:
-        yield open_page
+def server(shared_server):
+    return shared_server
 
 
 def drop(page, group, path):
@@ -396,11 +374,11 @@ def test_a_picture_is_enlarged_while_it_is_made_and_afterwards(visit, server):
 
 @pytest.mark.browser
 def test_control_is_shown_where_it_acts_and_its_map_before_running(visit, models, source):
-    if CONTROL not in models:
+    if CONTROL not in models.models:
         pytest.skip("the card is not here")
     page = visit(viewport={"width": 1400, "height": 1000})
     assert not page.tab.locator("#control-group").is_visible()
-    page.choose_model(label(models[CONTROL]))
+    page.choose_model(label(models.models[CONTROL]))
     page.tab.wait_for_selector("#control-group")
     drop(page, "control", source)
     number = "document.querySelector('#map .zgp-painter')?.dataset.number"  # of each new drawing
@@ -418,19 +396,19 @@ def test_control_is_shown_where_it_acts_and_its_map_before_running(visit, models
     assert "MB (Apache-2.0)" in button.inner_text()
     assert "licence" in page.tab.locator("#preprocessor-about").inner_text()
     assert page.value("control_parameters") == "" and page.tab.locator("#depth-detail").is_visible()
-    page.choose_model(models[MINI].name)
+    page.choose_model(models.models[MINI].name)
     page.tab.wait_for_selector("#control-group", state="hidden")
 
 
 @pytest.mark.browser
 def test_a_picture_follows_a_drawing_against_its_words(visit, models, server, tmp_path):
     """A black outline on white, uploaded: the edges' shape comes out, filled with the prompt's colour."""
-    if MINI_CONTROL not in models:
+    if MINI_CONTROL not in models.models:
         pytest.skip("the card is not here")
     case = next(one for one in cases(8) if one.shape == "square")
     Image.fromarray(case.picture).save(tmp_path / "drawing.png")
     page = visit()
-    page.choose_model(models[MINI_CONTROL].name)
+    page.choose_model(models.models[MINI_CONTROL].name)
     page.tab.wait_for_selector("#control-group")
     drop(page, "control", tmp_path / "drawing.png")
     before = set(server.pictures())
@@ -477,7 +455,7 @@ def test_a_bad_picture_is_one_sentence(visit, tmp_path):
 @pytest.mark.browser
 def test_the_groups_fit_a_phone(visit, models, source):
     page = visit(viewport={"width": 390, "height": 844}, has_touch=True)
-    page.choose_model(label(models[CONTROL]))
+    page.choose_model(label(models.models[CONTROL]))
     page.tab.wait_for_selector("#control-group")
     drop(page, "image", source)
     drop(page, "control", source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from types import SimpleNamespace
 
@@ -22,7 +21,7 @@ from shared.ui.loras import problem_html
 from shared.ui.presets import preset_of, with_preset
 from shared.ui.thumbnails import PREVIEW_EDGE, preview_copy
 from tests import lora_writers as writers
-from tests.browser import ROOT, Visit, chromium, serve, visits
+from tests.browser import ROOT, Visit, serve
 from tests.lora_writers import Style, factors, save, underscored
 
 MINI = "z_image_mini"
@@ -192,12 +191,6 @@ def server(folder):
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
 class LoraVisit(Visit):
     """A tab with the LoRA group open."""
 
@@ -258,10 +251,7 @@ class LoraVisit(Visit):
             return image.tobytes(), metadata.settings_from(metadata.read(newest))
 
 
-@pytest.fixture
-def visit(browser, server):
-    with visits(functools.partial(LoraVisit, browser, server.url)) as open_page:
-        yield open_page
+VISIT = LoraVisit
 
 
 @pytest.mark.browser

@@ -17,7 +17,7 @@ from shared.engine.inventory import Forecast, Item, Removal, Stock
 from shared.engine.records import Job
 from shared.ui.model_rows import Shelf, forecast_text, forget_html, removal_html, shelf_html, to_come
 from shared.weights.files import Required
-from tests.browser import ROOT, Visit, chromium, serve, visits
+from tests.browser import ROOT, Visit, serve
 from tests.hub_stand_in import Fault, HubStandIn, Stored
 
 EVIL = "<img src=x onerror=alert(1)>\"'"
@@ -165,12 +165,6 @@ def server(project, hub):
     patched.undo()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
 class ModelsVisit(Visit):
     def show_models(self):
         self.tab.get_by_role("tab", name="Models").click()
@@ -186,10 +180,7 @@ class ModelsVisit(Visit):
         self.row(name).locator(".zgp-badge", has_text=badge).first.wait_for()
 
 
-@pytest.fixture
-def visit(browser, server):
-    with visits(lambda **options: ModelsVisit(browser, server.url, **options)) as opened:
-        yield opened
+VISIT = ModelsVisit
 
 
 @pytest.mark.browser

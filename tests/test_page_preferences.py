@@ -10,7 +10,7 @@ import pytest
 
 from shared import config as config_file
 from shared.imaging import metadata
-from tests.browser import Visit, chromium, serve, visits
+from tests.browser import Visit, serve, visits
 
 pytestmark = pytest.mark.browser
 
@@ -56,22 +56,13 @@ class Page(Visit):
         self.tab.wait_for_function(f"{box} === {json.dumps(value)}")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
+VISIT = Page
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with serve(tmp_path_factory.mktemp("page") / "outputs", script()) as running:
         yield running
-
-
-@pytest.fixture
-def visit(browser, server):
-    with visits(functools.partial(Page, browser, server.url)) as open_page:
-        yield open_page
 
 
 def test_defaults_are_saved_shown_again_and_forgotten(visit, server):
@@ -82,7 +73,7 @@ def test_defaults_are_saved_shown_again_and_forgotten(visit, server):
     page.act("keep", "#preset-acts")
     page.told("Steps: 8 → 5")
     assert json.loads(file.read_text()) == {"num_inference_steps": 5}
-    page.tab.reload()
+    page.reload()
     page.wait_for_value("num_inference_steps", "5")
     page.open_presets()
     page.act_twice("factory", "#preset-acts")
@@ -158,7 +149,7 @@ def test_prompt_model_and_colours_survive_a_reload(visit):
     page.tab.locator("#preferences select[name=zgp-theme]").select_option("dark")
     page.tab.wait_for_selector("body.dark")
     page.tab.wait_for_timeout(1000)  # a request that a reload cuts off would be a complaint of the browser
-    page.tab.reload()
+    page.reload()
     page.tab.wait_for_selector("body.dark")
     page.wait_for_value("prompt", "<b>kept</b>")
     page.wait_for_value("model_type", "Z-Image Mini Base")

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 
 import pytest
 
-from shared.engine.catalog import catalog
 from shared.imaging import metadata
-from tests.browser import ROOT, Visit, chromium, serve, visits
+from tests.browser import Visit
 
 pytestmark = pytest.mark.browser
 TEMPLATE = "a {red|blue|green} __mini/shape__ on a white background"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    if not catalog(ROOT, ROOT / "ckpts").models["z_image_mini"].available:
-        pytest.skip("the Mini models' weights are not here")
-    with serve(tmp_path_factory.mktemp("prompts") / "outputs") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
+def server(shared_server):
+    return shared_server
 
 
 class Prompting(Visit):
@@ -49,10 +38,7 @@ class Prompting(Visit):
         self.tab.wait_for_function(f"document.querySelector('#forever').innerText.trim() === '{word}'")
 
 
-@pytest.fixture
-def visit(browser, server):
-    with visits(functools.partial(Prompting, browser, server.url)) as open_page:
-        yield open_page
+VISIT = Prompting
 
 
 def test_the_counter_follows_the_prompt(visit):

@@ -16,7 +16,7 @@ from shared.engine.engine import Engine
 from shared.engine.records import FAILED, QUEUED, Job
 from shared.ui.queue import Queue, shortened
 from shared.ui.watch import SHOWN, Sight, look, watch
-from tests.browser import ROOT, Visit, chromium, serve, visits
+from tests.browser import ROOT, Visit, serve, visits
 
 MINI, BASE = "z_image_mini", "z_image_mini_base"
 LONG = {"model_type": BASE, "num_inference_steps": 100, "batch_size": 16, "seed": 1}
@@ -138,24 +138,6 @@ def test_a_report_stays_readable():
 # ---------------------------------------------------------------- in a browser
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with serve(tmp_path_factory.mktemp("queue") / "outputs") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def visit(browser, server):
-    with visits(functools.partial(QueueVisit, browser, server.url)) as open_page:
-        yield open_page
-
-
 @pytest.fixture
 def engine(server, client_of):
     """The same queue as another program sees it; paused, and empty again at the end."""
@@ -193,6 +175,9 @@ class QueueVisit(Visit):
         self.tab.mouse.down()
         self.tab.mouse.move(row["x"] + 20, row["y"] + 3, steps=5)
         self.tab.mouse.up()
+
+
+VISIT = QueueVisit
 
 
 def submit(engine, prompt="a red circle", **others):
@@ -349,6 +334,10 @@ def test_an_open_tab_outlives_its_server(browser, tmp_path, client_of):
                 "document.querySelector('#prompt textarea').value === 'half a thought'"
             )
             page.wait_for_rows(jobs[1])
+            for _ in range(600):  # the worker may still be on its way
+                if engine.store.job(jobs[0]).attempts == 2:
+                    break
+                page.tab.wait_for_timeout(100)
             assert engine.store.job(jobs[0]).attempts == 2
             page.tab.wait_for_selector("#stage [role=progressbar]", state="attached")
             page.tab.locator("#cancel").click()

@@ -64,7 +64,6 @@ class Form:
             self.random_seed = gr.Button("Random", size="sm", elem_id="random-seed", min_width=0, scale=0)
             self.last_seed = gr.Button("Reuse last", size="sm", elem_id="last-seed", min_width=0, scale=0)
         self.loras = Loras(engine, model, lambda name: self._add(model, name))
-        self.presets = Presets(engine, model)
         self.images = Images(engine, model, self._add)
         self.enlarging = Enlarging(model, self._add)
         with gr.Accordion("Advanced", open=engine.config.advanced, elem_id="advanced"):
@@ -76,6 +75,7 @@ class Form:
                         self._grid({**model.defaults, "model_type": model.id}), elem_id="time-grid"
                     )
         self.grid = GridGroup(engine, model)
+        self.presets = Presets(engine, model)  # last, as it keeps all of the above
         with gr.Row(elem_id="actions"):
             self.generate = gr.Button("Generate", variant="primary", size="lg", elem_id="generate", scale=3)
             self.cancel = gr.Button(
@@ -161,7 +161,14 @@ class Form:
         given = dict(zip(self.controls, values, strict=True))
         kept = OF_THE_USER + (KEPT_LORAS if given["activated_loras"] else ())
         kept += PICTURE_SETTINGS if any(given[name] for name in NO_PICTURES) else ()
-        return self.fill({name: given[name] for name in ("model_type", *kept)})
+        updates = self.fill({name: given[name] for name in ("model_type", *kept)})
+        acting = self._engine.catalog.model(given["model_type"]).settings
+        for name in (
+            "model_type",
+            *OF_THE_USER,
+        ):  # meanwhile they may say something newer, so no value is sent
+            updates[self.controls[name]] = gr.update(visible=name in acting)
+        return updates
 
     def fill(self, settings: Mapping[str, Any]) -> Updates:
         """Show these settings; what they leave out takes the default of their model."""

@@ -83,7 +83,9 @@ class Images:
                 gr.HTML(f'<p class="zgp-lora-line">{escape(SETTINGS["outpaint"].help)}</p>')
                 with gr.Row(elem_id="extend-sides"):
                     self.sides = [
-                        gr.Textbox(label=side, placeholder="0", min_width=0, elem_id=f"extend-{side.lower()}")
+                        gr.Textbox(
+                            "", label=side, placeholder="0", min_width=0, elem_id=f"extend-{side.lower()}"
+                        )
                         for side in SIDES
                     ]
 

@@ -52,6 +52,10 @@ class Pictures:
         newest = self._engine.store.images(limit=1)
         return self.job(newest[0].job_id) if newest else ""
 
+    def none_yet(self) -> bool:
+        """Whether no picture was ever made."""
+        return not self._engine.store.images(limit=1)
+
     def job(self, job_id: int) -> str:
         """The viewer with the pictures of a job."""
         records = self._present(self._engine.store.images(job_id))

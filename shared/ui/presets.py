@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from shared.loras.presets import (
 )
 from shared.settings import SETTINGS
 from shared.ui.errors import QUIET, shows_errors
+from shared.ui.notice import notice_html
 from shared.ui.recall import Recalled, complete
 from shared.ui.text import plural
 from shared.weights.files import UNSAFE_NAME
@@ -53,7 +54,7 @@ _ACTS = (
 
 
 class Presets:
-    """The components; Generate applies and saves, because only it knows the whole form."""
+    """The components; `wire_form` lets them read and fill the whole form."""
 
     def __init__(self, engine: Engine, model: ModelInfo):
         self._engine = engine
@@ -86,6 +87,43 @@ class Presets:
         shown = [self.name, self.choice, self.about]
         self.acts.preset(self.change, [self.choice, self.name, model_type], shown, **QUIET)
         model_type.change(self.offer, [self.choice, model_type], [self.choice, self.about], **QUIET)
+
+    def wire_form(
+        self,
+        inputs: Sequence[Any],
+        read: Callable[[tuple[Any, ...]], dict[str, Any]],
+        filled: Sequence[Any],
+        fill: Callable[[Recalled, tuple[Any, ...]], Updates],
+        notice: Any,
+    ) -> None:
+        """inputs, read: the form's controls, and what makes settings of their values. filled, fill: what
+        shows settings in the form, and what it updates.
+        """
+        self._read, self._fill, self._notice = read, fill, notice
+        self.apply.click(self.use, [self.choice, *inputs], [*filled, self.about], **QUIET)
+        named, saved = [self.name, self.whole, *inputs], [self.name, self.choice, self.about, notice]
+        self.save.click(self.keep, named, saved, **QUIET)
+        self.about.replace(self.keep_instead, named, saved, **QUIET)
+
+    @shows_errors
+    def use(self, choice: str | None, *values: Any) -> Updates:
+        """Fill the form from a profile or preset."""
+        found = self.applied(choice, self._read(values))
+        return {**self._fill(found, values), self._notice: "", self.about: lines_html(found.report)}
+
+    @shows_errors
+    def keep(self, name: str, whole: bool, *values: Any) -> Updates:
+        """Keep what the form says under a name."""
+        return self._keep(name, whole, values)
+
+    @shows_errors
+    def keep_instead(self, name: str, whole: bool, *values: Any) -> Updates:
+        """The same in the place of the preset that has the name."""
+        return self._keep(name, whole, values, replace=True)
+
+    def _keep(self, name: str, whole: bool, values: tuple[Any, ...], replace: bool = False) -> Updates:
+        path, updates = self.saved(name, whole, self._read(values), replace)
+        return updates if path is None else {**updates, self._notice: notice_html([f"Saved as {path}."])}
 
     @shows_errors
     def look(self, choice: str | None, model_id: str) -> Updates:

@@ -6,7 +6,7 @@ const say = (act, id = 0, other = 0) => trigger(act === 'edit' || act === 'save'
 let pressed = null;
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button[data-act]');
-  if (!button || (button.dataset.ask && !confirm(button.dataset.ask))) return;
+  if (!button || (button.dataset.confirm && !confirm(button.dataset.confirm))) return;
   pressed = event.detail ? null : {act: button.dataset.act, job: button.dataset.job};
   if (button.dataset.act === 'load') document.getElementById('queue-load').click();
   else say(button.dataset.act, Number(button.dataset.job));

@@ -283,7 +283,7 @@ def _tools(tools: dict[str, tuple[str, str]], job_id: int) -> str:
 
 def _button(act: str, shown: str, job_id: int, name: str = "", ask: str = "") -> str:
     named = f' title="{name}" aria-label="{name}: job {job_id}"' if name else ""
-    asks = f' data-ask="{escape(ask)}"' if ask else ""
+    asks = f' data-confirm="{escape(ask)}"' if ask else ""
     return (
         f'<button type="button" class="zgp-button" data-act="{act}" data-job="{job_id}"{named}{asks}>'
         f"{shown}</button>"

@@ -79,7 +79,7 @@ class Upscale:
             self.model = gr.Dropdown(
                 [], label="Model that paints the new detail", filterable=False, elem_id="upscale-model"
             )
-            self.prompt = gr.Textbox(label="Prompt", max_lines=4, elem_id="upscale-prompt")
+            self.prompt = gr.Textbox(label="Prompt", lines=2, max_lines=4, elem_id="upscale-prompt")
             self.values = [self._control(model, name) for name in FROM_PICTURE]
             with gr.Row():
                 self.go = gr.Button("Upscale", variant="primary", size="sm", elem_id="upscale-go")

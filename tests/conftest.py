@@ -1,0 +1,48 @@
+"""The fixtures of the tests that open the page: a browser, a server and a function that opens tabs."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from shared.engine.catalog import catalog
+from tests.browser import ROOT, Visit, chromium, serve, visits
+
+
+@pytest.fixture(scope="session")
+def models():
+    """The catalog of the project; skips where the built-in models' cards or weights are not."""
+    found = catalog(ROOT, ROOT / "ckpts")
+    if "z_image_mini" not in found.models or not found.models["z_image_mini"].available:
+        pytest.skip("the Mini models are not here")
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium. Not for the whole run: while Playwright drives one, no test can call asyncio.run."""
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory, models):
+    """A page for the tests that do not mind each other's pictures, and leave the queue empty."""
+    with serve(tmp_path_factory.mktemp("shared") / "outputs") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, models):
+    """A page of the module's own, without a picture at first."""
+    with serve(tmp_path_factory.mktemp("page") / "outputs") as running:
+        yield running
+
+
+@pytest.fixture
+def visit(request, browser, server):
+    """Opens tabs of the page: of the class that the module names as its VISIT. None may complain."""
+    kind = getattr(request.module, "VISIT", Visit)
+    with visits(functools.partial(kind, browser, server.url)) as open_page:
+        yield open_page
