@@ -56,6 +56,8 @@ def make_app(
     )
     # It would hold a connection of every tab open, of the six that a browser has for a server.
     page.config["connect_heartbeat"] = False
+    # or listeners take any file of this computer whose path is sent to them: only launch() sets it
+    page.has_launched = True
     page.is_running = True  # or Gradio takes every SVG that is uploaded for one of the page's own
     return Guard(app, hosts, doors, shelf)
 

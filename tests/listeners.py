@@ -1,0 +1,69 @@
+"""The page's listeners, called as a program without the page calls them: by their numbers, with any data."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from tests.asgi import HOST, Answer, send
+
+JSON = (*HOST, ("Content-Type", "application/json"))
+_sessions = itertools.count()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call came to; `text` is everything that was sent back."""
+
+    success: bool
+    text: str
+
+
+class Page:
+    """Calls the listeners of a guarded server; `blocks` is the page that it serves."""
+
+    def __init__(self, app: Any, blocks: Any):
+        self.app, self.blocks = app, blocks
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.ask("GET", "/gradio_api/startup-events")
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def ask(self, method: str, target: str, body: Any = None, headers: Any = JSON) -> Answer:
+        """As asgi.ask, on the one loop that this server's requests share. body: sent as JSON but for bytes."""
+        data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        going = send(self.app, method, target, headers, data)
+        return asyncio.run_coroutine_threadsafe(going, self._loop).result(30)
+
+    def call(self, number: int, data: Any, event: Any = None) -> Outcome:
+        """Call a listener and wait for its end."""
+        session = f"session{next(_sessions)}"
+        body = {"fn_index": number, "data": data, "event_data": event, "session_hash": session}
+        joined = self.ask("POST", "/gradio_api/queue/join", body)
+        if joined.status != 200:
+            return Outcome(False, joined.body.decode())
+        text = self.ask("GET", f"/gradio_api/queue/data?session_hash={session}").body.decode()
+        messages = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+        ended = [one for one in messages if one["msg"] == "process_completed"]
+        return Outcome(bool(ended and ended[-1]["success"]), text)
+
+    def numbers(self, name: str) -> list[int]:
+        """The listeners that run a function of this name."""
+        return [number for number, one in self.blocks.fns.items() if one.name == name and one.fn]
+
+    def event(self, name: str, trigger: str) -> int:
+        """The one of them that this trigger runs."""
+        fns = self.blocks.fns
+        return next(n for n in self.numbers(name) if trigger in [kind for _, kind in fns[n].targets])
+
+    def usual(self, number: int) -> list[Any]:
+        """What the page would send that nobody has touched."""
+        return [getattr(one, "value", None) for one in self.blocks.fns[number].inputs]
