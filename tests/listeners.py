@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import threading
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,18 +40,35 @@ class Page:
 
     def ask(self, method: str, target: str, body: Any = None, headers: Any = JSON) -> Answer:
         """As asgi.ask, on the one loop that this server's requests share. body: sent as JSON but for bytes."""
-        data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        going = send(self.app, method, target, headers, data)
-        return asyncio.run_coroutine_threadsafe(going, self._loop).result(30)
+        return self._wait(self._sent(method, target, body, headers))
 
     def call(self, number: int, data: Any, event: Any = None) -> Outcome:
         """Call a listener and wait for its end."""
+        return self.call_all([(number, data, event)])[0]
+
+    def call_all(self, calls: Sequence[tuple[int, Any, Any]]) -> list[Outcome]:
+        """Several at once."""
+
+        async def together() -> list[Outcome]:
+            return list(await asyncio.gather(*(self._called(*one) for one in calls)))
+
+        return self._wait(together())
+
+    def _wait(self, going: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(going, self._loop).result(60)
+
+    def _sent(self, method: str, target: str, body: Any, headers: Any = JSON) -> Coroutine[Any, Any, Answer]:
+        data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        return send(self.app, method, target, headers, data)
+
+    async def _called(self, number: int, data: Any, event: Any) -> Outcome:
         session = f"session{next(_sessions)}"
         body = {"fn_index": number, "data": data, "event_data": event, "session_hash": session}
-        joined = self.ask("POST", "/gradio_api/queue/join", body)
+        joined = await self._sent("POST", "/gradio_api/queue/join", body)
         if joined.status != 200:
             return Outcome(False, joined.body.decode())
-        text = self.ask("GET", f"/gradio_api/queue/data?session_hash={session}").body.decode()
+        listened = await self._sent("GET", f"/gradio_api/queue/data?session_hash={session}", None)
+        text = listened.body.decode()
         messages = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
         ended = [one for one in messages if one["msg"] == "process_completed"]
         return Outcome(bool(ended and ended[-1]["success"]), text)

@@ -158,7 +158,7 @@ class Engine:
 
         SettingsError for settings that cannot be used, UserError when they cannot be written.
         """
-        self._check_unlocked()
+        self.check_unlocked()
         model = self.catalog.model(settings.get("model_type") or self.catalog.default_model)
         kept = {name: value for name, value in settings.items() if name not in saved_defaults.NEVER}
         valid = self.catalog.validate({**kept, "model_type": model.id, "prompt": "-"}).settings
@@ -168,26 +168,27 @@ class Engine:
 
     def reset_defaults(self, model_ids: Iterable[str] | None = None) -> list[Path]:
         """Set what was saved for these models (None: for all) aside; the new names of the files."""
-        self._check_unlocked()
+        self.check_unlocked()
         asides = saved_defaults.reset(self._saved, model_ids or self.catalog.models)
         self.reload_catalog()
         return asides
 
     def change_config(self, changes: Mapping[str, Any]) -> None:
         """Write keys of wgp_config.json. UserError for a wrong value or a folder that cannot be written."""
-        self._check_unlocked()
+        self.check_unlocked()
         config_file.write(self._config_folder, changes)
         self._use_file()
 
     def reset_config(self) -> Path | None:
         """Set wgp_config.json aside; its new name."""
-        self._check_unlocked()
+        self.check_unlocked()
         aside = config_file.reset(self._config_folder)
         self._use_file()
         return aside
 
     def restart_worker(self) -> None:
         """Give the worker a new process after the job in its hands. UserError when another ZGP has it."""
+        self.check_unlocked()
         if not self.supervises:
             raise UserError("Another ZGP on this computer runs the worker: restart it there.")
         self._supervisor.restart(self._worker_command())
@@ -206,7 +207,8 @@ class Engine:
         )
         self.reload_catalog()
 
-    def _check_unlocked(self) -> None:
+    def check_unlocked(self) -> None:
+        """UserError when nobody may change the program over the page."""
         if self.config.lock_config:
             raise UserError("The settings of this ZGP are locked (--lock-config).")
 
@@ -275,8 +277,8 @@ class Engine:
         pictures are then read from there and from the outputs alone, LoRAs are fetched from the internet
         alone, and QueueFull is raised while MAX_WAITING jobs wait.
         """
-        if not newest_wins:
-            self._check_room(1, uploads)
+        if not newest_wins and uploads is not None:
+            self._check_room(1)
         ready = self._ready([self.catalog.validate(values)], uploads)
         return self._queue(ready, source, output_dir, newest_wins, client)[0]
 
@@ -298,7 +300,8 @@ class Engine:
             _, job_ids = self.submit_grid(planned, source, output_dir, uploads, client)
             return list(zip(job_ids, (cell.validated for cell in planned.cells), strict=True))
         jobs = self.catalog.validate_all(values)
-        self._check_room(len(jobs), uploads)
+        if uploads is not None:
+            self._check_room(len(jobs))
         ready = self._ready(jobs, uploads)
         return self._queue(ready, source, output_dir, client=client)
 
@@ -325,7 +328,8 @@ class Engine:
 
         SettingsError when a picture cannot be used; then none is queued.
         """
-        self._check_room(len(planned.cells), uploads)
+        if uploads is not None:
+            self._check_room(len(planned.cells))
         kept = self._ready([cell.validated for cell in planned.cells], uploads)
         cells = [
             (cell.number, one.settings, one.notes) for cell, one in zip(planned.cells, kept, strict=True)
@@ -344,7 +348,8 @@ class Engine:
         return validated
 
     def one_more(self, job_id: int, client: str = "") -> int:
-        """Queue a job with the same settings and another seed; its id."""
+        """Queue a job with the same settings and another seed; its id. QueueFull as for `submit`."""
+        self._check_room(1)
         job = self.store.job(job_id)
         folder = Path(job.output_dir) if job.output_dir else None
         return self.submit({**job.settings, "seed": -1}, job.source, folder, client=client)[0]
@@ -365,13 +370,15 @@ class Engine:
                     return
             time.sleep(poll)
 
-    def _check_room(self, jobs: int, uploads: Path | None) -> None:
-        if uploads is not None and self.store.counts().queued + jobs > MAX_WAITING:
+    def _check_room(self, jobs: int) -> None:
+        if self.store.counts().queued + jobs > MAX_WAITING:
             raise QueueFull(f"{MAX_WAITING} jobs wait already: submit this one when some of them are done.")
 
     def _ready(self, jobs: Sequence[Validated], uploads: Path | None) -> list[Validated]:
         """As jobs hold their settings: with copies of the pictures, each made once, and a seed."""
-        within = None if uploads is None else (uploads, self.config.output_dir)
+        # pictures that were made before the folder was changed lie beside the queue
+        made = (self.config.output_dir, self.config.database.parents[1])
+        within = None if uploads is None else (uploads, *made)
         copies: dict[tuple[Any, ...], tuple[dict[str, Any], list[str]]] = {}
         found = []
         for job in jobs:

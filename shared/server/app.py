@@ -21,6 +21,7 @@ from shared.server.guard import Guard
 from shared.server.hosts import Hosts
 from shared.server.limits import MAX_UPLOAD
 from shared.server.openai import openai_router
+from shared.server.questions import add_questions
 from shared.server.refused import Refused
 from shared.server.rest import rest_router
 from shared.server.schema import PROBLEM, settings_schema
@@ -38,6 +39,7 @@ def make_app(
     """The whole server as one ASGI application. `uploads`: where Gradio puts what is sent to it."""
     shelf = Shelf(engine, uploads)
     app = api(engine, uploads, shelf)
+    add_questions(app, page)
     outputs = engine.config.output_dir.resolve()
     gr.mount_gradio_app(
         app,
