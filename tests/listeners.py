@@ -6,9 +6,13 @@ import asyncio
 import itertools
 import json
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
+
+import gradio as gr
+from gradio.context import LocalContext
+from gradio.state_holder import SessionState
 
 from tests.asgi import HOST, Answer, send
 
@@ -35,6 +39,11 @@ class Page:
         self.ask("GET", "/gradio_api/startup-events")
 
     def close(self) -> None:
+        async def end() -> None:
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+
+        self._wait(end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
@@ -44,15 +53,23 @@ class Page:
 
     def call(self, number: int, data: Any, event: Any = None) -> Outcome:
         """Call a listener and wait for its end."""
-        return self.call_all([(number, data, event)])[0]
+        return self._wait(self._called(number, data, event))
 
-    def call_all(self, calls: Sequence[tuple[int, Any, Any]]) -> list[Outcome]:
-        """Several at once."""
+    def run(self, number: int, data: Any, event: Any = None) -> Outcome:
+        """As `call` without the queue and the way there: much quicker, with the same checks of the inputs."""
 
-        async def together() -> list[Outcome]:
-            return list(await asyncio.gather(*(self._called(*one) for one in calls)))
+        async def alone() -> Outcome:
+            LocalContext.blocks.set(self.blocks)
+            fn, state = self.blocks.fns[number], SessionState(self.blocks)
+            try:
+                done = await self.blocks.process_api(
+                    fn, data, state, event_data=gr.EventData(None, event or {}), root_path=""
+                )
+            except Exception as error:  # whatever a listener raises is what the client is told
+                return Outcome(False, str(error))
+            return Outcome(True, repr(done["data"]))
 
-        return self._wait(together())
+        return self._wait(alone())
 
     def _wait(self, going: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(going, self._loop).result(60)
