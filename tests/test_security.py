@@ -372,7 +372,7 @@ def test_what_is_open_is_open(house):
         assert page.status == 200 and "frame-ancestors 'self'" in page.header("Content-Security-Policy")
     own = [*HOST, JSON, ("Origin", "http://localhost:7860"), ("Sec-Fetch-Site", "same-origin")]
     assert ask(house.open, "POST", "/api/v1/jobs", own, b'{"prompt":"a"}').status == 201
-    assert ask(house.closed, "GET", "/", [("Host", "192.168.1.5"), BEARER]).status == 200
+    assert ask(house.closed, "GET", "/", [("Host", "192.168.1.5"), BEARER], client="10.8.0.1").status == 200
     assert ask(house.open, "GET", "/login").status == 303  # nobody has to log in
 
 
@@ -479,6 +479,18 @@ def test_guessing_gets_slower_and_locks_out_nobody_else(doors):
     wrong = [*HOST, ("Authorization", "Bearer guess")]
     statuses = [ask(doors.app, "GET", "/", wrong, client="10.0.0.3").status for _ in range(5)]
     assert statuses == [401] * 4 + [429]
+
+
+def test_who_is_in_is_not_kept_waiting_by_others_behind_the_same_address(doors):
+    """As behind a NAT or a reverse proxy."""
+    cookie = login(doors.app, PASSWORD).header("Set-Cookie").partition(";")[0]
+    for number in range(8):
+        login(doors.app, f"guess {number}")
+    assert login(doors.app, "guess 9").status == 429
+    for header in (BEARER, ("Cookie", cookie)):
+        assert ask(doors.app, "GET", "/api/v1/jobs", [*HOST, header], client="10.0.0.1").status == 200
+    wrong = [*HOST, ("Authorization", "Bearer guess")]
+    assert ask(doors.app, "GET", "/", wrong, client="10.0.0.1").status == 429
 
 
 def test_many_failures_slow_everybody_a_little(doors):

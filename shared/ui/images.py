@@ -273,7 +273,10 @@ class Images:
         """The picture with its mask. What was painted here is there already."""
         if start and is_painted(mask or ""):
             return {self.image_group: gr.update(label=_title("Image", start))}
-        return {self.easel: self._easel(start, mask), self.image_group: gr.update(label=_title("Image", start))}
+        return {
+            self.easel: self._easel(start, mask),
+            self.image_group: gr.update(label=_title("Image", start)),
+        }
 
     def _easel(self, start: str | None, mask: str | None) -> str:
         if not start:
