@@ -48,7 +48,7 @@ class Page:
         self._thread.join()
 
     def ask(self, method: str, target: str, body: Any = None, headers: Any = JSON) -> Answer:
-        """As asgi.ask, on the one loop that this server's requests share. body: sent as JSON but for bytes."""
+        """As asgi.ask, on the one loop that this server's requests share. body: bytes, or sent as JSON."""
         return self._wait(self._sent(method, target, body, headers))
 
     def call(self, number: int, data: Any, event: Any = None) -> Outcome:

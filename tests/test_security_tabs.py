@@ -71,7 +71,8 @@ def furnish(folder: Path) -> None:
     (folder / "secret.json").write_text(json.dumps([{"prompt": SECRET}]), "utf-8")
     Image.new("RGB", (64, 64), (1, 2, 3)).save(folder / "secret.png", pnginfo=None)
     root = folder / "root"
-    card = {"model": {"name": "Own", "architecture": MINI, "description": EVIL, "URLs": MINI}}
+    card = json.loads((root / "defaults" / f"{MINI}.json").read_text("utf-8"))
+    card["model"] |= {"name": f"Own {EVIL}", "description": EVIL}
     (root / "finetunes" / "own.json").write_text(json.dumps(card), "utf-8")
     (root / "loras" / "z_image" / "mine.lset").write_text('{"loras": [], "loras_mult": ""}', "utf-8")
 
@@ -249,7 +250,8 @@ def test_no_listener_shows_a_picture_of_this_computer(house):
 
 
 @pytest.mark.parametrize(
-    "choice", ["preset/../../secret.json", "preset//etc/passwd", "preset/..", "preset/con", "profile/../x", EVIL]
+    "choice",
+    ["preset/../../secret.json", "preset//etc/passwd", "preset/..", "preset/con", "profile/../x", EVIL],
 )
 def test_no_preset_is_anywhere_else(house, choice):
     page, before = house.open.page, tree(house.folder)
@@ -259,7 +261,9 @@ def test_no_preset_is_anywhere_else(house, choice):
     assert tree(house.folder) == before
 
 
-@pytest.mark.parametrize("name", ["../x", "..", "/tmp/x", "a/b", "a\\b", "con", "nul.", "a:b", " ", "x\0", "C:x"])
+@pytest.mark.parametrize(
+    "name", ["../x", "..", ".x", "/tmp/x", "a/b", "a\\b", "con", "nul.", "a:b", " ", "x\0", "C:x"]
+)
 def test_no_preset_gets_a_name_that_leads_out(house, name):
     page, before = house.open.page, tree(house.folder)
     renamed = page.event("change", "preset")
@@ -309,7 +313,7 @@ def test_no_grid_is_endless(house, typed):
     ids=lambda text: text[:20],
 )  # fmt: skip
 def test_no_prompt_takes_for_ever(house, prompt):
-    """What is refused is refused; what is queued is a bounded number of jobs. The test's own limit is time."""
+    """What is refused is refused; what is queued is a bounded number of jobs."""
     store = house.open.engine.store
     before = store.counts().queued
     answer = house.open.page.ask("POST", "/api/v1/jobs", {"prompt": prompt})
@@ -437,7 +441,9 @@ def texts_as_html(house) -> dict[str, str]:
     failed = replace(job, error=EVIL, settings={**job.settings, "model_type": EVIL})
     meta = {"prompt": EVIL, "model_type": EVIL, "activated_loras": [EVIL], "zgp": {"notes": [EVIL]}}
     path = str(house.root / "outputs" / f"{EVIL.replace('/', '')}.png")
-    record = ImageRecord(id=1, job_id=1, index=0, path=path, seed=1, width=1, height=1, created=0.0, metadata=meta)
+    record = ImageRecord(
+        id=1, job_id=1, index=0, path=path, seed=1, width=1, height=1, created=0.0, metadata=meta
+    )
     engine.store.cancel_all()
     shelf = model_rows.Shelf(inventory.take_stock(engine), {}, 1, EVIL, None, [EVIL])
     return {
