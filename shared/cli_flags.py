@@ -117,7 +117,7 @@ def _add_page_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--lock-config",
         action="store_true",
-        help="nobody changes the settings of the program or the saved defaults over the page",
+        help="nobody changes the settings of the program, saved defaults or models over the page",
     )
     group.add_argument(
         "--lock-model",

@@ -41,6 +41,19 @@ def ask(
     scheme: str = "http",
 ) -> Answer:
     """One request. `target` is sent as it stands; a list as `body` comes in chunks, without a length."""
+    return asyncio.run(send(app, method, target, headers, body, client, scheme))
+
+
+async def send(
+    app: Any,
+    method: str,
+    target: str,
+    headers: Headers = HOST,
+    body: bytes | list[bytes] = b"",
+    client: str = "127.0.0.1",
+    scheme: str = "http",
+) -> Answer:
+    """As `ask`, for applications whose requests have to share an event loop."""
     chunks = [body] if isinstance(body, bytes) else body
     sent = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
     if isinstance(body, list):
@@ -53,7 +66,7 @@ def ask(
         "path": unquote(path), "raw_path": path.encode("latin-1"), "query_string": query.encode("latin-1"),
         "root_path": "", "headers": sent, "client": (client, 50000), "server": ("127.0.0.1", 7860),
     }  # fmt: skip
-    return asyncio.run(_run(app, scope, chunks))
+    return await _run(app, scope, chunks)
 
 
 async def _run(app: Any, scope: dict[str, Any], chunks: list[bytes]) -> Answer:

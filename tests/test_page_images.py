@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from shared.engine.configuration import EngineConfig
 from shared.engine.engine import Engine
+from shared.engine.inputs import keep_picture
 from shared.errors import UserError
 from shared.imaging import metadata
 from shared.ui.form import Form, label
@@ -113,9 +114,19 @@ def form(tmp_path_factory):
         return Form(engine)
 
 
-def test_a_painted_mask_becomes_a_file_as_large_as_its_picture(form, source):
+def copy_of(picture, form):
+    """Where the form has a picture: as of everything that is dropped, a copy."""
+    return keep_picture(picture, form.images._engine.config.inputs)[0]
+
+
+@pytest.fixture
+def kept(form, source):
+    return copy_of(source, form)
+
+
+def test_a_painted_mask_becomes_a_file_as_large_as_its_picture(form, kept):
     read = form.images.read
-    start = {"image_start": str(source)}
+    start = {"image_start": str(kept)}
     mask = Image.open(read({**start, "image_mask": drawn((512, 512), (0, 0, 255, 511))})["image_mask"])
     expected = np.zeros((128, 128), np.uint8)
     expected[:, :64] = 255
@@ -124,18 +135,18 @@ def test_a_painted_mask_becomes_a_file_as_large_as_its_picture(form, source):
     assert "image_mask" not in read({"image_start": "", "image_mask": drawn((512, 512), (0, 0, 9, 9))})
 
 
-def test_a_map_that_was_painted_on_is_used_as_it_is(form, source):
+def test_a_map_that_was_painted_on_is_used_as_it_is(form, kept):
     given = {
-        "image_guide": f"{source}|{drawn((512, 512), (0, 0, 63, 511), (255, 255, 255, 255))}",
+        "image_guide": f"{kept}|{drawn((512, 512), (0, 0, 63, 511), (255, 255, 255, 255))}",
         "control_preprocessor": "canny", "control_parameters": "low=50, high=150", "resolution": "128x128",
     }  # fmt: skip
     read = form.images.read(given)
     assert (read["control_preprocessor"], read["control_parameters"]) == ("as_it_is", "")
-    edges = cv2.Canny(pixels(source).astype(np.uint8), 50, 150)
+    edges = cv2.Canny(pixels(kept).astype(np.uint8), 50, 150)
     painted = pixels(read["image_guide"])
     assert (painted[:, :15] == 255).all() and np.array_equal(painted[:, 18:, 0], edges[:, 18:])
-    unpainted = form.images.read({**given, "image_guide": f"{source}|{EMPTY}"})
-    assert unpainted == {**given, "image_guide": str(source)}
+    unpainted = form.images.read({**given, "image_guide": f"{kept}|{EMPTY}"})
+    assert unpainted == {**given, "image_guide": str(kept)}
 
 
 def test_strokes_lie_on_the_map_again():
@@ -170,7 +181,7 @@ def test_an_upscaler_of_another_computer_is_replaced_and_said(form):
 
 def test_an_empty_map_is_said(form, tmp_path):
     Image.new("RGB", (64, 64), "white").save(tmp_path / "white.png")
-    shown = form.images.draw_map(str(tmp_path / "white.png"), "canny", "", "128x128")
+    shown = form.images.draw_map(str(copy_of(tmp_path / "white.png", form)), "canny", "", "128x128")
     assert "The control map is empty: no edge" in shown[form.images.map]
 
 
@@ -202,16 +213,18 @@ def test_every_correction_of_a_picture_is_said(form, tmp_path, monkeypatch, name
 )  # fmt: skip
 def test_a_mask_that_cannot_be_used_is_one_sentence(form, tmp_path, monkeypatch, name, sentence):
     paths, notes = bad_pictures(tmp_path), []
+    start = str(copy_of(paths["alpha"], form))
     monkeypatch.setattr(gr, "Info", notes.append)
     with pytest.raises(gr.Error, match=sentence):
-        form.images.take_mask(str(paths[name]), str(paths["alpha"]))
-    form.images.take_mask(str(paths["white"]), str(paths["alpha"]))
+        form.images.take_mask(str(paths[name]), start)
+    form.images.take_mask(str(paths["white"]), start)
     assert notes == ["The mask is all white: the whole picture is repainted"]
 
 
 def test_only_kept_pictures_come_back(form, source):
-    kept = form.images.read({"image_start": str(source), "image_mask": drawn((64, 64), (0, 0, 9, 9))})
-    settings, lost = form.images.present({**kept, "seed": 1})
+    start = str(copy_of(source, form))
+    kept = form.images.read({"image_start": start, "image_mask": drawn((64, 64), (0, 0, 9, 9))})
+    settings, lost = form.images.present({**kept, "image_start": str(source), "seed": 1})
     assert (settings["image_start"], settings["image_mask"]) == ("", "") and settings["seed"] == 1
     assert lost == ["Its picture to start from is not here: choose it again."]
     name = Path(kept["image_mask"]).name  # what the metadata of a picture has

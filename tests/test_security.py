@@ -285,7 +285,9 @@ ATTACKS = [
     post("a number of 10,000 digits", 400, b'{"prompt":"a","seed":1' + b"0" * 10_000 + b"}"),
     post("an infinite number", 400, b'{"prompt":"a","seed":1e999}'),
     post("no number", 400, b'{"prompt":"a","seed":NaN}'),
-    post("half a character", 400, b'{"prompt":"\\ud800"}'),
+    post("half a character", 400, b'{"prompt":"\\ud800"}', says="half of a character"),
+    post("half a character for Gradio", 400, b'{"fn_index":1,"data":["\\uDFFF"]}',
+         target="/gradio_api/queue/join", says="half of a character"),
     settings("a picture of this computer", "upload it first", image_start="/etc/passwd"),
     settings("a picture up from the outputs", "upload it first", image_start="{outputs}/../secret.png"),
     settings("a picture at a web address", "upload it first", image_start="http://127.0.0.1:{port}/x.png"),
@@ -371,7 +373,7 @@ def test_what_is_open_is_open(house):
         assert page.status == 200 and "frame-ancestors 'self'" in page.header("Content-Security-Policy")
     own = [*HOST, JSON, ("Origin", "http://localhost:7860"), ("Sec-Fetch-Site", "same-origin")]
     assert ask(house.open, "POST", "/api/v1/jobs", own, b'{"prompt":"a"}').status == 201
-    assert ask(house.closed, "GET", "/", [("Host", "192.168.1.5"), BEARER]).status == 200
+    assert ask(house.closed, "GET", "/", [("Host", "192.168.1.5"), BEARER], client="10.8.0.1").status == 200
     assert ask(house.open, "GET", "/login").status == 303  # nobody has to log in
 
 
@@ -478,6 +480,18 @@ def test_guessing_gets_slower_and_locks_out_nobody_else(doors):
     wrong = [*HOST, ("Authorization", "Bearer guess")]
     statuses = [ask(doors.app, "GET", "/", wrong, client="10.0.0.3").status for _ in range(5)]
     assert statuses == [401] * 4 + [429]
+
+
+def test_who_is_in_is_not_kept_waiting_by_others_behind_the_same_address(doors):
+    """As behind a NAT or a reverse proxy."""
+    cookie = login(doors.app, PASSWORD).header("Set-Cookie").partition(";")[0]
+    for number in range(8):
+        login(doors.app, f"guess {number}")
+    assert login(doors.app, "guess 9").status == 429
+    for header in (BEARER, ("Cookie", cookie)):
+        assert ask(doors.app, "GET", "/api/v1/jobs", [*HOST, header], client="10.0.0.1").status == 200
+    wrong = [*HOST, ("Authorization", "Bearer guess")]
+    assert ask(doors.app, "GET", "/", wrong, client="10.0.0.1").status == 429
 
 
 def test_many_failures_slow_everybody_a_little(doors):

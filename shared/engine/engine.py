@@ -78,8 +78,8 @@ class Engine:
         pictures are then read from there and from the outputs alone, LoRAs are fetched from the internet
         alone, and QueueFull is raised while MAX_WAITING jobs wait.
         """
-        if not newest_wins:
-            self._check_room(1, uploads)
+        if not newest_wins and uploads is not None:
+            self._check_room(1)
         ready = self._ready([self.catalog.validate(values)], uploads)
         return self._queue(ready, source, output_dir, newest_wins, client)[0]
 
@@ -101,7 +101,8 @@ class Engine:
             _, job_ids = self.submit_grid(planned, source, output_dir, uploads, client)
             return list(zip(job_ids, (cell.validated for cell in planned.cells), strict=True))
         jobs = self.catalog.validate_all(values)
-        self._check_room(len(jobs), uploads)
+        if uploads is not None:
+            self._check_room(len(jobs))
         ready = self._ready(jobs, uploads)
         return self._queue(ready, source, output_dir, client=client)
 
@@ -117,7 +118,8 @@ class Engine:
 
         SettingsError when a picture cannot be used; then none is queued.
         """
-        self._check_room(len(planned.cells), uploads)
+        if uploads is not None:
+            self._check_room(len(planned.cells))
         kept = self._ready([cell.validated for cell in planned.cells], uploads)
         cells = [
             (cell.number, one.settings, one.notes) for cell, one in zip(planned.cells, kept, strict=True)
@@ -147,7 +149,8 @@ class Engine:
         return validated
 
     def one_more(self, job_id: int, client: str = "") -> int:
-        """Queue a job with the same settings and another seed; its id."""
+        """Queue a job with the same settings and another seed; its id. QueueFull as for `submit`."""
+        self._check_room(1)
         job = self.store.job(job_id)
         folder = Path(job.output_dir) if job.output_dir else None
         return self.submit({**job.settings, "seed": -1}, job.source, folder, client=client)[0]
@@ -168,13 +171,15 @@ class Engine:
                     return
             time.sleep(poll)
 
-    def _check_room(self, jobs: int, uploads: Path | None) -> None:
-        if uploads is not None and self.store.counts().queued + jobs > MAX_WAITING:
+    def _check_room(self, jobs: int) -> None:
+        if self.store.counts().queued + jobs > MAX_WAITING:
             raise QueueFull(f"{MAX_WAITING} jobs wait already: submit this one when some of them are done.")
 
     def _ready(self, jobs: Sequence[Validated], uploads: Path | None) -> list[Validated]:
         """As jobs hold their settings: with copies of the pictures, each made once, and a seed."""
-        within = None if uploads is None else (uploads, self.config.output_dir)
+        # pictures that were made before the folder was changed lie beside the queue
+        made = (self.config.output_dir, self.config.database.parents[1])
+        within = None if uploads is None else (uploads, *made)
         copies: dict[tuple[Any, ...], tuple[dict[str, Any], list[str]]] = {}
         found = []
         for job in jobs:
@@ -231,6 +236,7 @@ class Engine:
 
     def restart_worker(self) -> None:
         """Give the worker a new process after the job in its hands. UserError when another ZGP has it."""
+        self.preferences.check_unlocked()
         if not self.supervises:
             raise UserError("Another ZGP on this computer runs the worker: restart it there.")
         self._supervisor.restart(self._worker_command())

@@ -233,6 +233,7 @@ def remove(engine: Engine, model_id: str, mark: str) -> int:
 
     UserError when the list is another one now, while jobs wait for the files, or when a file is in use.
     """
+    engine.preferences.check_unlocked()
     planned = removal(engine, model_id)
     if planned.mark != mark:
         raise UserError("The files have changed meanwhile; nothing was deleted. Look at the new list.")

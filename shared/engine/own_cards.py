@@ -166,6 +166,7 @@ def change(
 
 def forget(engine: Engine, card_id: str) -> None:
     """Delete the user's own card; the model's files stay."""
+    engine.preferences.check_unlocked()
     info = _own(engine, card_id)
     if card_id in engine.downloads.look():
         raise UserError(f"{info.name} is being downloaded: cancel that first.")
@@ -234,6 +235,7 @@ def _source(path: Path, folders: Folders) -> str:
 
 def _write(engine: Engine, card_id: str, content: dict[str, Any]) -> ModelInfo:
     """Check what would become of the card, then write its file whole or not at all."""
+    engine.preferences.check_unlocked()
     drafted = engine.draft({card_id: content})
     if card_id not in drafted.models:
         said = [error for error in drafted.errors if f"{card_id}.json" in error]

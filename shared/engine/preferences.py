@@ -38,7 +38,7 @@ class Preferences:
 
         SettingsError for settings that cannot be used, UserError when they cannot be written.
         """
-        self._check_unlocked()
+        self.check_unlocked()
         catalog = self._catalog()
         model = catalog.model(settings.get("model_type") or catalog.default_model)
         kept = {name: value for name, value in settings.items() if name not in saved_defaults.NEVER}
@@ -49,24 +49,24 @@ class Preferences:
 
     def reset_defaults(self, model_ids: Iterable[str] | None = None) -> list[Path]:
         """Set what was saved for these models (None: for all) aside; the new names of the files."""
-        self._check_unlocked()
+        self.check_unlocked()
         asides = saved_defaults.reset(self._saved, model_ids or self._catalog().models)
         self._reload()
         return asides
 
     def change_config(self, changes: Mapping[str, Any]) -> None:
         """Write keys of wgp_config.json. UserError for a wrong value or a folder that cannot be written."""
-        self._check_unlocked()
+        self.check_unlocked()
         config_file.write(self._folder, changes)
         self._use(self._config.following_file())
 
     def reset_config(self) -> Path | None:
         """Set wgp_config.json aside; its new name."""
-        self._check_unlocked()
+        self.check_unlocked()
         aside = config_file.reset(self._folder)
         self._use(self._config.following_file())
         return aside
 
-    def _check_unlocked(self) -> None:
+    def check_unlocked(self) -> None:
         if self._config.lock_config:
             raise UserError("The settings of this ZGP are locked (--lock-config).")

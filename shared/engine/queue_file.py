@@ -84,6 +84,7 @@ def read_queue(path: Path, folder: Path) -> list[Any]:
     missing or damaged is its job's own problem, found when that job is submitted.
     """
     try:
+        _check_directory(path)
         with zipfile.ZipFile(path) as archive:
             entries = _checked(archive, path.name)
             unpacked = _Unpacked(archive, entries, path.name)
@@ -99,6 +100,20 @@ def read_queue(path: Path, folder: Path) -> list[Any]:
         raise UserError(
             f"{path.name} is not a saved queue ({error}): expected an intact zip with {MANIFEST} in it."
         ) from error
+
+
+def _check_directory(path: Path) -> None:
+    """UserError for more entries than a saved queue has: zipfile would make an object of each one.
+
+    As the format has it: the file ends with a record that begins with PK 5 6, has the number of entries at
+    byte 10 and the size of their directory at byte 12; all ones there mean that another record has them.
+    """
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 16) - 22))
+        tail = file.read()
+    record = tail[tail.rfind(b"PK\5\6") :]
+    if len(record) >= 22 and int.from_bytes(record[12:16], "little") > MAX_ENTRIES * 300:
+        raise UserError(f"{path.name} is refused: it has more files than a saved queue.")
 
 
 def unwrapped(item: Any) -> Any:

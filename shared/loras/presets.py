@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ MAX_MEDIA = 50  # files of a .zip
 MAX_MEDIA_BYTES = 200_000_000  # of all media of a .zip, unpacked
 SETTINGS_NAMES = ("queue.json", "settings.json")
 LSET_KEYS = {"loras": "activated_loras", "loras_mult": "loras_multipliers", "prompt": "prompt"}
+#: names that Windows gives to devices, whatever follows a dot
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\s*(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,20 @@ def read_preset(path: Path) -> Preset:
         raise UserError(f"The preset {path.name} cannot be read ({error.strerror or error}).") from error
 
 
+def check_name(name: str) -> None:
+    """UserError for what is no file's name on some system, or names a hidden file."""
+    if UNSAFE_NAME.search(name) or not name.strip() or name.startswith(".") or _DEVICE.fullmatch(name):
+        raise UserError(f"'{name}' is no name for a preset: use letters, digits and blanks.")
+
+
 def write_preset(path: Path, preset: Preset) -> None:
     """Write a preset in the form that the name's ending tells, whole or not at all.
 
     Of the multipliers only the user's own are kept, and of the prompt, unless it is full, only its comments.
     """
-    if path.suffix not in SUFFIXES or UNSAFE_NAME.search(path.name):
+    if path.suffix not in SUFFIXES:
         raise UserError(f"'{path.name}' is no name for a preset: expected NAME{', NAME'.join(SUFFIXES)}.")
+    check_name(path.stem)
     own = split_profile(preset.multipliers)[1]
     settings = {**preset.settings, "activated_loras": list(preset.loras), "loras_multipliers": own}
     new = path.with_name(f".{path.name}.new")
@@ -111,9 +121,8 @@ def remove_preset(path: Path) -> None:
 
 def rename_preset(path: Path, name: str) -> Path:
     """Give a preset another name, and return its new path. UserError where that is taken or is no name."""
+    check_name(name)
     new = path.with_name(name + path.suffix)
-    if UNSAFE_NAME.search(name) or not name.strip():
-        raise UserError(f"'{name}' is no name for a preset: use letters, digits and blanks.")
     if new.exists():
         raise UserError(f"There is already a preset '{new.name}': choose another name.")
     try:

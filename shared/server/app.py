@@ -21,6 +21,7 @@ from shared.server.guard import Guard
 from shared.server.hosts import Hosts
 from shared.server.limits import MAX_UPLOAD
 from shared.server.openai import openai_router
+from shared.server.questions import add_questions
 from shared.server.refused import Refused
 from shared.server.rest import rest_router
 from shared.server.schema import PROBLEM, settings_schema
@@ -38,6 +39,7 @@ def make_app(
     """The whole server as one ASGI application. `uploads`: where Gradio puts what is sent to it."""
     shelf = Shelf(engine, uploads)
     app = api(engine, uploads, shelf)
+    add_questions(app, page)
     outputs = engine.config.output_dir.resolve()
     gr.mount_gradio_app(
         app,
@@ -56,6 +58,8 @@ def make_app(
     )
     # It would hold a connection of every tab open, of the six that a browser has for a server.
     page.config["connect_heartbeat"] = False
+    # or listeners take any file of this computer whose path is sent to them: only launch() sets it
+    page.has_launched = True
     page.is_running = True  # or Gradio takes every SVG that is uploaded for one of the page's own
     return Guard(app, hosts, doors, shelf)
 

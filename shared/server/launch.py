@@ -26,6 +26,7 @@ from shared.server.hosts import Hosts, is_loopback
 from shared.ui.app import build
 
 ANY_ADDRESS = ("0.0.0.0", "::")
+MOST_CONNECTIONS = 1000  # at once, streams and slow senders among them; more are answered 503
 
 
 def launch(
@@ -55,7 +56,7 @@ def launch(
         app = make_app(engine, page, Path(folder), hosts, doors, theme)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, ws="none",
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=1, limit_concurrency=MOST_CONNECTIONS,
         )  # fmt: skip
         with listening(host, port) as opened:
             print(greeting(host, port, invented), flush=True)

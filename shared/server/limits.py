@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -18,6 +19,7 @@ MAX_UPLOAD = 256 * MEGABYTE
 UPLOADS = ("/gradio_api/upload", "/api/v1/uploads")
 MAX_DEPTH = 64
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BRACKETS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
@@ -39,6 +41,8 @@ async def bounded(scope: Any, receive: Receive) -> Receive:
         _check(len(body), MAX_BODY)
     if not await to_thread.run_sync(is_shallow, bytes(body)):
         raise Refused(400, f"The JSON is nested more than {MAX_DEPTH} levels deep; flatten it.")
+    if not await to_thread.run_sync(is_text, bytes(body)):
+        raise Refused(400, "The JSON has half of a character (\\ud800 to \\udfff alone); leave it out.")
     return _replay(bytes(body), receive)
 
 
@@ -51,6 +55,19 @@ def is_shallow(body: bytes) -> bool:
         depth += _BRACKETS[character]
         if depth > MAX_DEPTH:
             return False
+    return True
+
+
+def is_text(body: bytes) -> bool:
+    """Whether the texts of JSON can be written again. Anything that is no JSON counts as if they could."""
+    if not _SURROGATE.search(body):
+        return True
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    except ValueError:
+        return True
     return True
 
 

@@ -67,10 +67,10 @@ class Gallery:
 
     def look(self, asked: Answer) -> Answer:
         """A part of the list: its tiles, where the next part begins; with the first, how many there are."""
-        wanted, after = _wanted(asked), asked.get("after")
-        page = self._collection.page(wanted, (float(after[0]), int(after[1])) if after else None, PAGE)
+        wanted, after = _wanted(asked), _place(asked)
+        page = self._collection.page(wanted, after, PAGE)
         answer: Answer = {"html": "".join(map(self._tile, page.tiles)), "after": page.after}
-        if not after:
+        if after is None:
             count = self._collection.count(wanted)
             answer |= {"count": plural(count, "picture"), "empty": "" if count else self._empty(wanted)}
         return answer
@@ -171,13 +171,23 @@ def _answering(function: Callable[[Answer], Answer]) -> Callable[[Any], Answer]:
 
 
 def _wanted(asked: Answer) -> Wanted:
-    texts = {name: str(asked.get(name) or "")[:500] for name in TEXT_FIELDS}
+    texts = {name: str(asked.get(name) or "")[:500].replace("\0", "") for name in TEXT_FIELDS}
     return Wanted(
         **texts,
         favourites=bool(asked.get("favourites")),
         oldest_first=asked.get("order") == "oldest",
         place=TRASH if asked.get("trash") else HERE,
     )
+
+
+def _place(asked: Answer) -> tuple[float, int] | None:
+    """Where the list goes on; None for its beginning."""
+    match asked.get("after"):
+        case None:
+            return None
+        case [int() | float() as created, int() as number] if abs(created) < 2**53 > abs(number):
+            return float(created), int(number)
+    raise UserError("The place in the list did not arrive whole: reload the page.")
 
 
 def _ids(asked: Answer) -> list[int]:

@@ -143,9 +143,11 @@ class Generate:
         typed = self._letter[tab] = next(self._letters)
         await asyncio.sleep(PAUSE_SECONDS)
         settings = self.form.read(values)
-        if self._letter.get(tab) != typed or not settings["prompt"].strip():
+        if self._letter.get(tab) != typed:
             return gr.skip()
         del self._letter[tab]
+        if not settings["prompt"].strip():
+            return gr.skip()
         try:
             return self._submit_live(settings, tab)
         except UserError as error:

@@ -218,11 +218,10 @@ class Images:
         mask = mask_of(painted)
         if mask is None:
             return ""
-        size = sources.load_picture(Path(start)).image.size
-        return self._kept(masks.resize(mask, size))
+        return self._kept(masks.resize(mask, self._picture(start).size))
 
     def _kept_map(self, settings: Mapping[str, Any], guide: str, strokes: str) -> str:
-        picture = sources.load_picture(Path(guide)).image
+        picture = self._picture(guide)
         values = parse_parameters(settings["control_parameters"])
         size = parse_resolution(settings["resolution"])
         drawn = self._map(picture, settings["control_preprocessor"], values, *size)
@@ -233,6 +232,16 @@ class Images:
         path, notes = keep_picture(picture, self._engine.config.inputs)
         _say(notes)
         return str(path)
+
+    def _picture(self, path: str) -> Image.Image:
+        return sources.load_picture(self._known(path)).image
+
+    def _known(self, path: str) -> Path:
+        """A kept picture. The path comes from the browser: no other file of this computer is looked at."""
+        copy = known_copy(path, self._engine.config.inputs)
+        if copy is None:
+            raise UserError("This picture is not here any more: choose it again.")
+        return copy
 
     # -- the picture to start from ------------------------------------------------------------------------
 
@@ -259,8 +268,7 @@ class Images:
     @shows_errors
     def take_mask(self, path: str, start: str) -> str:
         """Take the mask from a file."""
-        picture = sources.load_picture(start).image
-        mask, notes = masks.from_upload(path, picture.size)
+        mask, notes = masks.from_upload(path, self._picture(start).size)
         _say([*notes, *masks.checked(mask)])
         return self._kept(mask)
 
@@ -268,7 +276,21 @@ class Images:
         """The picture with its mask. What was painted here is there already."""
         if start and is_painted(mask or ""):
             return {self.image_group: gr.update(label=_title("Image", start))}
-        return {self.easel: _easel(start, mask), self.image_group: gr.update(label=_title("Image", start))}
+        return {
+            self.easel: self._easel(start, mask),
+            self.image_group: gr.update(label=_title("Image", start)),
+        }
+
+    def _easel(self, start: str | None, mask: str | None) -> str:
+        if not start:
+            return ""
+        try:
+            picture = self._picture(start)
+            painted = masks.from_upload(self._known(mask), picture.size)[0] if mask else None
+        except UserError as error:
+            return _problem(str(error))
+        said = f"{picture.width} × {picture.height}. Paint over what is to change; unpainted, all of it may."
+        return painter_html("mask", picture, painted, [said])
 
     # -- the control picture ------------------------------------------------------------------------------
 
@@ -320,7 +342,7 @@ class Images:
         if not path:
             return updates
         try:
-            picture = sources.load_picture(Path(path)).image
+            picture = self._picture(path)
         except UserError as error:
             return {**updates, self.map: _problem(str(error))}
         shown = {**updates, self.map: painter_html("shown", picture, None, [])}
@@ -382,19 +404,6 @@ def fetchable(preprocessor: Preprocessor, lacks: str) -> bool:
 
 def _drop(elem_id: str) -> gr.File:
     return gr.File(label="Picture", file_types=KINDS, height=64, elem_id=elem_id, elem_classes="zgp-drop")
-
-
-def _easel(start: str | None, mask: str | None) -> str:
-    if not start:
-        return ""
-    try:
-        source = sources.load_picture(start)
-        painted = masks.from_upload(mask, source.image.size)[0] if mask else None
-    except UserError as error:
-        return _problem(str(error))
-    width, height = source.image.size
-    said = f"{width} × {height}. Paint over what is to change; unpainted, all of it may."
-    return painter_html("mask", source.image, painted, [said])
 
 
 def _about(preprocessor: Preprocessor, lacks: str) -> str:

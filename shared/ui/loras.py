@@ -142,6 +142,8 @@ class Loras:
     @shows_errors
     def add_address(self, model_id: str, loras: Sequence[str], entry: str | None) -> Updates:
         """Choose a LoRA by its address; its file comes with the next picture."""
+        if not isinstance(loras, list) or not all(isinstance(one, str) for one in loras):
+            raise UserError("The chosen LoRAs did not arrive whole: reload the page.")
         entry = (entry or "").strip()
         if not address(entry).url:
             raise UserError(

@@ -16,6 +16,7 @@ from shared.errors import UserError
 from shared.loras.multipliers import merge_profile, split_profile, words
 from shared.loras.presets import (
     Preset,
+    check_name,
     find_preset,
     list_presets,
     read_preset,
@@ -28,7 +29,6 @@ from shared.ui.errors import QUIET, shows_errors
 from shared.ui.notice import notice_html
 from shared.ui.recall import Recalled, complete
 from shared.ui.text import plural
-from shared.weights.files import UNSAFE_NAME
 
 Updates = dict[Any, Any]
 Settings = Mapping[str, Any]
@@ -208,8 +208,7 @@ class Presets:
         model, name = self._engine.catalog.model(settings["model_type"]), (name or "").strip()
         if not name:
             raise UserError("The preset has no name: write one beside Save.")
-        if UNSAFE_NAME.search(name):
-            raise UserError(f"'{name}' is no name for a preset: use letters, digits and blanks.")
+        check_name(name)
         path = self._folder(model) / f"{name}{'.json' if whole else '.lset'}"
         if path.exists() and not replace:
             return None, {self.about: _taken_html(path.name)}

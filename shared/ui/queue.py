@@ -11,9 +11,9 @@ from typing import Any
 import gradio as gr
 
 from shared.engine.engine import Engine
-from shared.engine.queue_file import write_queue
+from shared.engine.queue_file import MAX_JOBS, MAX_MANIFEST, write_queue
 from shared.engine.records import LIVE, RUNNING, Job
-from shared.engine.tasks import read_tasks
+from shared.engine.tasks import Task, read_tasks
 from shared.errors import UserError
 from shared.ui import recall
 from shared.ui.api import uploads
@@ -160,7 +160,7 @@ class Queue:
     def load_file(self, tab: str, path: str) -> str:
         """Queue the jobs of a file; those that cannot run are named, the others go on."""
         with tempfile.TemporaryDirectory(prefix="zgp-") as folder:
-            tasks = read_tasks(Path(path), Path(folder))
+            tasks = _tasks(Path(path), Path(folder))
             within = Path(folder) if path.lower().endswith(".zip") else uploads()
             loaded, lines, ignored = 0, list[str](), dict[str, str]()
             for task in tasks:
@@ -200,6 +200,16 @@ class Queue:
             + (f'<h3 class="zgp-heading">Failed</h3><ul class="zgp-job-list">{failed}</ul>' if failed else "")
             + "</section>"
         )
+
+
+def _tasks(path: Path, folder: Path) -> list[Task]:
+    """The jobs of an uploaded file. UserError when it cannot be read, or has more than a saved queue."""
+    if path.suffix.lower() != ".zip" and path.stat().st_size > MAX_MANIFEST:
+        raise UserError(f"{path.name} is larger than {MAX_MANIFEST >> 20} MB: split it.")
+    tasks = read_tasks(path, folder)
+    if len(tasks) > MAX_JOBS:
+        raise UserError(f"{path.name} holds {len(tasks)} jobs; at most {MAX_JOBS} are loaded: split it.")
+    return tasks
 
 
 def shortened(lines: Sequence[str], ignored: dict[str, str]) -> list[str]:

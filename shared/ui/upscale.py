@@ -13,6 +13,7 @@ from shared.engine.engine import Engine
 from shared.engine.upscaling import upscale_settings
 from shared.imaging import metadata
 from shared.settings import SETTINGS
+from shared.ui.api import uploads
 from shared.ui.controls import control
 from shared.ui.errors import QUIET, shows_errors
 from shared.ui.stage import WITH_TAB
@@ -135,5 +136,5 @@ class Upscale:
             Path(record.path), model, scale=scale, upscaler=upscaler, strength=strength, tile=tile,
             prompt=prompt,
         )  # fmt: skip
-        job_id, _ = self._engine.submit(settings, client=tab)
+        job_id, _ = self._engine.submit(settings, uploads=uploads(), client=tab)
         return job_id, "", gr.update(visible=False)
