@@ -370,10 +370,11 @@ class Generate:
         model = self._engine.catalog.model(found.settings["model_type"])
         settings, lost = self.form.images.present(found.settings)
         settings, replaced = self.form.enlarging.present(model, settings)
-        filled = {**self.form.fill(settings), **self.welcome.suit(model)}
+        axes, unfit = self.form.grid.fill(model, found.axes)
+        filled = {**self.form.fill(settings), **self.welcome.suit(model), **axes}
         before = dict(zip(self.form.controls, values, strict=True)) if values else {}
         changed = recall.differences(before, settings) if before else []
-        return {**filled, self.notice: notice_html([*found.report, *lost, *replaced, *changed])}
+        return {**filled, self.notice: notice_html([*found.report, *lost, *replaced, *unfit, *changed])}
 
     def _is_new(self) -> bool:
         return not self._engine.store.images(limit=1)
