@@ -99,6 +99,13 @@ class EngineConfig:
         return Folders(self.root, self.ckpts, self.others)
 
     @property
+    def picture_folders(self) -> tuple[Path, ...]:
+        """Where pictures are: the outputs, and the folder beside the queue, where those lie that were made
+        before the outputs got another folder.
+        """
+        return (self.output_dir, self.database.parents[1])
+
+    @property
     def inputs(self) -> Path:
         """Where copies of the jobs' pictures are."""
         return self.database.with_name("inputs")

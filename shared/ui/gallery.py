@@ -43,7 +43,7 @@ class Gallery:
 
     def __init__(self, engine: Engine, page: gr.Blocks, tabs: gr.Tabs, create: Generate):
         self._engine = engine
-        self._collection = Collection(engine.store, engine.config.output_dir)
+        self._collection = Collection(engine.store, *engine.config.picture_folders)
         self._thumbnails = engine.config.output_dir / THUMBNAILS
         self._create, self._tabs = create, tabs
         self.area = gr.HTML(

@@ -42,7 +42,7 @@ class Generate:
         self._engine = engine
         self._pictures = Pictures(engine)
         self.queue = Queue(engine)
-        self._collection = Collection(engine.store, engine.config.output_dir)
+        self._collection = Collection(engine.store, *engine.config.picture_folders)
         self._letters = itertools.count()
         self._letter: dict[str, int] = {}  # by tab: its newest letter, while the typing goes on
         self.seen = gr.State(None)  # the newest event this tab has shown; None until its first look

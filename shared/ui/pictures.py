@@ -78,9 +78,9 @@ class Pictures:
         )
 
     def _present(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
-        """Those whose files still exist inside the one folder that the page may serve."""
-        root = self._engine.config.output_dir.resolve()
-        return [record for record in records if _is_file_in(Path(record.path), root)]
+        """Those whose files still exist inside the folders that the page may serve."""
+        roots = [folder.resolve() for folder in self._engine.config.picture_folders]
+        return [record for record in records if _is_file_in(Path(record.path), roots)]
 
 
 def viewer_html(batch: Sequence[ImageRecord], shown: ImageRecord, catalog: Catalog) -> str:
@@ -171,5 +171,5 @@ def _tile(record: ImageRecord, file: Path, shown: bool = False) -> str:
     )
 
 
-def _is_file_in(path: Path, root: Path) -> bool:
-    return path.is_file() and path.resolve().is_relative_to(root)
+def _is_file_in(path: Path, roots: Sequence[Path]) -> bool:
+    return path.is_file() and any(path.resolve().is_relative_to(root) for root in roots)
