@@ -390,7 +390,7 @@ Steps: 7, Sampler: DPM++ 2M, CFG scale: 1, Seed: 4711, Size: 128x128, Model: dre
 _DROP = """([name, data]) => {
   const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
   const dragged = new DataTransfer();
-  dragged.items.add(new File([bytes], name, {type: 'image/png'}));
+  dragged.items.add(new File([bytes], name));
   const send = (kind) => document.querySelector('.zgp-shots').dispatchEvent(
     new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer: dragged}));
   send('dragover');
@@ -415,6 +415,14 @@ def test_a_picture_of_another_program_dropped_anywhere_fills_the_form(visit):
     assert "theirs.png, made by A1111" in said and "'dreams' is not here" in said and "DPM++ 2M" in said
     page.tab.locator("#loras > button").click()
     page.tab.locator("#lora-rows li").filter(has_text="mini_outlines").wait_for()
+    said = {
+        "style.safetensors": "loras folder of its model",
+        "notes.txt": "Only pictures, and saved queues",
+        "queue.json": "0 of 1 job loaded from queue.json",
+    }
+    for name, words in said.items():
+        page.tab.evaluate(_DROP, [name, base64.b64encode(b'[{"prompt": ""}]').decode()])
+        page.tab.locator("#notice").get_by_text(words).wait_for()
 
 
 @pytest.mark.browser

@@ -16,7 +16,7 @@ from shared.engine.records import CANCELLED, FAILED, LIVE, Job
 from shared.errors import UserError
 from shared.ui import recall
 from shared.ui.api import uploads
-from shared.ui.dropping import drop_anywhere
+from shared.ui.dropping import drop_anywhere, refusal
 from shared.ui.errors import QUIET, shows_errors, toast
 from shared.ui.form import Form, Updates
 from shared.ui.notice import notice_area, notice_html
@@ -57,7 +57,9 @@ class Generate:
                     label="Use settings from a picture", file_types=PICTURE_FILES, height=64, elem_id="drop"
                 )
                 self.queue.lay_out_files()
-                drop_anywhere("drop")
+                self.dropped = drop_anywhere(
+                    {**dict.fromkeys(PICTURE_FILES, "drop"), ".zip": "queue-load", ".json": "queue-load"}
+                )
             with gr.Column(scale=6, min_width=320, elem_id="results"):
                 self.notice = notice_area()
                 self.welcome = Welcome(engine.catalog.model(engine.catalog.default_model), self._is_new())
@@ -104,6 +106,7 @@ class Generate:
         filled = self.filled = [*suited, self.notice]
         self.queue.wire(form, self.tab, self.notice, filled, self._fill)
         self.drop.upload(self.read_picture, [self.drop, *form.inputs], [*filled, self.drop], **QUIET)
+        self.dropped.refused(self.refuse, None, self.notice, **QUIET)
         presets = form.presets
         presets.apply.click(
             self.apply_preset, [presets.choice, *form.inputs], [*filled, presets.about], **QUIET
@@ -213,6 +216,10 @@ class Generate:
         """Fill the form from a dropped picture."""
         found = recall.from_file(Path(path), Path(path).name, self._engine.catalog, values[0])
         return {**self._fill(found, values), self.drop: None}
+
+    def refuse(self, event: gr.EventData) -> str:
+        """Say where a file goes that cannot be dropped here."""
+        return notice_html([refusal(event)], "error")
 
     @shows_errors
     def favour(self, event: gr.EventData) -> str:
