@@ -418,7 +418,6 @@ def test_a_picture_of_another_program_dropped_anywhere_fills_the_form(visit):
     said = {
         "style.safetensors": "loras folder of its model",
         "notes.txt": "Only pictures, and saved queues",
-        "queue.json": "0 of 1 job loaded from queue.json",
     }
     for name, words in said.items():
         page.tab.evaluate(_DROP, [name, base64.b64encode(b'[{"prompt": ""}]').decode()])

@@ -21,7 +21,8 @@ document.addEventListener('drop', (event) => {
   const file = event.dataTransfer.files[0], ending = file.name.toLowerCase().match(/\.[^.]*$/)?.[0] ?? '';
   const fields = JSON.parse(target.dataset.fields);
   document.querySelector('#tabs [role="tab"]')?.click();  // Create, where the fields are
-  const input = fields[ending] && document.querySelector(`#${fields[ending]} input[type="file"]`);
+  const field = document.getElementById(fields[ending]);  // the input of a button stands before it
+  const input = [field?.querySelector('input[type="file"]'), field?.previousElementSibling].find((one) => one?.type === 'file');
   if (!input) return trigger('refused', {ending});
   const one = new DataTransfer();
   one.items.add(file);
