@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from shared.engine.database import MIGRATIONS
+from shared.engine.engine import EngineConfig
 from shared.engine.gallery import TRASH, TRASH_FOLDER, Collection, Found, Wanted
 from shared.engine.store import JobStore
 from shared.errors import UserError
@@ -83,6 +84,19 @@ def found(collection, limit=60, **wanted) -> list[int]:
 
 
 # ---------------------------------------------------------------- looking
+
+
+def test_pictures_of_the_folder_of_before_stay(store, root, tmp_path):
+    old = add(store, root)
+    new = add(store, tmp_path / "elsewhere", "a square")
+    config = EngineConfig.at(tmp_path, output_dir=tmp_path / "elsewhere")
+    assert config.database == store.path
+    collection = Collection(store, *config.picture_folders)
+    assert set(found(collection)) == {old, new}
+    assert found(Collection(JobStore(store.path), root, tmp_path / "elsewhere"), words="circle") == [old]
+    (path,) = [Path(one.path) for one in collection.records([old])]
+    assert collection.discard([old]).ids == [old] and found(collection) == [new] and not path.exists()
+    assert collection.restore([old]).ids == [old] and path.exists()
 
 
 @pytest.fixture(scope="module")

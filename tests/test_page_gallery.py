@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +20,14 @@ from shared.engine.engine import Engine
 from shared.engine.gallery import Collection, Tile, Wanted
 from shared.engine.records import ImageRecord
 from shared.engine.store import JobStore
+from shared.errors import UserError
 from shared.imaging import metadata
+from shared.ui import packing
 from shared.ui.gallery import Gallery
 from shared.ui.gallery_html import compare_html, detail_html, options_html, tile_html
 from shared.ui.generate import Generate
+from shared.ui.packing import pack
+from shared.ui.pictures import line_of
 from shared.ui.thumbnails import forget_thumbnail, ready_thumbnail, thumbnail
 from tests.browser import ROOT, Visit, serve
 
@@ -173,6 +179,71 @@ def test_odd_questions_are_answered_with_a_sentence(tab, name, asked, said):
     assert said in getattr(tab.area, name)(asked)["error"]
 
 
+def a_sheet(**axes) -> ImageRecord:
+    meta = {"model_type": MINI, "prompt": "a star", "num_inference_steps": 5, "seed": 5}
+    return a_record(metadata={**meta, "zgp": {"grid": {"axes": axes}}})
+
+
+def test_a_grid_says_what_varies(models):
+    sheet = a_sheet(x=["num_inference_steps", "2, 8"], y=["seed", "1-3"])
+    line = "Grid: Steps 2, 8 × Seed 1-3 · Z-Image Mini · 128 × 64"
+    assert line_of(sheet, models) == line and line in detail_html(sheet, models)
+    assert line_of(a_sheet(x=["model_type", "A, B"]), models) == "Grid: Model A, B · 128 × 64"
+    odd = [
+        {"x": "seed"},
+        {"x": ["no setting", "1"]},
+        {"x": [["seed"], 1]},
+        {"x": ["seed"]},
+        {"w": ["seed", "1"]},
+    ]
+    for axes in odd:
+        assert "Grid" not in line_of(a_sheet(**axes), models)
+    long = a_sheet(x=["prompt", EVIL + "x" * 200])
+    assert len(line_of(long, models)) < 150 and "<img src=x" not in detail_html(long, models)
+
+
+def test_the_settings_of_a_grid_fill_its_group_again(tmp_path, models):
+    engine = an_engine(tmp_path, models)
+    with gr.Blocks() as page:
+        create = Generate(engine, page)
+    job = engine.store.submit({})
+    sheet = a_sheet(y=["num_inference_steps", "2, 8"], z=["unified_gap", "1"], x=["NAG_tau", "2, 3"])
+    sheet.metadata["zgp"]["grid"]["axes"]["z"] = ["time_dist_ctrl", "1"]  # does nothing on the Mini
+    engine.store.add_image(
+        job, index=0, path=str(tmp_path / "0.png"), seed=5, width=9, height=9, metadata=sheet.metadata
+    )
+    values = tuple(component.value for component in create.form.inputs)
+    updates = create.use_settings(SimpleNamespace(id=3), *values)
+    grid = create.form.grid
+    assert [updates[grid.settings[axis]]["value"] for axis in "xyz"] == ["NAG_tau", "num_inference_steps", ""]
+    assert [updates[grid.values[axis]] for axis in "xyz"] == ["2, 3", "2, 8", ""]
+    assert updates[create.form.controls["num_inference_steps"]]["value"] == 5
+    assert "Sheets of its grid" in updates[create.notice] and set(updates) <= set(create.filled)
+    assert (
+        grid.settings["x"] not in create.use_settings(SimpleNamespace(id=1), *values)
+        or "value" not in (create.use_settings(SimpleNamespace(id=1), *values)[grid.settings["x"]])
+    )  # a picture of its own leaves the group as it is
+
+
+def test_several_pictures_become_one_zip(tmp_path, monkeypatch):
+    files = [tmp_path / name for name in ("a/one.png", "b/one.png", "b/ONE.png")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(str(file).encode())
+    path = pack(files, tmp_path / "zips")
+    with zipfile.ZipFile(path) as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+    assert len({name.lower() for name in held}) == 3
+    assert sorted(held.values()) == sorted(file.read_bytes() for file in files)
+    os.utime(path.parent, (1, 1))
+    assert pack(files[:1], tmp_path / "zips").exists() and not path.exists()
+    monkeypatch.setattr(packing, "MOST_BYTES", 3)
+    with pytest.raises(UserError, match="select fewer"):
+        pack(files, tmp_path / "zips")
+    with pytest.raises(UserError, match="not|None"):
+        pack([], tmp_path / "zips")
+
+
 # ---------------------------------------------------------------- in a browser
 
 
@@ -220,7 +291,7 @@ VISIT = GalleryVisit
 
 
 @pytest.mark.browser
-def test_search_look_and_use(visit):
+def test_search_look_and_use(visit, server):
     page = visit()
     page.count(f"{MANY} pictures")
     page.tab.wait_for_function(
@@ -241,8 +312,15 @@ def test_search_look_and_use(visit):
     page.tab.locator("#generate").wait_for()
     assert page.value("prompt") == f"a red circle, number {MANY - 3}"
     assert "Changed: Prompt" in page.tab.locator("#notice").inner_text()
+    store = JobStore(server.folder / ".zgp" / "zgp.sqlite3")
+    path = server.folder / "day" / "fresh.png"
+    meta = json.loads(values_of(MANY, path, {"model_type": MINI})[-1])
+    fresh = store.add_image(1, index=MANY, path=str(path), seed=1, width=128, height=128, metadata=meta)
     page.tab.get_by_role("button", name="All pictures").click()
-    page.shots.first.wait_for()
+    page.count(f"{MANY + 1} pictures")  # coming back shows what was made meanwhile
+    assert page.shots.first.get_attribute("data-id") == str(fresh)
+    with store.database.transaction() as cx:
+        cx.execute("DELETE FROM images WHERE id = ?", [fresh])
 
 
 @pytest.mark.browser
@@ -267,7 +345,15 @@ def test_compare_favour_delete_and_undo(visit, server):
     )
     assert 5 < cut < 15
     page.tab.keyboard.press("Escape")
-    page.tab.keyboard.press("f")
+    with page.tab.expect_download() as download:
+        page.tab.locator("#gallery [data-act=download-all]").click()
+    with zipfile.ZipFile(download.value.path()) as archive:
+        assert len(archive.namelist()) == 2
+    page.shots.nth(2).focus()
+    page.tab.keyboard.press("Enter")
+    page.tab.locator("dialog[open] .zgp-about").wait_for()
+    page.tab.keyboard.press("Escape")
+    page.tab.keyboard.press("f")  # at once: the keys are the list's again
     page.tab.wait_for_function("document.querySelectorAll('.zgp-shot[data-favourite]').length === 2")
     page.tab.keyboard.press("Delete")
     page.count(f"{MANY - 2} pictures")
@@ -286,7 +372,7 @@ Steps: 7, Sampler: DPM++ 2M, CFG scale: 1, Seed: 4711, Size: 128x128, Model: dre
 _DROP = """([name, data]) => {
   const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
   const dragged = new DataTransfer();
-  dragged.items.add(new File([bytes], name, {type: 'image/png'}));
+  dragged.items.add(new File([bytes], name));
   const send = (kind) => document.querySelector('.zgp-shots').dispatchEvent(
     new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer: dragged}));
   send('dragover');
@@ -311,6 +397,13 @@ def test_a_picture_of_another_program_dropped_anywhere_fills_the_form(visit):
     assert "theirs.png, made by A1111" in said and "'dreams' is not here" in said and "DPM++ 2M" in said
     page.tab.locator("#loras > button").click()
     page.tab.locator("#lora-rows li").filter(has_text="mini_outlines").wait_for()
+    said = {
+        "style.safetensors": "loras folder of its model",
+        "notes.txt": "Only pictures, and saved queues",
+    }
+    for name, words in said.items():
+        page.tab.evaluate(_DROP, [name, base64.b64encode(b'[{"prompt": ""}]').decode()])
+        page.tab.locator("#notice").get_by_text(words).wait_for()
 
 
 @pytest.mark.browser
@@ -318,13 +411,14 @@ def test_the_gallery_fits_a_phone_and_goes_on_while_scrolling(visit):
     page = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     page.count(f"{MANY} pictures")
     assert not page.scrolls_sideways()
-    page.tab.wait_for_function(
-        f"scrollTo(0, 1e7) || document.querySelectorAll('.zgp-shot').length === {MANY}"
+    page.tab.wait_for_function(  # scrolling may answer with a promise, which is no "not yet"
+        "(many) => { scrollTo(0, 1e7); return document.querySelectorAll('.zgp-shot').length === many; }",
+        arg=MANY,
     )
-    page.tab.evaluate("scrollTo(0, 0)")
+    page.tab.evaluate("() => { scrollTo(0, 0); }")
     page.tab.wait_for_timeout(200)
-    page.tab.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
-    page.tab.wait_for_timeout(500)
+    page.tab.evaluate("() => { scrollTo(0, document.documentElement.scrollHeight); }")
+    page.tab.wait_for_timeout(300)
     assert page.shots.count() == MANY  # the end is the end
     page.shots.first.tap()
     page.tab.locator("dialog[open] .zgp-about").wait_for()

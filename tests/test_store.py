@@ -1,6 +1,8 @@
 """The job store: its queue, its events, and what it does when a worker or its own file is damaged."""
 
+import gc
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.engine.database import MIGRATIONS
+from shared.engine.database import MIGRATIONS, Database
 from shared.engine.records import CANCELLED, QUEUED, Counts
 from shared.engine.store import JobStore
 from shared.errors import UserError
@@ -530,6 +532,67 @@ def test_a_damaged_file_is_set_aside_and_said(tmp_path, damage):
     assert aside.read_bytes() == before
     assert aside.name in store.notice
     assert submit(store) == 1
+
+
+_LEFT_OPEN = """
+import os, sys
+from shared.engine.store import JobStore
+store = JobStore(sys.argv[1])
+store.submit({})
+os._exit(9)
+"""
+
+
+def _spoil(path, place, pages=1):
+    with open(path, "r+b") as file:
+        file.seek(place)
+        file.write(b"\xff" * 4096 * pages)
+
+
+@pytest.fixture
+def looked_at(tmp_path):
+    """A database of several pages, closed as it should be, that has been looked at as a whole."""
+    path = tmp_path / "zgp.sqlite3"
+    for _ in range(2):
+        store = JobStore(path)
+        for _ in range(20):
+            submit(store, "x" * 3000)
+        del store
+        gc.collect()
+    assert not path.with_name(path.name + "-wal").exists()
+    return path
+
+
+@pytest.mark.parametrize("damage", ["header", "cut off", "schema", "first table"])
+def test_damage_that_is_seen_at_once_needs_no_look_at_the_whole_file(looked_at, damage):
+    size = looked_at.stat().st_size
+    with sqlite3.connect(looked_at) as connection:
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'jobs'").fetchone()
+    connection.close()
+    if damage == "cut off":
+        os.truncate(looked_at, size - 8192)
+    else:
+        _spoil(looked_at, {"header": 0, "schema": 100, "first table": (root - 1) * 4096}[damage])
+    assert "is damaged" in JobStore(looked_at).notice
+
+
+@pytest.mark.parametrize("reason", ["left open", "long ago", "seen by a reader"])
+def test_the_whole_file_is_looked_at_when_there_is_a_reason(looked_at, reason):
+    marker = looked_at.with_name(looked_at.name + ".checked")
+    if reason == "left open":
+        killed = subprocess.run([sys.executable, "-c", _LEFT_OPEN, str(looked_at)], cwd=ROOT, check=False)
+        assert killed.returncode == 9 and looked_at.with_name(looked_at.name + "-wal").stat().st_size
+    elif reason == "long ago":
+        os.utime(marker, (1, 1))
+    else:
+        database = Database(looked_at)
+        with pytest.raises(sqlite3.DatabaseError), database.transaction():
+            raise sqlite3.DatabaseError("database disk image is malformed")
+        assert not marker.exists()
+        del database
+        gc.collect()
+    _spoil(looked_at, 5 * 4096, pages=looked_at.stat().st_size // 4096 - 5)  # a log may have some of them
+    assert "is damaged" in JobStore(looked_at).notice
 
 
 def test_a_newer_schema_is_left_alone(store):

@@ -82,6 +82,13 @@ class EngineConfig:
         return self.database.with_name("inputs")
 
     @property
+    def picture_folders(self) -> tuple[Path, ...]:
+        """Where pictures are: the outputs, and the folder beside the queue, where those lie that were made
+        before the outputs got another folder.
+        """
+        return (self.output_dir, self.database.parents[1])
+
+    @property
     def log_file(self) -> Path:
         return self.database.with_name("zgp.log")
 

@@ -18,6 +18,7 @@ from shared.lock import ProcessLock
 log = logging.getLogger(__name__)
 
 BUSY_SECONDS = 10.0
+FULL_CHECK_SECONDS = 7 * 24 * 3600.0  # how long a look at the whole file counts
 
 # MIGRATIONS[n] brings a file from user_version n to n + 1.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -116,15 +117,16 @@ class _Handle:
 class Database:
     """One SQLite file, one connection per thread; UserError when it cannot be opened.
 
-    `notice` is a sentence when a damaged file was set aside, else None.
+    `notice` is a sentence when a damaged file was set aside, else None. check: False where another process
+    has just looked for damage.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, check: bool = True):
         self.path = path
         self._local = threading.local()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.notice = set_aside_if_damaged(path)
+            self.notice = set_aside_if_damaged(path) if check else None
             self._migrate()
         except (OSError, sqlite3.OperationalError) as error:
             raise UserError(
@@ -152,7 +154,9 @@ class Database:
         try:
             yield connection
             connection.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
+            if type(error) is sqlite3.DatabaseError:  # "malformed": the next start looks at the whole file
+                _marker(self.path).unlink(missing_ok=True)
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
@@ -206,13 +210,54 @@ def _free_name(path: Path) -> Path:
 
 
 def _is_sound(path: Path) -> bool:
+    """Whether the file is whole: its header and length, its schema, and the beginning of each table.
+
+    All of it is looked at after an unclean stop, and when that was last done long ago: that takes longer with
+    each picture.
+    """
+    full = _left_open(path) or not _looked_at_lately(path)
     try:
         with closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as connection:
-            return connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
+            if full and connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                return False
+            if not full:
+                _look_at_beginnings(connection)
     except sqlite3.OperationalError:  # locked, no permission, disk full: not the file's contents
         raise
     except sqlite3.DatabaseError:
         return False
+    if full:
+        _marker(path).touch()
+    return True
+
+
+def _left_open(path: Path) -> bool:
+    """Whether the last one to use the file did not close it: SQLite would have emptied its log."""
+    log_file = path.with_name(path.name + "-wal")
+    return log_file.exists() and log_file.stat().st_size > 0
+
+
+def _marker(path: Path) -> Path:
+    """A file that says by its time when the whole database was last looked at."""
+    return path.with_name(path.name + ".checked")
+
+
+def _looked_at_lately(path: Path) -> bool:
+    marker = _marker(path)
+    return marker.exists() and abs(time.time() - marker.stat().st_mtime) < FULL_CHECK_SECONDS
+
+
+def _look_at_beginnings(connection: sqlite3.Connection) -> None:
+    """DatabaseError for a file that is none, that was cut off, or whose schema or tables cannot be read.
+
+    SQLite itself compares the file's length with what its header says.
+    """
+    # of a virtual table the parts are tables of their own
+    tables = connection.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'"
+    )
+    for (name,) in tables.fetchall():
+        connection.execute(f'SELECT * FROM "{name}" LIMIT 1').fetchone()
 
 
 def _version(connection: sqlite3.Connection) -> int:

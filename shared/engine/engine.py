@@ -177,9 +177,7 @@ class Engine:
 
     def _ready(self, jobs: Sequence[Validated], uploads: Path | None) -> list[Validated]:
         """As jobs hold their settings: with copies of the pictures, each made once, and a seed."""
-        # pictures that were made before the folder was changed lie beside the queue
-        made = (self.config.output_dir, self.config.database.parents[1])
-        within = None if uploads is None else (uploads, *made)
+        within = None if uploads is None else (uploads, *self.config.picture_folders)
         copies: dict[tuple[Any, ...], tuple[dict[str, Any], list[str]]] = {}
         found = []
         for job in jobs:

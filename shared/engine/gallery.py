@@ -115,11 +115,15 @@ class _Condition:
 
 
 class Collection:
-    """The pictures of a store whose files lie in `root` or below; others are no part of it."""
+    """The pictures of a store whose files lie in a folder of `roots` or below; others are no part of it.
 
-    def __init__(self, store: JobStore, root: Path):
+    The first of them is where new pictures are searched for, and where the trash is.
+    """
+
+    def __init__(self, store: JobStore, *roots: Path):
         self._db = store.database
-        self._root = root.absolute()
+        self._root = roots[0].absolute()
+        self._roots = tuple(root.absolute() for root in roots)
         self._searching = threading.Lock()
         self.found: Found | None = None  # of the newest search of the folder
 
@@ -187,7 +191,8 @@ class Collection:
 
     def is_here(self, path: str) -> bool:
         """Whether a file is among the outputs, which the page may show."""
-        return os.path.isfile(path) and Path(path).absolute().is_relative_to(self._root)
+        file = Path(path).absolute()
+        return os.path.isfile(path) and any(file.is_relative_to(root) for root in self._roots)
 
     def _note_gone(self, ids: Sequence[int]) -> None:
         if ids:

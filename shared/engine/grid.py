@@ -74,6 +74,25 @@ class Grid:
         return [asdict(axis) for axis in self.axes]
 
 
+def axes_from(meta: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The axes of a grid's picture from its metadata, as `plan` takes them; {} for any other picture."""
+    made = meta.get("zgp")
+    grid = made.get("grid") if isinstance(made, dict) else None
+    axes = grid.get("axes") if isinstance(grid, dict) else None
+    if not isinstance(axes, dict):
+        return {}
+    return {name: axes[name] for name in NAMES if _is_axis(axes.get(name))}
+
+
+def _is_axis(value: Any) -> bool:  # anyone may have written it
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(one, str) for one in value)
+        and value[0] in SETTINGS
+    )
+
+
 def axes_for(model: ModelInfo) -> list[Setting]:
     """The settings of which a grid can show several values."""
     return [SETTINGS[name] for name in model.settings if _varies(SETTINGS[name])]

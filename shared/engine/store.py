@@ -42,8 +42,8 @@ _SHOWN = "SELECT * FROM images WHERE place <> 'trash'"
 class JobStore:
     """Queue, events, previews and images of all jobs; usable from many processes and threads at once."""
 
-    def __init__(self, path: Path):
-        self._db = Database(Path(path))
+    def __init__(self, path: Path, check: bool = True):
+        self._db = Database(Path(path), check)
         self.path = self._db.path
         self.notice = self._db.notice
 

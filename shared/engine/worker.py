@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None, handler_for: HandlerFor | None 
     lock = ProcessLock(options.database.with_name(options.database.name + ".worker.lock"))
     if not lock.acquire(PREDECESSOR_SECONDS):
         sys.exit(f"Another worker still works on {options.database}: end that process, then start again.")
-    store = JobStore(options.database)
+    store = JobStore(options.database, check=False)  # whoever started this has looked at it
     store.recover_running()  # left by a worker whose supervisor died with it
     host = ModelHost(
         Folders(options.root, options.ckpts, tuple(options.others)),

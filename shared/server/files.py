@@ -58,8 +58,7 @@ class Shelf:
 
     def __init__(self, engine: Engine, uploads: Path) -> None:
         self._store = engine.store
-        # pictures that were made before the folder was changed lie beside the queue
-        self._folders = (engine.config.output_dir, engine.config.database.parents[1])
+        self._folders = engine.config.picture_folders
         self._uploads = uploads.resolve()
 
     def check(self, path: str) -> None:

@@ -1,4 +1,4 @@
-// A file dragged over the page shows the target; where it is let go outside of a file field, that field gets it.
+// A file dragged over the page shows the target; let go outside of a file field, it goes to the field of its kind.
 const target = element.querySelector('.zgp-drop-target');
 const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes('Files');
 const ownField = (event) => event.target.closest?.('input[type="file"], .zgp-drop, #drop, [data-testid="file-upload"], .upload-container');
@@ -18,11 +18,14 @@ document.addEventListener('drop', (event) => {
   show(false);
   if (!hasFiles(event) || ownField(event) || !event.dataTransfer.files.length) return;
   event.preventDefault();
-  const input = document.querySelector(`#${target.dataset.field} input[type="file"]`);
-  if (!input) return;
-  document.querySelector('#tabs [role="tab"]')?.click();  // Create, where the field is
+  const file = event.dataTransfer.files[0], ending = file.name.toLowerCase().match(/\.[^.]*$/)?.[0] ?? '';
+  const fields = JSON.parse(target.dataset.fields);
+  document.querySelector('#tabs [role="tab"]')?.click();  // Create, where the fields are
+  const field = document.getElementById(fields[ending]);  // the input of a button stands before it
+  const input = [field?.querySelector('input[type="file"]'), field?.previousElementSibling].find((one) => one?.type === 'file');
+  if (!input) return trigger('refused', {ending});
   const one = new DataTransfer();
-  one.items.add(event.dataTransfer.files[0]);
+  one.items.add(file);
   input.files = one.files;
   input.dispatchEvent(new Event('change', {bubbles: true}));
 });

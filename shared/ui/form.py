@@ -111,7 +111,7 @@ class Form:
             *self.prompts.outputs,
             *self.loras.outputs,
             *self.images.outputs,
-            *self.grid.settings.values(),
+            *self.grid.outputs,
             *self.enlarging.outputs,
         ]
 

@@ -1,17 +1,21 @@
 // The gallery's list, its selection and its large view. The server answers with HTML; what is kept here are the
-// question, the place in the list and the selected pictures. 'use', 'image' and 'control' go to the form.
+// question, the place in the list and the selected pictures. 'use', 'image', 'control', 'mask' and 'upscale' go to the tab Create.
 const one = (selector) => element.querySelector(selector);
 const form = one('.zgp-search'), shots = one('.zgp-shots'), dialog = one('dialog'), shown = one('.zgp-shown');
 const notice = one('[data-notice]'), bar = one('.zgp-selected');
 let after = null;       // where the next part of the list begins; null at its end
 let question = 0;       // the newest one: answers to older ones are dropped
 let loading = false;
-let first = null;       // the first part as it came, to see whether anything is new
 let current = null;     // the tile that has the focus or is shown large
 let anchor = null;      // where a selection with Shift begins
 let undoable = [];
 
-const tiles = () => [...shots.children];
+// The tiles lie in parts, as they came. Of thousands the browser lays out only those parts that are near.
+const tiles = () => [...shots.querySelectorAll('.zgp-shot')];
+const next = (tile) => tile.nextElementSibling || tile.parentElement.nextElementSibling?.firstElementChild;
+const previous = (tile) => tile.previousElementSibling || tile.parentElement.previousElementSibling?.lastElementChild;
+const firstTile = () => shots.querySelector('.zgp-shot');
+const lastTile = () => shots.lastElementChild?.lastElementChild;
 const id = (tile) => Number(tile.dataset.id);
 const selected = () => tiles().filter((tile) => tile.getAttribute('aria-selected') === 'true');
 const inTrash = () => form.elements.trash.checked;
@@ -32,48 +36,73 @@ const say = (text, undo = []) => {
 };
 
 const ask = async (name, about = {}) => {
-  const answer = await server[name](about);
+  let answer;
+  try {
+    answer = await server[name](about);
+  } catch {
+    answer = {error: 'ZGP does not answer: see whether it still runs, then reload the page.'};
+  }
   if (answer.error) say(answer.error);
   return answer.error ? null : answer;
 };
 
 // ---------------------------------------------------------------- the list
 
-const append = (answer) => {
+const parsed = (html) => {
   const holder = document.createElement('template');
-  holder.innerHTML = answer.html;
-  const added = [...holder.content.children];
-  shots.append(holder.content);
-  added.forEach((tile) => tile.querySelector('[data-wait]') && waiting.observe(tile));
-  after = answer.after;
+  holder.innerHTML = html;
+  return [...holder.content.children];
 };
 
-const load = async (fresh = false) => {
-  if (loading && !fresh) return;
+const append = (added) => {
+  if (!added.length) return;
+  const part = document.createElement('div');
+  part.className = 'zgp-part';
+  part.role = 'group';
+  part.append(...added);
+  shots.append(part);
+  added.forEach((tile) => tile.querySelector('[data-wait]') && waiting.observe(tile));
+};
+
+// Whether the list begins with these tiles and is as long as it was. Their small copies may have been made since.
+const isKnown = (fresh, count) => {
+  const marks = (some) => some.map((tile) => `${tile.dataset.id} ${tile.dataset.favourite}`).join();
+  return count === one('[data-count]').textContent && marks(fresh) === marks(tiles().slice(0, fresh.length));
+};
+
+const sayCount = (answer) => {
+  one('[data-count]').textContent = answer.count;
+  one('.zgp-none').textContent = answer.empty;
+  one('.zgp-none').hidden = !answer.empty;
+};
+
+// more: the next part. look: from the beginning, if anything is new there. again: from the beginning.
+const load = async (what) => {
+  if (loading && what === 'more') return;
   loading = true;
-  const mine = fresh ? ++question : question;
-  const answer = await ask('look', {...asked(), after: fresh ? null : after});
+  const mine = what === 'more' ? question : ++question;
+  const answer = await ask('look', {...asked(), after: what === 'more' ? after : null});
   if (mine !== question) return;
   loading = false;
   if (!answer) return;
-  if (fresh && answer.html === first) return atEnd();
-  if (fresh) {
-    first = answer.html;
+  const added = parsed(answer.html);
+  if (what === 'look' && isKnown(added, answer.count)) return atEnd();
+  if (what !== 'more') {
     shots.replaceChildren();
     current = anchor = null;
-    one('[data-count]').textContent = answer.count;
-    one('.zgp-none').textContent = answer.empty;
-    one('.zgp-none').hidden = !answer.empty;
+    sayCount(answer);
     showSelection();
   }
-  append(answer);
+  append(added);
+  after = answer.after;
+  shots.classList.toggle('zgp-whole', !after);
   atEnd();
 };
 
-const again = () => { first = null; return load(true); };
+const again = () => load('again');
 const atEnd = () => {  // a tall window is filled by several parts
   const end = one('.zgp-more').getBoundingClientRect();
-  if (after && end.height + end.width && end.top < innerHeight + 1200) load();
+  if (after && end.height + end.width && end.top < innerHeight + 1200) load('more');
 };
 
 const choices = async () => {
@@ -140,26 +169,33 @@ const favour = async (some) => {
   if (button) button.setAttribute('aria-pressed', String(on));
 };
 
+const download = async () => {
+  const answer = await ask('pack', {ids: selected().map(id)});
+  if (!answer) return;
+  const link = document.createElement('a');
+  link.href = answer.url;
+  link.download = '';
+  link.click();
+};
+
 const remove = async (name, some) => {
-  const all = tiles(), next = all.slice(all.indexOf(some.at(-1)) + 1).find((tile) => !some.includes(tile));
+  const all = tiles(), follower = all.slice(all.indexOf(some.at(-1)) + 1).find((tile) => !some.includes(tile));
   const answer = await ask(name, {ids: some.map(id)});
   if (!answer) return;
   some.filter((tile) => answer.ids.includes(id(tile))).forEach((tile) => tile.remove());
-  first = null;
+  [...shots.children].filter((part) => !part.childElementCount).forEach((part) => part.remove());
   say(answer.said, name === 'discard' ? answer.ids : []);
   showSelection();
   recount();
-  const here = next || tiles().at(-1);
-  if (dialog.open) here ? large(here) : dialog.close();
+  const here = follower || lastTile();
+  if (dialog.open) here ? large(here) : shut();
   else if (here) focus(here);
 };
 
 const recount = async () => {
-  const answer = await ask('look', {...asked(), after: null});
-  if (!answer) return;
-  one('[data-count]').textContent = answer.count;
-  one('.zgp-none').textContent = answer.empty;
-  one('.zgp-none').hidden = !answer.empty;
+  const mine = question, answer = await ask('look', {...asked(), after: null});
+  if (!answer || mine !== question) return;
+  sayCount(answer);
   choices();
   atEnd();
 };
@@ -214,9 +250,8 @@ const large = async (tile) => {
 };
 
 const step = async (by) => {
-  const all = tiles(), place = all.indexOf(current) + by;
-  if (place >= all.length && after) await load();
-  const tile = tiles()[place];
+  if (by > 0 && after && !next(current)) await load('more');
+  const tile = by > 0 ? next(current) : previous(current);
   if (tile) large(tile);
 };
 
@@ -240,16 +275,24 @@ const copy = async () => {
   }
 };
 
+const shut = () => {
+  dialog.close();
+  shown.replaceChildren();
+  if (current?.isConnected) focus(current);
+};
+
 const send = (name) => {
   const sent = {id: id(current)};
-  dialog.close();
+  shut();
   scrollTo(0, 0);  // to the lines that say what was taken over
   if (name === 'use') trigger('use', sent);
   if (name === 'image') trigger('image', sent);
   if (name === 'control') trigger('control', sent);
+  if (name === 'mask') trigger('mask', sent);
+  if (name === 'upscale') trigger('upscale', sent);
 };
 
-dialog.addEventListener('close', () => { shown.replaceChildren(); if (current?.isConnected) focus(current); });
+dialog.addEventListener('cancel', (event) => { event.preventDefault(); shut(); });
 shown.addEventListener('input', (event) => {
   event.target.parentElement.style.setProperty('--zgp-cut', `${event.target.value}%`);
 });
@@ -260,6 +303,7 @@ const deeds = {
   find, purge, undo, compare, copy, clear,
   'close-notice': () => say(''),
   'favour-all': () => favour(selected()),
+  'download-all': download,
   'discard-all': () => remove('discard', selected()),
   'restore-all': () => remove('restore', selected()),
   favour: () => favour([current]),
@@ -268,9 +312,11 @@ const deeds = {
   use: () => send('use'),
   image: () => send('image'),
   control: () => send('control'),
+  mask: () => send('mask'),
+  upscale: () => send('upscale'),
   previous: () => step(-1),
   next: () => step(1),
-  shut: () => dialog.close(),
+  shut,
 };
 
 element.addEventListener('click', (event) => {
@@ -280,7 +326,7 @@ element.addEventListener('click', (event) => {
   else if (tile && (act === 'tick' || event.ctrlKey || event.metaKey || !bar.hidden)) toggle(tile);
   else if (tile) large(tile);
   else if (act) deeds[act]?.();
-  else if (event.target === dialog) dialog.close();
+  else if (event.target === dialog) shut();
 });
 
 // A long press selects, as on phones.
@@ -298,7 +344,9 @@ shots.addEventListener('contextmenu', (event) => { if (held) event.preventDefaul
 
 const beside = (tile, rows) => {  // the nearest one in the row above or below
   const from = tile.getBoundingClientRect(), middle = (box) => (box.left + box.right) / 2;
-  const boxes = tiles().map((each) => [each, each.getBoundingClientRect()]);
+  const part = tile.parentElement, near = [part.previousElementSibling, part, part.nextElementSibling];
+  const some = near.flatMap((each) => [...(each?.children ?? [])]);
+  const boxes = some.map((each) => [each, each.getBoundingClientRect()]);
   const further = boxes.filter(([, box]) => (rows > 0 ? box.top > from.bottom - 4 : box.bottom < from.top + 4));
   if (!further.length) return null;
   const row = rows > 0 ? Math.min(...further.map(([, box]) => box.top)) : Math.max(...further.map(([, box]) => box.top));
@@ -307,17 +355,17 @@ const beside = (tile, rows) => {  // the nearest one in the row above or below
 };
 
 const moves = {
-  ArrowRight: () => current.nextElementSibling,
-  ArrowLeft: () => current.previousElementSibling,
+  ArrowRight: () => next(current),
+  ArrowLeft: () => previous(current),
   ArrowDown: () => beside(current, 1),
   ArrowUp: () => beside(current, -1),
-  Home: () => shots.firstElementChild,
-  End: () => shots.lastElementChild,
+  Home: firstTile,
+  End: lastTile,
 };
 
 shots.addEventListener('keydown', (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (!current?.isConnected) current = shots.firstElementChild;
+  if (!current?.isConnected) current = firstTile();
   if (!current) return;
   const chosen = selected().length ? selected() : [current], key = event.key;
   if (key in moves) focus(document.activeElement === shots ? current : moves[key]() || current);
@@ -333,6 +381,10 @@ shots.addEventListener('focusin', (event) => { current = event.target.closest('.
 
 dialog.addEventListener('keydown', (event) => {
   event.stopPropagation();  // Esc closes this and nothing else
+  if (event.key === 'Escape') {
+    event.preventDefault();  // the browser's own way gives the focus back to a tile a moment too late for the next key
+    return shut();
+  }
   if (event.target.type === 'range' || dialog.classList.contains('zgp-comparing')) return;
   if (event.key === 'ArrowRight') step(1);
   else if (event.key === 'ArrowLeft') step(-1);
@@ -349,15 +401,16 @@ form.addEventListener('input', (event) => {
 form.addEventListener('submit', (event) => { event.preventDefault(); again(); });
 if (innerWidth > 700) one('.zgp-filters').open = true;
 
-// Not by an IntersectionObserver: it misses an end that comes and goes within one frame.
 for (const event of ['scroll', 'resize']) addEventListener(event, () => atEnd(), {passive: true, capture: true});
 // Whenever the tab is shown, it looks whether there is anything new. A hidden tab has no width.
 let away = true;
-new IntersectionObserver((entries) => {
-  const here = entries.at(-1).boundingClientRect.width > 0;
+new ResizeObserver(() => {
+  const here = element.offsetWidth > 0;
   if (here && away) {
-    load(true);
+    load('look');
     choices();
+  } else if (here) {
+    atEnd();
   }
   away = !here;
 }).observe(element);

@@ -16,9 +16,11 @@ from shared.engine.engine import Engine
 from shared.engine.gallery import HERE, TRASH, Collection, Found, Moved, Tile, Wanted
 from shared.engine.records import ImageRecord
 from shared.errors import UserError
+from shared.ui.api import uploads
 from shared.ui.errors import QUIET
 from shared.ui.gallery_html import ANY, compare_html, detail_html, options_html, tile_html
 from shared.ui.generate import Generate, Updates
+from shared.ui.packing import pack
 from shared.ui.pictures import THUMBNAILS, file_url, model_name
 from shared.ui.text import plural
 from shared.ui.thumbnails import forget_thumbnail, ready_thumbnail, thumbnail
@@ -27,7 +29,7 @@ _FRAME = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
 _SCRIPT = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
 ANSWERS = (
     "look", "choices", "thumbs", "detail", "compare", "favour", "discard", "restore", "purge", "find",
-    "found",
+    "found", "pack",
 )  # fmt: skip
 MAX_AT_ONCE = 900  # pictures of one request; older SQLites take 999 values
 PAGE = 60
@@ -41,7 +43,7 @@ class Gallery:
 
     def __init__(self, engine: Engine, page: gr.Blocks, tabs: gr.Tabs, create: Generate):
         self._engine = engine
-        self._collection = Collection(engine.store, engine.config.output_dir)
+        self._collection = Collection(engine.store, *engine.config.picture_folders)
         self._thumbnails = engine.config.output_dir / THUMBNAILS
         self._create, self._tabs = create, tabs
         self.area = gr.HTML(
@@ -53,7 +55,9 @@ class Gallery:
         )
         self.area.use(self.use, create.form.inputs, [tabs, *create.filled], **QUIET)
         create.form.images.takes_from(self.area)
-        for sent in (self.area.image, self.area.control):
+        create.form.images.takes_masks_from(self.area)
+        create.upscale.opens_from(self.area)
+        for sent in (self.area.image, self.area.control, self.area.mask, self.area.upscale):
             sent(lambda: gr.Tabs(selected="create"), None, tabs, **QUIET)
         for area in (create.recent, create.viewer):
             area.all(lambda: gr.Tabs(selected="gallery"), None, tabs, **QUIET)
@@ -136,6 +140,11 @@ class Gallery:
         """How far the search of the folder is."""
         found = self._collection.found
         return {"said": found_text(found), "running": found.running} if found else {}
+
+    def pack(self, asked: Answer) -> Answer:
+        """The address of a zip of pictures, which is kept for an hour."""
+        records = [one for one in self._collection.records(_ids(asked)) if self._collection.is_here(one.path)]
+        return {"url": file_url(pack([Path(one.path) for one in records], uploads() / "zips"))}
 
     def _one(self, asked: Answer) -> ImageRecord:
         record = next(iter(self._collection.records(_ids(asked)[:1])), None)

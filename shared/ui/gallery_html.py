@@ -16,6 +16,7 @@ from shared.settings import SETTINGS
 from shared.ui.pictures import actions_html, file_url, line_of, model_name, notes_html, prompt_of
 from shared.ui.text import DOT
 
+MORE_ACTS = (("mask", "Use as mask"),)
 SKIPPED = {"prompt", "model_type", "batch_size", "resolution", "seed"}  # shown elsewhere
 
 
@@ -40,7 +41,7 @@ def detail_html(record: ImageRecord, catalog: Catalog) -> str:
     copy = '<button type="button" class="zgp-button" data-act="copy">Copy</button>' if prompt else ""
     when = datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M")
     special, usual = _lines(record, catalog)
-    actions = actions_html(record) if record.place != TRASH else _trash_actions(record)
+    actions = actions_html(record, MORE_ACTS) if record.place != TRASH else _trash_actions(record)
     return (
         f'<div class="zgp-large"><a href="{url}" target="_blank" title="Open in full size">'
         f'<img src="{url}" alt="{prompt}" width="{record.width}" height="{record.height}"></a></div>'

@@ -15,7 +15,7 @@ from shared.errors import UserError
 from shared.ui import recall
 from shared.ui.api import uploads
 from shared.ui.defaults import Defaults
-from shared.ui.dropping import drop_anywhere
+from shared.ui.dropping import drop_anywhere, refusal
 from shared.ui.errors import QUIET, shows_errors, toast
 from shared.ui.following import FOREVER, STOP_FOREVER, Following
 from shared.ui.form import Form, Updates
@@ -55,7 +55,9 @@ class Generate:
                         elem_id="drop",
                     )
                     self.queue.lay_out_files()
-                drop_anywhere("drop")
+                self.dropped = drop_anywhere(
+                    {**dict.fromkeys(PICTURE_FILES, "drop"), ".zip": "queue-load", ".json": "queue-load"}
+                )
             with gr.Column(scale=6, min_width=320, elem_id="results"):
                 self.notice = notice_area()
                 self.welcome = Welcome(self.form.first, self._pictures.none_yet())
@@ -101,6 +103,7 @@ class Generate:
         filled = self.filled = [*suited, self.notice]
         self.queue.wire(form, self.tab, self.notice, filled, self._fill)
         self.drop.upload(self.read_picture, [self.drop, *form.inputs], [*filled, self.drop], **QUIET)
+        self.dropped.refused(self.refuse, None, self.notice, **QUIET)
         form.presets.wire_form(form.inputs, form.read, filled, self._fill, self.notice)
         Defaults(self._engine, form, filled, self.notice)
         for area in (self.viewer, self.recent):
@@ -193,12 +196,18 @@ class Generate:
         found = recall.from_file(Path(path), Path(path).name, self._engine.catalog, values[0])
         return {**self._fill(found, values), self.drop: None}
 
+    @shows_errors
+    def refuse(self, event: gr.EventData) -> str:
+        """Say where a file goes that cannot be dropped here."""
+        return notice_html([refusal(event)], "error")
+
     def _fill(self, found: recall.Recalled, values: tuple[Any, ...] = ()) -> Updates:
         """Show settings in the form. values: of the form before; given, what they differ in is told."""
         model = self._engine.catalog.model(found.settings["model_type"])
         settings, lost = self.form.images.present(found.settings)
         settings, replaced = self.form.enlarging.present(model, settings)
-        filled = {**self.form.fill(settings), **self.welcome.suit(model)}
+        axes, unfit = self.form.grid.fill(model, found.axes)
+        filled = {**self.form.fill(settings), **self.welcome.suit(model), **axes}
         before = dict(zip(self.form.controls, values, strict=True)) if values else {}
         changed = recall.differences(before, settings) if before else []
-        return {**filled, self.notice: notice_html([*found.report, *lost, *replaced, *changed])}
+        return {**filled, self.notice: notice_html([*found.report, *lost, *replaced, *unfit, *changed])}

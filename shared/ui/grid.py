@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -63,6 +64,29 @@ class GridGroup:
         """Offer what acts on the model; an axis of something else is forgotten."""
         choices = self._choices(model)
         return {one: gr.update(choices=choices) for one in self.settings.values()}
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `suit` and `fill` may update."""
+        return [self.group, *self.inputs]
+
+    def fill(self, model: ModelInfo, axes: Mapping[str, Sequence[str]]) -> tuple[Updates, list[str]]:
+        """Show the axes of a grid that was made, and a line for each that does nothing here."""
+        if not axes:
+            return {}, []
+        here = {setting.name for setting in axes_for(model)}
+        updates: Updates = {self.group: gr.update(open=True)}
+        lines = []
+        for axis in AXES:
+            name, typed = axes.get(axis, ("", ""))
+            if name and name not in here:
+                lines.append(
+                    f"{AXES[axis]} of its grid, {SETTINGS[name].label}, were left out: {model.name} has none."
+                )
+                name, typed = "", ""
+            updates[self.settings[axis]] = gr.update(choices=self._choices(model), value=name)
+            updates[self.values[axis]] = typed
+        return updates, lines
 
     def suggest(self, name: str, model_id: str) -> Any:
         """An example of the values, in the colour of what is not there."""

@@ -122,6 +122,7 @@ class Images:
         self.resolution = resolution
         last = {"trigger_mode": "always_last", **QUIET}
         self.started = [self.start, self.mask, resolution, self.image_group, self.outpaint, *self.sides]
+        self.masked = [self.mask, self.image_group]
         self.image_file.upload(
             self.take_image, [self.image_file, model_type], [*self.started, self.image_file], **QUIET
         )
@@ -165,6 +166,10 @@ class Images:
         """Let the buttons of `area` (`pictures.picture_area`) send pictures here."""
         area.image(self.send_image, None, self.started, **QUIET)
         area.control(self.send_guide, None, [self.guide, self.control_group], **QUIET)
+
+    def takes_masks_from(self, area: Any) -> None:
+        """Let a button of `area` send pictures here as masks."""
+        area.mask(self.send_mask, self.start, self.masked, **QUIET)
 
     # -- for the form -------------------------------------------------------------------------------------
 
@@ -271,6 +276,14 @@ class Images:
         mask, notes = masks.from_upload(path, self._picture(start).size)
         _say([*notes, *masks.checked(mask)])
         return self._kept(mask)
+
+    @shows_errors
+    def send_mask(self, start: str, event: gr.EventData) -> Updates:
+        """Take the mask from a picture that was made: what is bright in it is repainted."""
+        if not start:
+            raise UserError("Choose the picture to start from first: a mask says what of it is repainted.")
+        path = self._engine.store.image(int(event.id)).path
+        return {self.mask: self.take_mask(path, start), self.image_group: gr.update(open=True)}
 
     def draw_image(self, start: str, mask: str) -> Updates:
         """The picture with its mask. What was painted here is there already."""

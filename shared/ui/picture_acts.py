@@ -20,7 +20,7 @@ class PictureActs:
 
     def __init__(self, engine: Engine, pictures: Pictures, viewer: Any, recent: Any, notice: Any):
         self._engine, self._pictures = engine, pictures
-        self._collection = Collection(engine.store, engine.config.output_dir)
+        self._collection = Collection(engine.store, *engine.config.picture_folders)
         self.viewer, self.recent, self.notice = viewer, recent, notice
         for area in (viewer, recent):
             area.pick(self.pick, None, viewer, **QUIET)

@@ -15,9 +15,10 @@ import gradio as gr
 
 from shared.engine.catalog import Catalog
 from shared.engine.engine import Engine
+from shared.engine.grid import axes_from
 from shared.engine.records import ImageRecord
 from shared.imaging import metadata
-from shared.ui.text import plural, settings_line
+from shared.ui.text import grid_line, plural, settings_line
 from shared.ui.thumbnails import thumbnail
 
 RECENT = 24
@@ -81,9 +82,9 @@ class Pictures:
         )
 
     def _present(self, records: Sequence[ImageRecord]) -> list[ImageRecord]:
-        """Those whose files still exist inside the one folder that the page may serve."""
-        root = self._engine.config.output_dir.resolve()
-        return [record for record in records if _is_file_in(Path(record.path), root)]
+        """Those whose files still exist inside the folders that the page may serve."""
+        roots = [folder.resolve() for folder in self._engine.config.picture_folders]
+        return [record for record in records if _is_file_in(Path(record.path), roots)]
 
 
 def viewer_html(batch: Sequence[ImageRecord], shown: ImageRecord, catalog: Catalog) -> str:
@@ -110,6 +111,9 @@ def line_of(record: ImageRecord, catalog: Catalog) -> str:
     """What made a picture, in one line."""
     settings = metadata.settings_from(record.metadata)
     name = model_name(settings, catalog)
+    axes = axes_from(record.metadata)
+    if axes:
+        return grid_line(axes.values(), name, record.width, record.height)
     return settings_line(settings, name, record.seed, record.width, record.height)
 
 
@@ -128,14 +132,14 @@ def notes_html(record: ImageRecord) -> str:
     )
 
 
-def actions_html(shown: ImageRecord) -> str:
-    """What can be done with a picture."""
+def actions_html(shown: ImageRecord, more: Sequence[tuple[str, str]] = ()) -> str:
+    """What can be done with a picture. more: (act, what its button says) beyond what the viewer has."""
     name = escape(Path(shown.path).name)
     pressed = f' aria-pressed="{str(shown.favourite).lower()}"'
     buttons = "".join(
         f'<button type="button" class="zgp-button" data-act="{act}" data-id="{shown.id}"'
         f"{pressed if act == 'favour' else ''}>{said}</button>"
-        for act, said in _ACTS
+        for act, said in (*_ACTS, *more)
     )
     download = f'<a class="zgp-button" href="{file_url(Path(shown.path))}" download="{name}">Download</a>'
     return f'<p class="zgp-actions">{download}{buttons}</p>'
@@ -171,5 +175,5 @@ def _tile(record: ImageRecord, file: Path, shown: bool = False) -> str:
     )
 
 
-def _is_file_in(path: Path, root: Path) -> bool:
-    return path.is_file() and path.resolve().is_relative_to(root)
+def _is_file_in(path: Path, roots: Sequence[Path]) -> bool:
+    return path.is_file() and any(path.resolve().is_relative_to(root) for root in roots)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shared.engine.catalog import Catalog, ModelInfo
+from shared.engine.grid import axes_from
 from shared.engine.loras import problems
 from shared.errors import UserError
 from shared.imaging import foreign, metadata
@@ -23,10 +24,14 @@ OTHER_NOISE = "Other programs compute differently: expect a similar picture, not
 
 @dataclass(frozen=True)
 class Recalled:
-    """Complete, valid settings and one line for everything that differs from the picture."""
+    """Complete, valid settings and one line for everything that differs from the picture.
+
+    axes: of a grid's picture, as `grid.axes_from` has them.
+    """
 
     settings: dict[str, Any]
     report: list[str]
+    axes: dict[str, list[str]] = field(default_factory=dict)
 
 
 def from_file(path: Path, name: str, catalog: Catalog, model_id: str) -> Recalled:
@@ -54,7 +59,7 @@ def from_metadata(found: Mapping[str, Any], name: str, catalog: Catalog, model_i
     if wanted not in catalog.models:
         settings["model_type"] = model_id
         report.append(f"Its model '{wanted}' is not here: {catalog.model(model_id).name} stays.")
-    return complete(settings, report, catalog)
+    return replace(complete(settings, report, catalog), axes=axes_from(found))
 
 
 def from_foreign(found: Foreign, name: str, catalog: Catalog, model_id: str) -> Recalled:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from shared.settings import SETTINGS
+
 DOT = " · "
+LONG_VALUES = 80  # characters
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
@@ -42,3 +45,18 @@ def settings_line(settings: Mapping[str, Any], model_name: str, seed: int, width
     if guidance and isinstance(guidance, (int, float)):  # pictures may carry anything
         parts.append(f"guidance {guidance:g}")
     return DOT.join(part for part in parts if part)
+
+
+def grid_line(axes: Collection[Sequence[str]], model_name: str, width: int, height: int) -> str:
+    """What a grid shows: "Grid: Steps 2, 8 × Seed 1-3 · Z-Image Mini · 600 × 400".
+
+    axes: pairs of a setting's name and its values as they were typed.
+    """
+    varied = [f"{SETTINGS[name].label} {shortened(typed)}" for name, typed in axes]
+    fixed = [] if any(name == "model_type" for name, _ in axes) else [model_name]
+    return DOT.join([f"Grid: {' × '.join(varied)}", *filter(None, fixed), f"{width} × {height}"])
+
+
+def shortened(text: str) -> str:
+    """A text of a length that a line has room for."""
+    return text if len(text) <= LONG_VALUES else f"{text[: LONG_VALUES - 1].rstrip()}…"
