@@ -269,7 +269,7 @@ def test_no_preset_gets_a_name_that_leads_out(house, name):
     page, before = house.open.page, tree(house.folder)
     renamed = page.event("change", "preset")
     assert not page.run(renamed, ["preset/mine.lset", name, MINI], {"name": "rename"}).success
-    for saved in (page.event("save_preset", "click"), page.event("replace_preset", "replace")):
+    for saved in (page.event("keep", "click"), page.event("keep_instead", "replace")):
         assert not page.run(saved, [name, True, *page.usual(saved)[2:]]).success
     assert tree(house.folder) == before
 
