@@ -166,7 +166,7 @@ class Visit:
         self.tab.locator("#generate").click()
 
     def wait_until_idle(self):
-        self.tab.wait_for_function("document.querySelector('#generate').innerText.trim() === 'Generate'")
+        self.tab.wait_for_function("document.querySelector('#generate')?.innerText.trim() === 'Generate'")
         self.tab.wait_for_selector("#cancel", state="hidden")
 
     def value(self, setting):

@@ -35,7 +35,7 @@ class Prompting(Visit):
         self.tab.wait_for_selector("#wildcards .zgp-word")
 
     def wait_for_forever(self, word):
-        self.tab.wait_for_function(f"document.querySelector('#forever').innerText.trim() === '{word}'")
+        self.tab.wait_for_function(f"document.querySelector('#forever')?.innerText.trim() === '{word}'")
 
 
 VISIT = Prompting

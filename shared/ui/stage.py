@@ -24,7 +24,18 @@ _LOOK_AGAIN = """const look = () => {
   }, 3000);
 };
 document.addEventListener('visibilitychange', look);
-if (document.hidden) setTimeout(look, 3000);"""
+if (document.hidden) setTimeout(look, 3000);
+
+// Gradio's client can lose an event that begins while another one ends, as at a page's start: begin again.
+const begin = (left) => setTimeout(() => {
+  if (!left || document.hidden || element.querySelector('.zgp-followed')) return;
+  trigger('hide');
+  setTimeout(() => trigger('focus'), 500);
+  begin(left - 1);
+}, 6000);
+begin(5);"""
+#: what the follower shows while there is nothing to show
+_FOLLOWED = '<i class="zgp-followed" hidden></i>'
 
 # The tab's own name, which outlives a reload: by it the page knows whose job has ended.
 _TAB = """((name) => {
@@ -45,12 +56,15 @@ def stage_area() -> gr.HTML:
 
 
 def stage_html(sight: Sight) -> str:
-    """The stage while a job runs or is about to, else "". The page patches it into the DOM: no flicker."""
+    """The stage while a job runs or is about to, else nothing that is seen. The page patches it into the DOM:
+    no flicker.
+    """
     job = sight.current
     if job is None:
-        return ""
+        return _FOLLOWED
     return (
-        '<div class="zgp-stage">'
+        _FOLLOWED
+        + '<div class="zgp-stage">'
         + _canvas(job, sight.preview)
         + _progress_bar(job)
         + f'<div class="zgp-status" role="status"><span>{escape(status_text(job))}</span>'
