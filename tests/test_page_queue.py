@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import functools
+import io
+import json
 import os
 import signal
 import sqlite3
@@ -313,6 +316,30 @@ def test_a_failed_job_says_why_and_is_retried(visit, engine):
     page.wait_for_rows(job + 1)
     page.tab.wait_for_selector("text=There was not enough memory", state="detached")
     assert engine.store.job(job).status == FAILED
+
+
+DROP = """([data, name]) => {
+  const dragged = new DataTransfer();
+  dragged.items.add(new File([Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))], name));
+  for (const kind of ['dragenter', 'dragover', 'drop']) {
+    document.querySelector('#prompt').dispatchEvent(
+      new DragEvent(kind, {dataTransfer: dragged, bubbles: true, cancelable: true}));
+  }
+}"""
+
+
+@pytest.mark.browser
+def test_a_saved_queue_that_is_dropped_on_the_page_is_loaded(visit, engine):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:  # as Wan2GP writes it
+        task = {"id": 1, "params": {"prompt": "a green star", "model_type": "z_image_mini", "seed": 5}}
+        archive.writestr("queue.json", json.dumps([task]))
+    page = visit()
+    page.tab.wait_for_selector("#stage .zgp-followed", state="attached")  # the page is ready
+    page.tab.evaluate(DROP, [base64.b64encode(file.getvalue()).decode(), "mine.zip"])
+    page.tab.locator("#notice").get_by_text("1 of 1 job loaded from mine.zip.").wait_for()
+    assert engine.store.jobs(limit=1)[0].settings["prompt"] == "a green star"
+    page.wait_until_idle()
 
 
 @pytest.mark.browser
