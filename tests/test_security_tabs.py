@@ -277,6 +277,20 @@ def test_no_preset_gets_a_name_that_leads_out(house, name):
 # ---------------------------------------------------------------- what takes too much
 
 
+def test_calls_that_wait_for_their_pictures_leave_the_page_free(house):
+    """Gradio runs 40 events at a time, unless it is told otherwise."""
+    open_, page = house.open, house.open.page
+    (generate,) = page.numbers("generate")
+    for number in range(45):
+        body = {"fn_index": generate, "data": [{"prompt": "a"}], "session_hash": f"waiting{number}"}
+        assert page.ask("POST", "/gradio_api/queue/join", body).status == 200
+    (redraw,) = page.numbers("redraw")
+    try:
+        assert page.call(redraw, page.usual(redraw)).success
+    finally:
+        open_.engine.store.clear_waiting()
+
+
 def test_no_list_of_jobs_is_endless(house, monkeypatch):
     """Neither the entries of a zip nor the items of a list make an object each before they are counted."""
     archive, listed = house.uploads / "many.zip", house.uploads / "many.json"

@@ -31,6 +31,8 @@ from shared.version import VERSION
 log = logging.getLogger(__name__)
 
 OPENAPI = "/api/v1/openapi.json"
+#: every tab that follows the queue and every call that waits for its pictures is one of these
+EVENTS_AT_ONCE = 1000
 
 
 def make_app(
@@ -41,6 +43,7 @@ def make_app(
     app = api(engine, uploads, shelf)
     add_questions(app, page)
     outputs = engine.config.output_dir.resolve()
+    page.max_threads = EVENTS_AT_ONCE
     gr.mount_gradio_app(
         app,
         page.queue(default_concurrency_limit=None),
