@@ -240,6 +240,14 @@ def engine(tmp_path):
     return Engine(EngineConfig.at(root, warm=False), handler_for)
 
 
+def test_a_job_is_not_edited_into_several(engine):
+    """Else all but the first would be lost without a word."""
+    job_id, _ = engine.submit({"model_type": "fake", "prompt": "a cat"})
+    with pytest.raises(SettingsError, match="stands for 2 jobs"):
+        engine.edit(job_id, {"model_type": "fake", "multi_prompts_gen_type": "G", "prompt": "a dog\na fox"})
+    assert engine.store.job(job_id).settings["prompt"] == "a cat"
+
+
 def test_all_jobs_of_a_prompt_are_queued_or_none(engine, monkeypatch):
     values = {"model_type": "fake", "multi_prompts_gen_type": "G", "seed": 3}
     queued = engine.submit_all({**values, "prompt": "a {red|blue} cat\na dog", "batch_size": 2})

@@ -132,6 +132,17 @@ class Catalog:
             raise SettingsError([str(error)]) from error
         return [replace(whole, settings=self.validate(job).settings) for job in jobs]
 
+    def validate_one(self, values: Mapping[str, Any]) -> Validated:
+        """As `validate_all`, for values that stand for one job. SettingsError when they stand for more."""
+        first, *more = self.validate_all(values)
+        if more:
+            sentence = (
+                f"the prompt stands for {len(more) + 1} jobs: expected one; of a prompt in which something is "
+                "drawn, make 1 image"
+            )
+            raise SettingsError([sentence])
+        return first
+
     def time_grid(self, values: Mapping[str, Any]) -> list[float] | None:
         """The noise levels that these settings visit, for models whose sampler lets the user shape them.
 

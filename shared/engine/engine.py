@@ -144,7 +144,7 @@ class Engine:
         """Replace the settings of a waiting job. SettingsError lists what is wrong with them, UserError says
         that the job has begun; either way it stays as it is.
         """
-        validated = self._ready(self.catalog.validate_all(values)[:1], uploads)[0]
+        validated = self._ready([self.catalog.validate_one(values)], uploads)[0]
         self.store.edit(job_id, validated.settings, validated.notes)
         return validated
 

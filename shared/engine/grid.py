@@ -379,7 +379,7 @@ def _validated(
             value = random_seed()
         given[axis.setting] = value
     try:
-        validated, *more = catalog.validate_all(given)
+        validated = catalog.validate_one(given)
     except SettingsError as error:
         raise SettingsError([*problems, *error.problems]) from None
     name = catalog.models[validated.settings["model_type"]].name
@@ -388,11 +388,6 @@ def _validated(
         for axis in axes
         if axis.setting not in validated.settings
     ]
-    if more:
-        problems.append(
-            f"the prompt stands for {len(more) + 1} jobs: expected one; of a prompt in which something is "
-            "drawn, make 1 image"
-        )
     if problems:
         raise SettingsError(problems)
     return validated

@@ -42,14 +42,12 @@ def make_app(
     shelf = Shelf(engine, uploads)
     app = api(engine, uploads, shelf)
     add_questions(app, page)
-    outputs = engine.config.output_dir.resolve()
     page.max_threads = EVENTS_AT_ONCE
     gr.mount_gradio_app(
         app,
         page.queue(default_concurrency_limit=None),
         "/",
-        # pictures that were made before the folder was changed lie beside the queue
-        allowed_paths=[str(outputs), str(engine.config.database.resolve().parents[1])],
+        allowed_paths=[str(folder.resolve()) for folder in engine.config.picture_folders],
         # the queue and the log are nobody's download
         blocked_paths=[str(engine.config.database.resolve().parent)],
         max_file_size=MAX_UPLOAD,
