@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shared.errors import UserError
-from shared.wan2gp_words import WAN2GP_SETTINGS
+from shared.wan2gp_words import WAN2GP_SETTINGS, why_idle
 from shared.wording import nearest
 
 FOLDERS = ("defaults", "finetunes")  # later folders override earlier ones
@@ -233,7 +233,7 @@ def _card(card_id: str, raws: dict[str, _Raw], known_settings: Collection[str]) 
     }
     known = {key: value for key, value in raw.settings.items() if key in known_settings}
     ignored = {f"model.{key}": "a key of Wan2GP's cards without effect" for key in raw.model.keys() - model}
-    ignored |= {key: f"a setting of Wan2GP; {WAN2GP_SETTINGS[key]}" for key in raw.settings.keys() - known}
+    ignored |= {key: why_idle(key) for key in raw.settings.keys() - known}
     return Card(
         id=card_id,
         name=model["name"],

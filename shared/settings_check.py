@@ -12,7 +12,7 @@ from typing import Any
 
 from shared.settings import MAX_SEED, SETTINGS, Setting, SettingsError, applies
 from shared.settings_texts import parse_resolution
-from shared.wan2gp_words import NOTE, WAN2GP_SETTINGS, in_our_words
+from shared.wan2gp_words import in_our_words, why_idle
 from shared.wording import nearest, show
 
 MAX_ENTRY = 2000  # characters of one text of a list
@@ -225,8 +225,8 @@ def _why_ignored(name: str, capabilities: Mapping[str, Any]) -> str:
     """Why this name does nothing; "" when it acts."""
     if name in SETTINGS:
         return "" if applies(SETTINGS[name], capabilities) else "does not act on this model"
-    if reason := WAN2GP_SETTINGS.get(name):
-        return reason if reason == NOTE else f"a setting of Wan2GP; {reason}"
+    if reason := why_idle(name):
+        return reason
     known = nearest(name, SETTINGS)
     return f'unknown setting; the nearest known one is "{known}"' if known else "unknown setting"
 

@@ -51,6 +51,12 @@ WAN2GP_SETTINGS: dict[str, str] = {
 }
 
 
+def why_idle(name: str) -> str:
+    """Why a name of Wan2GP's does nothing here; "" when it is none."""
+    reason = WAN2GP_SETTINGS.get(name, "")
+    return reason if reason in ("", NOTE) else f"a setting of Wan2GP; {reason}"
+
+
 def in_our_words(given: dict[str, Any]) -> dict[str, Any]:
     """Wan2GP's spellings of what has another one here."""
     mode = str(given.get("multi_prompts_gen_type", ALL_ONE)).upper()

@@ -137,8 +137,8 @@ class Catalog:
         first, *more = self.validate_all(values)
         if more:
             sentence = (
-                f"the prompt stands for {len(more) + 1} jobs: expected one; of a prompt in which something is "
-                "drawn, make 1 image"
+                f"the prompt stands for {len(more) + 1} jobs: expected one; of a prompt in which something "
+                "is drawn, make 1 image"
             )
             raise SettingsError([sentence])
         return first
