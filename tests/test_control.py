@@ -15,7 +15,8 @@ from models.z_image.control_layout import Layout, is_control
 from models.z_image.nag import Nag
 from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel, padded, patchify
 from shared.errors import Cancelled, UserError
-from shared.offloading import Placement, Residency
+from shared.offloading import Residency
+from shared.placement import Placement
 from shared.weights.loading import save_quantized
 from shared.weights.quantized import Int8Linear
 from tests.counting import CountingTransport

@@ -29,7 +29,8 @@ from shared.engine.engine import Engine
 from shared.engine.host import ModelHost
 from shared.imaging import metadata
 from shared.loras.multipliers import parse
-from shared.offloading import Placement, Residency
+from shared.offloading import Residency
+from shared.placement import Placement
 from shared.settings import SettingsError
 from shared.weights.loading import save_quantized
 from tests import mini, packers

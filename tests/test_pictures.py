@@ -23,7 +23,8 @@ from shared import attention
 from shared.engine.catalog import catalog
 from shared.engine.parts import PartStore
 from shared.errors import UserError
-from shared.offloading import Placement, Residency
+from shared.offloading import Residency
+from shared.placement import Placement
 from tests import mini
 from tests.counting import CountingTransport
 

@@ -29,7 +29,8 @@ from models.z_image.transformer_z_image import Conditioning, ZImageTransformer2D
 from models.z_image.unified_sampler import UnifiedConfig
 from shared.errors import UserError
 from shared.loras.apply import set_multipliers
-from shared.offloading import Placement, Residency
+from shared.offloading import Residency
+from shared.placement import Placement
 
 PARTS = ("transformer", "text_encoder", "vae")
 SIZE_MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patches
