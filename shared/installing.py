@@ -41,7 +41,7 @@ SHOWN = re.compile(
     r"\s*(Collecting|Downloading|Downloaded|Using cached|Building|Installing|Resolved|Prepared|Installed)\b"
 )
 KERNELS = "comfy-kitchen>=0.2.40,<0.3"  # fused kernels for NVIDIA cards; 68 MB that a CPU has no use for
-INSTALLED_GB = {False: 3, True: 6}  # by whether there is an NVIDIA card, whose torch is larger
+INSTALLED_GB = {False: 3, True: 6}  # by whether torch is the build for cards: on Linux it always is
 FRACTION = re.compile(r"Progress (\d+) of (\d+)")
 HINTS = (
     (r"No space left|not enough space", "the disk is full: make room"),
@@ -110,7 +110,8 @@ def refused(error: OSError) -> str:
 
 def check_space(machine: Machine) -> None:
     """StartError when the packages will not fit on the disk."""
-    needed, free = INSTALLED_GB[machine.nvidia], shutil.disk_usage(ROOT).free / 1e9
+    needed = INSTALLED_GB[machine.nvidia or machine.system == "Linux"]
+    free = shutil.disk_usage(ROOT).free / 1e9
     if free < needed:
         raise StartError(
             f"the disk of {ROOT} has {free:.1f} GB free, and the installation needs about {needed} GB: make "

@@ -13,7 +13,7 @@ from typing import Any
 
 from shared.version import VERSION
 
-PACKAGES = ("torch", "gradio", "diffusers", "transformers", "mmgp")
+PACKAGES = ("torch", "gradio", "diffusers", "transformers", "mmgp", "optimum-quanto")
 LOG_LINES, LOG_BYTES = 60, 64_000
 
 #: what a secret looks like -> what stands in its place

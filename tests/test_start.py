@@ -178,13 +178,22 @@ def installer(place: Path, monkeypatch: pytest.MonkeyPatch) -> Installer:
     return Installer(monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("machine", "needed"),
+    [(Machine("Darwin"), 3), (Machine("Linux"), 6), (Machine("Windows", nvidia=True), 6)],
+)
 def test_a_disk_without_room_is_told_before_anything_is_installed(
-    installer: Installer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    machine: Machine,
+    needed: int,
+    installer: Installer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
+    monkeypatch.setattr(start.Machine, "here", staticmethod(lambda: machine))
     monkeypatch.setattr(start.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 8, int(1.2e9)))
     assert start.main(["--setup-only"], "") == 2
     said = capsys.readouterr().err
-    assert "has 1.2 GB free, and the installation needs about 3 GB: make room" in said
+    assert f"has 1.2 GB free, and the installation needs about {needed} GB: make room" in said
     assert said.count("\n") == 1 and installer.ran == []
 
 
