@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.engine.planner import PROFILES, RESERVED, Overrides
+from shared.offload_engines import SLOTS
 from shared.server.access import SHORTEST_TOKEN, TOKEN_VARIABLE
 from shared.settings import ATTENTION_PACKAGES, SETTINGS
 from shared.version import VERSION
@@ -236,6 +237,13 @@ def _add_lora_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_memory_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "--offload",
+        choices=tuple(SLOTS),
+        default="",
+        help="what moves the weights between RAM and card: mmgp (the default), as in Wan2GP, or stream, "
+        "which is ZGP's own and needs no mmgp",
+    )
+    group.add_argument(
         "--profile",
         choices=tuple(PROFILES),
         default="",
@@ -247,7 +255,8 @@ def _add_memory_flags(group: argparse._ArgumentGroup) -> None:
         "--preload",
         type=_number(0, 1_000_000, whole=True),
         metavar="MB",
-        help="MB of the transformer that stay on the card while it computes; the rest is streamed",
+        help="MB of the card for the transformer's weights while it computes; what does not fit is streamed "
+        "(with mmgp the layers in transit count)",
     )
     group.add_argument(
         "--perc-reserved-mem-max",

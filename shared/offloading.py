@@ -8,7 +8,6 @@ moves.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,16 +21,6 @@ from shared.placement import Engine, OnCard, Placement, Status, tensors_by_unit
 from shared.transport import CudaTransport, Transport, pinned_bytes
 
 ACTIVATION_BYTES = 3 << 30  # left free beside a part that nobody placed
-
-
-def has_mmgp() -> bool:
-    """Whether the package is installed; it is not imported for that."""
-    return importlib.util.find_spec("mmgp") is not None
-
-
-def default_engine() -> str:
-    """The engine where nobody chose one."""
-    return "mmgp" if has_mmgp() else "stream"
 
 
 @dataclass
@@ -66,16 +55,15 @@ class Residency:
         pinned_limit: int | None = None,
         transport: Transport | None = None,
     ) -> None:
-        """engine: "mmgp" or "stream". pinned_limit: bytes of RAM to page-lock at most; None as
-        `pinned_bytes()`. transport: in the place of the card's, for "stream". UserError when mmgp is chosen
-        and not installed."""
+        """engine: one of offload_engines.SLOTS. pinned_limit: bytes of RAM to page-lock at most; None as
+        `pinned_bytes()`. transport: in the place of the card's, for "stream"."""
         self.device = device
         self._parts: dict[nn.Module, _Part] = {}
         self._engine: Engine | None = None
         limit = pinned_bytes() if pinned_limit is None else pinned_limit
         if transport is None and device.type != "cuda":
             return
-        if engine == "mmgp" and transport is None:
+        if engine == "mmgp":
             self._engine = MmgpEngine(device, limit)
         else:
             self._engine = StreamEngine(transport or CudaTransport(device), limit)

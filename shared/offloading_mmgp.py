@@ -21,7 +21,6 @@ watch the internals that the cures touch:
 from __future__ import annotations
 
 import functools
-import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +37,7 @@ MIB = 1 << 20
 
 
 @functools.cache
-def load_mmgp() -> types.ModuleType:
+def load_mmgp() -> Any:
     """mmgp's module `offload`, with what its import replaced elsewhere put back. UserError without mmgp."""
     import accelerate.utils.modeling as accelerate
     import safetensors.torch
@@ -130,9 +129,9 @@ class ManagedPart:
         calls = {block: call for block in units if (call := block._compiled_call_impl) is not None}
         default_device = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
         for module in known:
-            module._lock_dtype = None  # neither mixed dtypes nor fp32 arguments are its business
+            vars(module)["_lock_dtype"] = None  # neither mixed dtypes nor fp32 arguments are its business
         for block in calls:
-            block._compile_me = True  # the short lists of blocks, too
+            vars(block)["_compile_me"] = True  # the short lists of blocks, too
         pinned = self.placement.pinned and pinned_limit > 0 and _pin_unusual(units)
         aside = _take_aside(self.part)
         try:

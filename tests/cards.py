@@ -27,8 +27,8 @@ class Card:
             return Residency(torch.device("cpu"), pinned_limit=pinned_limit, transport=self.side)
         return Residency(torch.device("cuda"), engine="mmgp", pinned_limit=pinned_limit)
 
-    def watched(self, part: nn.Module, blocks: Sequence[nn.Module]) -> Residency:
-        """A residency for `part`, whose blocks may compute on the card only."""
+    def watched(self, blocks: Sequence[nn.Module]) -> Residency:
+        """A residency; `blocks` may compute on the card only."""
         self.side.watch(blocks)
         return self.residency()
 

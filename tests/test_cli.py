@@ -424,7 +424,7 @@ def test_ctrl_c_on_the_page_is_a_usual_end(wgp, monkeypatch, launched, free_port
         (Machine("CPU", 8 << 30, 8 << 30), "computes on the CPU, fp32, about "),
         (
             Machine("Card", 64 << 30, 60 << 30, 8 << 30, 8 << 30, (8, 6)),
-            "bf16, 9 of 20 layers resident, VAE tiled: about 6.4 of 8 GB",
+            "mmgp, bf16, 8 of 20 layers resident, VAE tiled: about 6.4 of 8 GB",
         ),
     ],
 )

@@ -128,7 +128,7 @@ def test_streamed_equals_untouched(card: Card, resident: int | None, prefetch: b
     strides = [x.stride() for x in (*model.parameters(), *model.buffers())]
     attributes = attributes_of(model)
     plain = copy.deepcopy(model)
-    residency = card.watched(model, model.blocks())
+    residency = card.watched(model.blocks())
     residency.place(model, Placement(resident, pinned=pinned, prefetch=prefetch))
     for _ in range(2):
         with torch.set_grad_enabled(resident == 1), residency.use(model):
@@ -185,7 +185,7 @@ def test_from_ordinary_ram_the_next_block_is_copied_when_the_current_one_is_queu
 def test_bytes_per_step(card: Card, resident: int, batch: int) -> None:
     """Logic: at most 1.05 times the streamed bytes, also for a batch, and nothing for what stays."""
     model = model_for(card, first=1, layers=20)
-    residency = card.watched(model, model.blocks())
+    residency = card.watched(model.blocks())
     stays = resident_blocks([list(model.first), list(model.layers)], resident)
     sizes = dict(zip(model.blocks(), sizes_of(model)[1:], strict=True))
     if card.engine == "mmgp":  # copies tensor by tensor, without gaps
@@ -217,7 +217,7 @@ def test_an_exception_and_a_cancel_leave_the_part_usable(card: Card, keep: bool)
     """Logic: the next run is clean and the weights are whole."""
     model = model_for(card)
     before, plain = state(model), copy.deepcopy(model)(inputs())
-    residency = card.watched(model, model.blocks())
+    residency = card.watched(model.blocks())
     residency.place(model, Placement(2, keep=keep))
     for stop in range(8):
         with pytest.raises((Cancelled, IndexError)), residency.use(model):
@@ -257,7 +257,7 @@ def test_a_card_that_is_full_leaves_the_part_in_ram(monkeypatch) -> None:
     before, plain = state(model), copy.deepcopy(model)(inputs())
     side = FakeCuda()
     side.install(monkeypatch)
-    residency = Card("mmgp", side).watched(model, model.blocks())
+    residency = Card("mmgp", side).watched(model.blocks())
     residency.place(model, Placement(4))
     for room in range(0, sum(sizes_of(model)), 1500):
         side.room = room
@@ -277,7 +277,7 @@ def test_parts_take_turns(card: Card, keep: bool) -> None:
     """Logic: a kept part is not moved again; another leaves when the next one comes, and not before."""
     first, second = model_for(card), nn.Linear(8, 8)
     plain = copy.deepcopy(first)(inputs())
-    residency = card.watched(first, first.blocks())
+    residency = card.watched(first.blocks())
     residency.place(first, Placement(None, keep=keep))
     with residency.use(first):
         whole = card.live
@@ -303,7 +303,7 @@ def test_a_part_that_is_kept_streams_on_in_its_next_use(card: Card) -> None:
     """Logic: the slots are filled again only behind the last use's computing (the transport asserts it)."""
     model = model_for(card)
     plain = copy.deepcopy(model)(inputs())
-    residency = card.watched(model, model.blocks())
+    residency = card.watched(model.blocks())
     residency.place(model, Placement(1, keep=True))
     for _ in range(3):
         with residency.use(model):
@@ -316,7 +316,7 @@ def test_uses_nest(card: Card) -> None:
     """Logic: the same part again, and another one inside, which does not send the outer one away."""
     model, other = model_for(card), model_for(card, first=0, layers=2)
     plain = copy.deepcopy(model)(inputs())
-    residency = card.watched(model, [*model.blocks(), *other.blocks()])
+    residency = card.watched([*model.blocks(), *other.blocks()])
     for part in (model, other):
         residency.place(part, Placement(1))
     with residency.use(model):
@@ -377,7 +377,7 @@ def test_parts_that_share_a_module(resident: int | None, keep: bool) -> None:
 def test_weights_that_change_between_runs(card: Card) -> None:
     """Logic: replaced, edited in RAM, added (a LoRA) and removed again; what stays is not packed again."""
     model = model_for(card)
-    residency = card.watched(model, model.blocks())
+    residency = card.watched(model.blocks())
     residency.place(model, Placement(1, keep=True))
 
     def check() -> None:
@@ -420,7 +420,7 @@ def test_a_tensor_of_two_blocks(card: Card) -> None:
     model = model_for(card)
     model.layers[1].halves = model.layers[3].halves = model.layers[0].halves
     plain = copy.deepcopy(model)
-    residency = card.watched(model, model.blocks())
+    residency = card.watched(model.blocks())
     residency.place(model, Placement(0))
     with torch.inference_mode(), residency.use(model):
         assert equal(model(inputs()), plain(inputs()))
@@ -431,7 +431,7 @@ def test_what_stays_in_ram_is_not_touched(card: Card) -> None:
     model.stays_in_ram = ("table",)  # type: ignore[assignment]
     where = model.table.weight.data_ptr()
     children = list(dict(model.named_children()))
-    residency = card.watched(model, model.blocks())
+    residency = card.watched(model.blocks())
     with residency.use(model):
         assert children == list(dict(model.named_children()))
         assert model.table.weight.data_ptr() == where

@@ -288,6 +288,7 @@ class family_handler:
         save_quantized: bool = False,
         folders: Folders | None = None,
         pinned_share: float | None = None,
+        offload: str = "",
     ) -> tuple[ZImageProcessor, ZImagePipeline]:
         """(processor for jobs, callable pipeline). Raises UserError naming a file that is missing or does
         not fit.
@@ -300,7 +301,8 @@ class family_handler:
         already loaded (see loading.Share); the processor's `apply_plan` then says what goes where.
         save_quantized: write an int8 file beside an unquantized transformer. folders: where files are looked
         for, by default in the project and its ckpts/. pinned_share: of the RAM, to page-lock at most; default
-        what the system bears.
+        what the system bears. offload: what moves the weights to the card, "mmgp" (the default where it is
+        installed) or "stream".
         """
         from models.z_image.loading import load
 
@@ -324,6 +326,7 @@ class family_handler:
             save_quantized=save_quantized,
             folders=folders or DEFAULT_FOLDERS,
             pinned_share=pinned_share,
+            offload=offload,
         )
 
 

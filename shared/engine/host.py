@@ -198,7 +198,11 @@ class ModelHost:
         modules = [path for role, path in files.items() if role.startswith("module")]
         options: dict[str, Any] = self._dtype_argument()
         if plan is not None:
-            options |= {"share": self._parts.share, "pinned_share": self._overrides.reserved}
+            options |= {
+                "share": self._parts.share,
+                "pinned_share": self._overrides.reserved,
+                "offload": plan.engine,
+            }
         if self._save_quantized:
             options["save_quantized"] = True
         processor, pipe = info.handler.load_model(

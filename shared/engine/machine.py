@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from shared.engine.planner import Machine
+from shared.offload_engines import has_mmgp
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def read() -> Machine:
         vram_free=free + torch.cuda.memory_reserved(device),
         capability=(properties.major, properties.minor),
         kernels=frozenset(kind for kind, op in KERNELS.items() if kernels.find(op, device)),
+        mmgp=has_mmgp(),
     )
 
 
@@ -65,8 +67,14 @@ def survey(gpu: str = "") -> Machine:
     major, _, minor = capability.partition(".")
     ram_total, ram_free = ram()
     return Machine(
-        name, ram_total, ram_free, int(total) << 20, int(free) << 20, (int(major), int(minor))
-    )  # fmt: skip
+        name,
+        ram_total,
+        ram_free,
+        vram_total=int(total) << 20,
+        vram_free=int(free) << 20,
+        capability=(int(major), int(minor)),
+        mmgp=has_mmgp(),
+    )
 
 
 @functools.cache

@@ -172,8 +172,12 @@ class Worker:
         for note in substituted:
             self._store.note(job.id, note)
         notes = [*job.notes, *substituted]
-        loras = model.lora_entries()
-        extra = {**result.extra, "loras": loras} if loras else result.extra
+        loras, plan = model.lora_entries(), model.plan
+        extra = {
+            **result.extra,
+            **({"loras": loras} if loras else {}),
+            **({"plan": plan.sentence()} if plan is not None and plan.on_card else {}),
+        }
         # `images` may be decoded one by one as this loop asks for them.
         for index, image in zip(indices, result.images, strict=True):
             self._save(job, model, index, image, notes, extra)
