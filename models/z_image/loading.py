@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import AutoTokenizer, Qwen3Model
 
-from models.z_image import control, control_layout, names, text_encoding
+from models.z_image import control, control_layout, names, sources, text_encoding
 from models.z_image.generation import ZImageProcessor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
@@ -27,8 +27,6 @@ from models.z_image.z_image_handler import (
     SCHEDULER_CONFIGS,
     TRANSFORMER_CONFIG,
     VAE_CONFIG,
-    family_handler,
-    find,
 )
 from shared import attention as attention_backends
 from shared.errors import UserError
@@ -74,20 +72,14 @@ def load(
     """
     shared = share or _alone
     place = torch.device(device) if device else default_device()
-    files = {
-        need.role: need
-        for need in family_handler.query_model_files(base_model_type, {"URLs": [], **model_def})
-    }
     if text_encoder_filename is None:
-        text_encoder_filename = _first_on_disk(files["text_encoder"], folders)
-    vae_file = _first_on_disk(files["vae"], folders)
-    folder = model_def.get("text_encoder_folder") or ""
-    encoder = find(text_encoder_filename, folders=folders)
-    beside = encoder if encoder.is_dir() else encoder.parent
-    tokenizer_folder = ROOT / folder if folder and (ROOT / folder).is_dir() else beside
+        text_encoder_filename = _first_on_disk(sources.text_encoder(model_def)[0], folders)
+    vae_file = _first_on_disk(sources.vae(model_def), folders)
+    encoder = sources.find(text_encoder_filename, "", folders)
+    encoder_config, tokenizer_folder = _beside(model_def, encoder, folders)
 
-    sources = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
-    files_given = [find(source, folders=folders) for source in sources]
+    wanted = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
+    files_given = [sources.find(source, "", folders) for source in wanted]
     nets = [file for file in files_given if control_layout.is_control(file)]
     _check_control(nets, alone=nets == files_given, wanted=base_model_type in CONTROL_TYPES)
     found = formats.inspect([file for file in files_given if file not in nets], names.TRANSFORMER)
@@ -112,8 +104,8 @@ def load(
         lambda: shared(
             "text_encoder",
             encoder_files,
-            f"{tokenizer_folder} {encoder_dtype} {quantize_text_encoder}",
-            lambda: _text_encoder(tokenizer_folder, encoder_files, encoder_dtype, quantize_text_encoder),
+            f"{encoder_config} {encoder_dtype} {quantize_text_encoder}",
+            lambda: _text_encoder(encoder_config, encoder_files, encoder_dtype, quantize_text_encoder),
         ),
         shared("vae", [vae_file], f"{vae_config} {vae_dtype}", lambda: _vae(vae_config, vae_file, vae_dtype)),
         AutoTokenizer.from_pretrained(tokenizer_folder),
@@ -121,7 +113,7 @@ def load(
         place,
         prompt_cache=PromptCache(prompt_cache),
         encoder_id=text_encoding.identity(
-            encoder_files, tokenizer_folder, encoder_dtype, place, quantize_text_encoder
+            [*encoder_files, encoder_config], tokenizer_folder, encoder_dtype, place, quantize_text_encoder
         ),
     )
     if nets:
@@ -173,10 +165,23 @@ def _first_on_disk(needed: Required, folders: Folders) -> Path:
     error = None
     for source in needed.alternatives:
         try:
-            return find(source, needed.target, folders)
+            return sources.find(source, needed.target, folders)
         except UserError as problem:
             error = error or problem
     raise error or UserError("The model's card names no file for one of its parts: correct the card.")
+
+
+def _beside(model_def: Mapping[str, Any], encoder: Path, folders: Folders) -> tuple[Path, Path]:
+    """(the text encoder's configuration, the folder of its tokenizer). UserError when one is missing."""
+    config = sources.encoder_config(model_def, folders, encoder)
+    tokenizer = sources.tokenizer(model_def, folders, encoder)
+    if config is None or tokenizer is None:
+        names = [sources.ENCODER_CONFIG] if config is None else sources.TOKENIZER_FILES
+        raise UserError(
+            f"The text encoder {encoder} has no {' and '.join(names)} beside it, and neither have the other "
+            f"folders of models: put them there, or into {folders.ckpts / sources.TEXT_ENCODER_FOLDER}."
+        )
+    return config, tokenizer
 
 
 def _transformer(
@@ -201,9 +206,9 @@ def _save_quantized(transformer: ZImageTransformer2DModel, source: Path) -> None
 
 
 def _text_encoder(
-    folder: Path, files: Sequence[Path], dtype: torch.dtype, quantize: bool = False
+    config: Path, files: Sequence[Path], dtype: torch.dtype, quantize: bool = False
 ) -> Qwen3Model:
-    model = build(functools.partial(text_encoding.make_text_encoder, folder))
+    model = build(functools.partial(text_encoding.make_text_encoder, config))
     unused = functools.partial(text_encoding.unused, model.config.num_hidden_layers)
     load_weights(model, files, dtype=dtype, names=names.TEXT_ENCODER, unused=unused)
     if quantize:
