@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL
@@ -39,6 +39,12 @@ from shared.weights.loading import build, load_weights, preferred_dtype
 
 log = logging.getLogger(__name__)
 
+P = TypeVar("P", bound=ZImagePipeline)
+#: part -> its class in diffusers, and what of its configuration changes pictures without changing any shape
+UNSEEN = {
+    "transformer": ("ZImageTransformer2DModel", ("axes_dims", "norm_eps", "rope_theta", "t_scale")),
+    "vae": ("AutoencoderKL", ("norm_num_groups", "scaling_factor", "shift_factor")),
+}
 #: (role, files, whatever else the part depends on, how to make it) -> the part, which others may have, too
 Share = Callable[[str, Sequence[Path], Hashable, Callable[[], Any]], Any]
 
@@ -65,10 +71,11 @@ def load(
     save_quantized: bool = False,
     folders: Folders = DEFAULT_FOLDERS,
     pinned_share: float | None = None,
-) -> tuple[ZImageProcessor, ZImagePipeline]:
+    pipeline: type[P] = ZImagePipeline,  # type: ignore[assignment]
+) -> tuple[ZImageProcessor, P]:
     """See `family_handler.load_model`. prompt_cache: folder of encoded prompts; None keeps them in memory.
 
-    pinned_share: of the RAM, to page-lock at most.
+    pinned_share: of the RAM, to page-lock at most. pipeline: the class to make.
     """
     shared = share or _alone
     place = torch.device(device) if device else default_device()
@@ -96,10 +103,12 @@ def load(
     if save_quantized and not found.quantized and len(found.files) == 1:
         _save_quantized(transformer, found.files[0])
     vae_config, vae_dtype = model_def.get("vae_config") or VAE_CONFIG, vae_dtype or torch.float32
+    _check_beside("transformer", found.files[0], read_config(config))
+    _check_beside("vae", vae_file, read_config(vae_config))
     encoder_files = weight_files(encoder, names.TEXT_ENCODER.folder)
     for file in encoder_files:
         check_safetensors(file)  # it is read when a prompt needs it; damage is better known now
-    pipe = ZImagePipeline(
+    pipe = pipeline(
         transformer,
         lambda: shared(
             "text_encoder",
@@ -159,6 +168,21 @@ def read_config(config: str | Mapping[str, Any]) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise UserError(f"The configuration {config} is not JSON ({error}): correct the file.") from error
+
+
+def _check_beside(part: str, weights_file: Path, config: Mapping[str, Any]) -> None:
+    """UserError when the config.json beside a part's weights says that they are computed in another way."""
+    file = weights_file.parent / "config.json"
+    class_name, keys = UNSEEN[part]
+    told = read_config(str(file)) if file.is_file() else {}
+    if told.get("_class_name") != class_name:
+        return
+    for key in keys:
+        if key in told and told[key] != config.get(key, told[key]):
+            raise UserError(
+                f"{file} has {key} = {told[key]}, and this model is computed with {config[key]}: take the "
+                f"model's own weights, or give the card a {part}_config."
+            )
 
 
 def _first_on_disk(needed: Required, folders: Folders) -> Path:

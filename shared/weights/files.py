@@ -113,21 +113,21 @@ def locate(source: str, folders: Folders, target: str = "") -> Path | None:
     hub has is last looked for in its own cache.
     """
     if source.startswith(hub.SCHEME):
-        paths = _in_repository(source, folders)
+        paths = in_repository(source, folders)
     else:
         places = (folders.ckpts, *folders.others)
         paths = [] if is_url(source) else [place / source for place in (folders.root, *places)]
         name = file_name(source)
         paths += [destination(source, folders, target), folders.ckpts / name]
         paths += [folder / part / name for folder in folders.others for part in (target, "")]
-    found = next((path for path in paths if _is_whole(path)), None)
+    found = next((path for path in paths if is_whole(path)), None)
     if found is None and (is_url(source) or source.startswith(hub.SCHEME)):
         cached = hub.in_cache(source)
-        found = cached if cached is not None and _is_whole(cached) else None
+        found = cached if cached is not None and is_whole(cached) else None
     return found
 
 
-def _in_repository(source: str, folders: Folders) -> list[Path]:
+def in_repository(source: str, folders: Folders) -> list[Path]:
     """Where `hf download OWNER/NAME --local-dir` may have put a part: into a folder that is called like the
     repository, in one of the user's folders, or into one of these itself.
     """
@@ -137,7 +137,7 @@ def _in_repository(source: str, folders: Folders) -> list[Path]:
     return inside + [place / path for place in places if place.name == name]
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Whether a path is there: a file, or a folder with all shards that its index or their names speak of."""
     if not path.is_dir():
         return path.exists()
