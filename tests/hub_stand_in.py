@@ -121,9 +121,10 @@ class HubStandIn:
 
 def _entry(name: str, stored: Stored) -> dict[str, object]:
     """A file of the tree as the hub's API has it."""
-    entry: dict[str, object] = {"type": "file", "path": name, "size": len(stored.data), "oid": stored.etag[:40]}
+    size = len(stored.data)
+    entry: dict[str, object] = {"type": "file", "path": name, "size": size, "oid": stored.etag[:40]}
     if stored.large:
-        entry["lfs"] = {"oid": stored.etag, "size": len(stored.data), "pointerSize": 134}
+        entry["lfs"] = {"oid": stored.etag, "size": size, "pointerSize": 134}
     return entry
 
 

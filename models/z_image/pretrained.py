@@ -60,7 +60,7 @@ class ZImagePipeline(Pipeline):
         dtype: torch.dtype | None = None,
         low_cpu_mem_usage: bool = True,
         local_files_only: bool = False,
-        folders: Folders = DEFAULT_FOLDERS,
+        folders: Folders | None = None,
     ) -> ZImagePipeline:
         """source: a folder in diffusers' layout, or OWNER/NAME of a repository of the hub. A repository is
         used where it lies (in one of `folders` under its name, or in the hub's cache), else fetched into
@@ -70,6 +70,7 @@ class ZImagePipeline(Pipeline):
         in float32. low_cpu_mem_usage: either way the weights are mapped, never copied. The configurations are
         the folder's own. Raises UserError for what is missing, or computed in another way.
         """
+        folders = folders or DEFAULT_FOLDERS
         folder = _folder(source, folders, local_files_only)
         _check_index(folder)
         definition: dict[str, Any] = {key: str(folder / name) for key, name in CONFIGS.items()}
