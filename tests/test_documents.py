@@ -23,6 +23,8 @@ from PIL import Image
 from models.z_image import pretrained
 from models.z_image.pretrained import ZImagePipeline
 from models.z_image.z_image_handler import family_handler
+from shared import cli
+from shared.engine import planner
 from shared.errors import UserError
 from shared.offloading import Residency
 from shared.weights import downloads
@@ -159,6 +161,37 @@ def test_a_shard_that_is_still_coming_is_missing(hub: HubStandIn, folders: Folde
     (shard,) = (folders.root / "hf").rglob("snapshots/*/transformer/*-00003-of-00006.safetensors")
     shard.resolve().unlink()
     assert missing("z_image", folders) == ["transformer"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="holes take their full size there")
+def test_the_real_sizes_are_found_and_planned(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """20 GB of holes in the hub's cache, under diffusers' names and shapes; the program's own cards."""
+    cache = Path(constants.HF_HUB_CACHE) / "models--Tongyi-MAI--Z-Image-Turbo"
+    snapshot = cache / "snapshots" / ("c" * 40)
+    diffusers_folder.write_holes(snapshot)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("c" * 40)
+    shutil.copytree(mini.ROOT / "defaults", tmp_path / "defaults")
+    (tmp_path / "finetunes").mkdir()
+    shutil.copytree(mini.ROOT / "models" / "z_image" / "mini", tmp_path / "models" / "z_image" / "mini")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert cli.main(["--list-models", "--json"], root=tmp_path) == 0
+    listed = {row["id"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert listed["z_image"]["available"] and 20.3e9 < listed["z_image"]["size_bytes"] < 20.7e9
+    assert len(listed["z_image_control"]["missing"]) == len(listed["z_image_base"]["missing"]) == 1
+
+    definition = json.loads((mini.ROOT / "defaults/z_image.json").read_text("utf-8"))["model"]
+    offers = family_handler.query_offers("z_image", definition, folders)
+    here = [variant for variant in offers.transformer if variant.on_disk]
+    assert [(one.source, one.kind) for one in here] == [(f"hf://{TURBO}/transformer", "bf16")]
+    assert here[0].size.total == 2 * 6_154_908_736
+    needs = family_handler.query_memory("z_image", definition, {"resolution": "1024x1024"}, folders)
+    gib = 1 << 30
+    machine = planner.Machine("Card", 32 * gib, 28 * gib, 12 * gib, 11 * gib, (8, 6))
+    made = planner.plan(machine, offers, needs, planner.Overrides())
+    assert made.transformer.source == here[0].source  # not the int8 file that is to be downloaded
 
 
 @pytest.mark.slow
@@ -407,8 +440,8 @@ def test_the_quick_start_runs_with_its_import_line_changed(
     lines: str,
     card_is_played: bool,
 ) -> None:
-    """As printed, with a CPU that answers to "cuda"; and with "cpu" in its place. Only the size and the prompt
-    are the Mini's.
+    """As printed, with a CPU that answers to "cuda"; and with "cpu" in its place. Size and prompt are the
+    Mini's.
     """
     lines = lines.replace("from modelscope import ZImagePipeline", OURS).replace("1024", "128")
     lines = re.sub(r'prompt = ".*"', f'prompt = "{PROMPT}"', lines)
