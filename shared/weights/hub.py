@@ -97,4 +97,4 @@ def network_error() -> type[Exception]:
     """What requests of huggingface_hub raise: it brings a client of its own from version 2 on."""
     from huggingface_hub import errors
 
-    return errors.HTTPError  # type: ignore[attr-defined, no-any-return]
+    return errors.HTTPError
