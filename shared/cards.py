@@ -283,7 +283,7 @@ def _value_problems(key: str, value: Any) -> Iterator[str]:
         yield f'"model.{key}" came as {_json_type(value)}; expected {kind.words}'
     elif kind.holds_sources:
         for source in _sources(key, value):
-            if problem := source_problem(source):
+            if problem := _card_source_problem(source):
                 yield f'"model.{key}" holds "{source}"; {problem}'
 
 
@@ -304,6 +304,15 @@ def _sources(key: str, value: Any) -> Iterator[str]:
 def _is_address(text: str) -> bool:
     """Whether an item of "modules" is a file rather than the id of a card."""
     return bool(re.search(r"[/\\:]|\.(safetensors|sft|gguf)$", text))
+
+
+def _card_source_problem(source: str) -> str:
+    """As `source_problem`, for a card, which may also name a place in a repository of the hub."""
+    if not source.startswith("hf://"):
+        return source_problem(source)
+    parts = source.removeprefix("hf://").split("/")
+    whole = len(parts) >= 3 and all(re.fullmatch(r"[\w.-]*\w[\w.-]*", part) for part in parts)
+    return "" if whole else "expected hf://OWNER/NAME/PATH, a file or folder of a repository"
 
 
 def source_problem(source: str) -> str:

@@ -1,16 +1,27 @@
 """A loopback server that speaks enough of the Hugging Face hub for tests, and fails when told to."""
 
 import hashlib
+import json
 import re
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 REPOSITORY = "someone/some-model"
 COMMIT = "c" * 40
+
+
+def use_endpoint(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 @dataclass
@@ -54,13 +65,15 @@ class Asked:
 
 
 class HubStandIn:
-    """`with HubStandIn() as hub:` serves hub.files at hub.endpoint; hub.asked lists the requests.
+    """`with HubStandIn() as hub:` serves hub.files at hub.endpoint; hub.asked lists the requests. It answers
+    what `hf download` and the hub's API ask of a repository: its commit and its tree.
 
     hub.head_faults and hub.get_faults are used up from the front: one per HEAD of the hub, or per answer
     with bytes. A request for a file of the store is redirected to another host, as by the hub.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, repository: str = REPOSITORY) -> None:
+        self.repository = repository
         self.files: dict[str, Stored] = {}
         self.head_faults: list[Fault] = []
         self.get_faults: list[Fault] = []
@@ -79,11 +92,18 @@ class HubStandIn:
 
     def url(self, name: str) -> str:
         """The address that a card would have for a file of the repository."""
-        return f"https://huggingface.co/{REPOSITORY}/resolve/main/{name}"
+        return f"https://huggingface.co/{self.repository}/resolve/main/{name}"
 
     def plain_url(self, name: str) -> str:
         """The address of the same file on a server that is no hub."""
         return f"{self.endpoint}/plain/{name}"
+
+    def be_the_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """For this process, which may have read its variables already, and for those that it starts."""
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        use_endpoint(monkeypatch, self.endpoint)
 
     def bytes_asked(self) -> list[str]:
         """The Range header ("" for none) of every request that was answered with bytes of a file."""
@@ -97,6 +117,15 @@ class HubStandIn:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+
+def _entry(name: str, stored: Stored) -> dict[str, object]:
+    """A file of the tree as the hub's API has it."""
+    size = len(stored.data)
+    entry: dict[str, object] = {"type": "file", "path": name, "size": size, "oid": stored.etag[:40]}
+    if stored.large:
+        entry["lfs"] = {"oid": stored.etag, "size": size, "pointerSize": 134}
+    return entry
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -122,17 +151,35 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.asked.append(Asked(self.command, self.path, headers))
 
     def _resolve(self, send_body: bool) -> None:
-        path = urlsplit(self.path).path
-        name = re.sub(rf"^/({re.escape(REPOSITORY)}/resolve/[^/]+|store|plain)/", "", path)
+        path = unquote(urlsplit(self.path).path)
+        repository = self.hub.repository
+        if path.startswith(f"/api/models/{repository}"):
+            return self._tell(path)
+        name = re.sub(rf"^/({re.escape(repository)}/resolve/[^/]+|store|plain)/", "", path)
         stored = self.hub.files.get(name)
-        hub_itself = path.startswith(f"/{REPOSITORY}/")
+        hub_itself = path.startswith(f"/{repository}/")
         if hub_itself and not send_body and self.hub.head_faults:
             return self._fail(self.hub.head_faults.pop(0))
         if stored is None:
             return self._fail(Fault(404))
         if hub_itself and stored.large:
             return self._redirect(name, stored)
-        self._send(stored, send_body)
+        self._send(stored, send_body, COMMIT if hub_itself else "")
+
+    def _tell(self, path: str) -> None:
+        """The repository, or the files of its tree."""
+        files = self.hub.files
+        if "/tree/" in path:
+            answer: object = [_entry(name, stored) for name, stored in sorted(files.items())]
+        else:
+            siblings = [{"rfilename": name} for name in sorted(files)]
+            answer = {"id": self.hub.repository, "sha": COMMIT, "private": False, "siblings": siblings}
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def _fail(self, fault: Fault) -> None:
         self.send_response(fault.status or 500)
@@ -152,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _send(self, stored: Stored, send_body: bool) -> None:
+    def _send(self, stored: Stored, send_body: bool, commit: str) -> None:
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         probe = bool(wanted and wanted[2])
         fault = self.hub.get_faults.pop(0) if send_body and not probe and self.hub.get_faults else Fault()
@@ -167,6 +214,8 @@ class _Handler(BaseHTTPRequestHandler):
         if end - begin < len(stored.data):
             self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(stored.data)}")
         self.send_header("Accept-Ranges", "bytes")
+        if commit:
+            self.send_header("X-Repo-Commit", commit)
         self.send_header("ETag", f'"{stored.etag}"')
         self.send_header("Content-Length", str(end - begin))
         self.end_headers()

@@ -11,7 +11,7 @@ from tests.mini import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "training" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 START_FLAGS = {"--test", "--setup-only"}
-PIP_AND_GIT = {"--torch-backend"}
+OF_OTHERS = {"--torch-backend", "--local-dir"}  # uv, hf
 
 
 def known_flags() -> set[str]:
@@ -33,7 +33,7 @@ def known_flags() -> set[str]:
     ):
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text("utf-8")
         flags |= set(re.findall(r'add_argument\(\s*(?:"[a-z]+",\s*)?"(--[a-z-]+)"', text))
-    return flags | START_FLAGS | PIP_AND_GIT
+    return flags | START_FLAGS | OF_OTHERS
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)

@@ -17,6 +17,7 @@ from collections import namedtuple
 from collections.abc import Callable
 
 import pytest
+from huggingface_hub import constants
 
 from shared.engine.catalog import catalog
 from shared.engine.downloading import FAILED, PAUSED, RUNNING, WAITING, Downloads
@@ -53,9 +54,7 @@ def hub(monkeypatch):
     with HubStandIn() as hub:
         hub.files |= {"one": Stored(MODEL), "two": Stored(OTHER), "encoder": Stored(ENCODER)}
         hub.files = {f"{name}.safetensors": stored for name, stored in hub.files.items()}
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy"):
-            monkeypatch.delenv(name, raising=False)
+        hub.be_the_hub(monkeypatch)
         yield hub
 
 
@@ -182,9 +181,9 @@ def test_the_reason_of_a_wait_is_told(page, hub, monkeypatch):
 
 
 def test_offline_and_a_mirror_and_a_token(page, hub, ckpts, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in fetched(page).note and hub.asked == []
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
     assert fetched(page) is None  # HF_ENDPOINT is the stand-in
     seen = {one.path.split("/")[1]: one.headers.get("authorization") for one in hub.asked}
@@ -369,7 +368,7 @@ def test_a_disk_that_others_fill_stops_the_download_before_it_is_full(page, hub,
     assert "one.safetensors still takes" in fetched(page).note
     kept = size(ckpts / "one.safetensors.part")
     monkeypatch.undo()
-    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    hub.be_the_hub(monkeypatch)
     monkeypatch.setattr(downloads, "HASHES", ckpts / ".hashes.json")
     assert 0 < kept < len(MODEL) and fetched(page) is None
     assert (ckpts / "one.safetensors").read_bytes() == MODEL and f"bytes={kept}-" in hub.bytes_asked()

@@ -6,17 +6,21 @@ import logging
 import os
 import random
 import socket
+import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from shared.errors import Cancelled, UserError
 from shared.weights import downloads
 from shared.weights.downloads import DownloadProgress, ensure, sha256_of
 from shared.weights.files import Folders, Required
-from tests.hub_stand_in import REPOSITORY, Fault, HubStandIn, Stored
+from tests.hub_stand_in import REPOSITORY, Fault, HubStandIn, Stored, use_endpoint
+from tests.mini import ROOT
 from tests.test_files import safetensors, tensor
 
 CONTENT = random.Random(1).randbytes(50_000)
@@ -28,9 +32,7 @@ NAME = "folder/model.safetensors"
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
     with HubStandIn() as hub:
         hub.files[NAME] = Stored(MODEL)
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy"):
-            monkeypatch.delenv(name, raising=False)
+        hub.be_the_hub(monkeypatch)
         yield hub
 
 
@@ -226,7 +228,7 @@ def test_the_pauses_grow_and_obey_the_server(hub, fetch, monkeypatch):
 def test_nobody_at_home(hub, folders, fetch, monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        use_endpoint(monkeypatch, f"http://127.0.0.1:{closed.getsockname()[1]}")
         with pytest.raises(UserError, match="could not be downloaded from 127.0.0.1:.* put the file at"):
             fetch()
 
@@ -280,8 +282,18 @@ def test_a_disk_that_fills_up_meanwhile_is_told_in_a_sentence(hub, folders, fetc
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
-def test_offline_mode_says_what_is_missing_and_where_it_goes(hub, folders, fetch, monkeypatch, variable):
-    monkeypatch.setenv(variable, "1")
+def test_the_variables_forbid_downloads(variable):
+    code = "from shared.weights import hub; print(hub.is_offline())"
+    told = [
+        subprocess.run([sys.executable, "-c", code], env=os.environ | {variable: value}, cwd=ROOT,
+                       capture_output=True, text=True, check=True).stdout.strip()
+        for value in ("1", "0")
+    ]  # fmt: skip
+    assert told == ["True", "False"]
+
+
+def test_offline_mode_says_what_is_missing_and_where_it_goes(hub, folders, fetch, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as caught:
         fetch()
     assert hub.url(NAME) in str(caught.value)

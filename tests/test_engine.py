@@ -840,6 +840,17 @@ def test_parts_are_shared_by_file_and_configuration(tmp_path):
     assert gone[2:] == ["text_encoder 2", "text_encoder 3"]
 
 
+def test_a_folder_of_links_keeps_its_part(tmp_path):
+    """As in the hub's cache, where a snapshot links to blobs elsewhere."""
+    (tmp_path / "blob").write_text("weights")
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "shard").symlink_to(tmp_path / "blob")
+    store = PartStore()
+    part = store.share("transformer", [tmp_path / "snapshot" / "shard"], "", object)
+    store.retain([tmp_path / "snapshot"])
+    assert store.share("transformer", [tmp_path / "snapshot" / "shard"], "", object) is part
+
+
 # -- the built-in model -------------------------------------------------------------------------------------
 
 

@@ -174,10 +174,10 @@ def test_files_are_found_in_the_users_other_folders(folders, tmp_path):
 
 
 def test_a_file_in_the_hubs_cache_is_not_fetched_again(folders, tmp_path, monkeypatch):
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
 
     cache = tmp_path / "hub"
-    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     snapshot = cache / "models--o--n" / "snapshots" / ("a" * 40)
     (snapshot / "text encoder").mkdir(parents=True)
     (snapshot / "text encoder" / "f.bin").write_bytes(b"x")

@@ -305,7 +305,7 @@ def test_the_text_encoder_comes_through_the_same_loader(form: str, prefix: str, 
     for name, x in weights.items():
         torch.testing.assert_close(x, exact[prefix + name].float(), rtol=1e-6, atol=1e-6)
     ids = torch.arange(7)[None]
-    reference = build(lambda: text_encoding.make_text_encoder(ENCODER))
+    reference = build(lambda: text_encoding.make_text_encoder(ENCODER / "config.json"))
     reference.load_state_dict(weights, assign=True)
     for ours, theirs in zip(model(ids), reference(ids), strict=True):
         torch.testing.assert_close(ours[0], theirs[0], rtol=1e-4, atol=1e-4) if isinstance(

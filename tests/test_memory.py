@@ -181,7 +181,7 @@ def test_the_vaes_activations(monkeypatch, dtype):
 
 def test_the_text_encoders_activations_and_size(monkeypatch, tmp_path):
     Qwen3Config(**memory.QWEN3_4B, tie_word_embeddings=True).save_pretrained(tmp_path)
-    model = meta(lambda: text_encoding.make_text_encoder(tmp_path))
+    model = meta(lambda: text_encoding.make_text_encoder(tmp_path / "config.json"))
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
     for tokens in (32, 512):
         embedded = torch.empty(1, tokens, 2560, dtype=torch.bfloat16, device=META)
@@ -277,7 +277,7 @@ def test_what_the_mini_offers_is_what_is_loaded():
     config = ZImageConfig.from_dict(json.loads((MINI / "transformer.json").read_text()))
     real = meta(lambda: ZImageTransformer2DModel(config))
     assert transformer.size.total == sum(p.nbytes for p in real.parameters())
-    real = meta(lambda: text_encoding.make_text_encoder(MINI / "text_encoder"))
+    real = meta(lambda: text_encoding.make_text_encoder(MINI / "text_encoder" / "config.json"))
     assert encoder.size.total + encoder.size.ram_bytes == sum(p.nbytes for p in real.parameters())
 
 

@@ -173,9 +173,49 @@ def loaded(path: Path, dtype: torch.dtype = torch.bfloat16) -> Small:
     return model
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("rows", [1, 7])
+def test_the_bits_of_int8(dtype: torch.dtype, rows: int):
+    """The rule of the files that were written so far: ties go to even, zeros stay zeros."""
+    weight = random(rows, 257, seed=2).to(dtype)
+    weight[0, :9] = torch.tensor([127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, 0.0])  # its scale is 1
+    weight[1:2] = 0
+    weight[2:3] *= torch.finfo(dtype).tiny  # a scale that is nearly or wholly lost
+    weight[3:4, ::2] = 0
+    weight[4:5, 3] = torch.finfo(dtype).max
+    scale = weight.abs().amax(dim=1, keepdim=True) / 127
+    codes = torch.round(weight / scale).nan_to_num(0).clamp(-128, 127).to(torch.int8)
+    made, theirs = quantized.quantize_int8(weight)
+    assert made.dtype == torch.int8 and theirs.dtype == dtype and theirs.shape == (rows, 1)
+    assert torch.equal(theirs, scale) and torch.equal(made, codes)
+    assert made[0, :9].tolist() == [127, 0, 2, 2, 0, -2, -2, 126, 0]
+
+
+def test_optimum_quanto_leaves_the_others_functions_alone_and_compiles_nothing():
+    """In a process of its own. What mmgp replaces when it is imported, quanto does not."""
+    code = (
+        "import sys, torch, safetensors, safetensors.torch, transformers, accelerate\n"
+        "def state(): return [safetensors.safe_open, safetensors.torch.load_file, torch.load,\n"
+        "    accelerate.init_empty_weights, transformers.PreTrainedModel.from_pretrained.__func__,\n"
+        "    torch.nn.Linear.forward,\n"
+        "    torch.nn.functional.linear, torch.nn.Module.__call__, torch.get_default_device()]\n"
+        "before = state()\n"
+        "from shared.weights import quantized\n"
+        "assert 'optimum' not in sys.modules\n"
+        "quantized.quantize_int8(torch.randn(64, 64))\n"
+        "assert before == state() and 'optimum.quanto' in sys.modules\n"
+        "from optimum.quanto.library.extensions.cpp import ext\n"
+        "assert ext._lib is None\n"
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_saved_int8_is_what_optimum_quanto_computes(tmp_path: Path):
     """Same codes, same scales, same result as quanto's own quantize and freeze."""
-    quanto = pytest.importorskip("optimum.quanto")
+    from optimum import quanto
+
     model, reference = small(), small()
     save_quantized(model, tmp_path / "int8.safetensors", SMALL, config={"kind": "small"})
     quanto.quantize(reference, weights=quanto.qint8, include="body.*")
@@ -190,7 +230,8 @@ def test_saved_int8_is_what_optimum_quanto_computes(tmp_path: Path):
 
 
 def test_optimum_quanto_loads_what_we_save(tmp_path: Path):
-    quanto = pytest.importorskip("optimum.quanto")
+    from optimum import quanto
+
     file, x = tmp_path / "int8.safetensors", random(3, 7).bfloat16()
     save_quantized(small(), file, SMALL)
     theirs = small()

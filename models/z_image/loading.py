@@ -7,13 +7,13 @@ import json
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL
 from transformers import AutoTokenizer, Qwen3Model
 
-from models.z_image import control, control_layout, names, text_encoding
+from models.z_image import control, control_layout, names, sources, text_encoding
 from models.z_image.generation import ZImageProcessor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
@@ -27,8 +27,6 @@ from models.z_image.z_image_handler import (
     SCHEDULER_CONFIGS,
     TRANSFORMER_CONFIG,
     VAE_CONFIG,
-    family_handler,
-    find,
 )
 from shared import attention as attention_backends
 from shared.errors import UserError
@@ -42,6 +40,12 @@ from shared.weights.loading import build, load_weights, preferred_dtype
 
 log = logging.getLogger(__name__)
 
+P = TypeVar("P", bound=ZImagePipeline)
+#: part -> its class in diffusers, and what of its configuration changes pictures without changing any shape
+UNSEEN = {
+    "transformer": ("ZImageTransformer2DModel", ("axes_dims", "norm_eps", "rope_theta", "t_scale")),
+    "vae": ("AutoencoderKL", ("norm_num_groups", "scaling_factor", "shift_factor")),
+}
 #: (role, files, whatever else the part depends on, how to make it) -> the part, which others may have, too
 Share = Callable[[str, Sequence[Path], Hashable, Callable[[], Any]], Any]
 
@@ -69,27 +73,23 @@ def load(
     folders: Folders = DEFAULT_FOLDERS,
     pinned_share: float | None = None,
     offload: str = "",
-) -> tuple[ZImageProcessor, ZImagePipeline]:
+    pipeline: type[P] = ZImagePipeline,  # type: ignore[assignment]
+) -> tuple[ZImageProcessor, P]:
     """See `family_handler.load_model`. prompt_cache: folder of encoded prompts; None keeps them in memory.
 
     pinned_share: of the RAM, to page-lock at most. offload: one of offload_engines.SLOTS, "" the default.
+    pipeline: the class to make.
     """
     shared = share or _alone
     place = torch.device(device) if device else default_device()
-    files = {
-        need.role: need
-        for need in family_handler.query_model_files(base_model_type, {"URLs": [], **model_def})
-    }
     if text_encoder_filename is None:
-        text_encoder_filename = _first_on_disk(files["text_encoder"], folders)
-    vae_file = _first_on_disk(files["vae"], folders)
-    folder = model_def.get("text_encoder_folder") or ""
-    encoder = find(text_encoder_filename, folders=folders)
-    beside = encoder if encoder.is_dir() else encoder.parent
-    tokenizer_folder = ROOT / folder if folder and (ROOT / folder).is_dir() else beside
+        text_encoder_filename = _first_on_disk(sources.text_encoder(model_def)[0], folders)
+    vae_file = _first_on_disk(sources.vae(model_def), folders)
+    encoder = sources.find(text_encoder_filename, "", folders)
+    encoder_config, tokenizer_folder = _beside(model_def, encoder, folders)
 
-    sources = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
-    files_given = [find(source, folders=folders) for source in sources]
+    wanted = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
+    files_given = [sources.find(source, "", folders) for source in wanted]
     nets = [file for file in files_given if control_layout.is_control(file)]
     _check_control(nets, alone=nets == files_given, wanted=base_model_type in CONTROL_TYPES)
     found = formats.inspect([file for file in files_given if file not in nets], names.TRANSFORMER)
@@ -106,16 +106,18 @@ def load(
     if save_quantized and not found.quantized and len(found.files) == 1:
         _save_quantized(transformer, found.files[0])
     vae_config, vae_dtype = model_def.get("vae_config") or VAE_CONFIG, vae_dtype or torch.float32
+    _check_beside("transformer", found.files[0], read_config(config))
+    _check_beside("vae", vae_file, read_config(vae_config))
     encoder_files = weight_files(encoder, names.TEXT_ENCODER.folder)
     for file in encoder_files:
         check_safetensors(file)  # it is read when a prompt needs it; damage is better known now
-    pipe = ZImagePipeline(
+    pipe = pipeline(
         transformer,
         lambda: shared(
             "text_encoder",
             encoder_files,
-            f"{tokenizer_folder} {encoder_dtype} {quantize_text_encoder}",
-            lambda: _text_encoder(tokenizer_folder, encoder_files, encoder_dtype, quantize_text_encoder),
+            f"{encoder_config} {encoder_dtype} {quantize_text_encoder}",
+            lambda: _text_encoder(encoder_config, encoder_files, encoder_dtype, quantize_text_encoder),
         ),
         shared("vae", [vae_file], f"{vae_config} {vae_dtype}", lambda: _vae(vae_config, vae_file, vae_dtype)),
         AutoTokenizer.from_pretrained(tokenizer_folder),
@@ -123,7 +125,7 @@ def load(
         place,
         prompt_cache=PromptCache(prompt_cache),
         encoder_id=text_encoding.identity(
-            encoder_files, tokenizer_folder, encoder_dtype, place, quantize_text_encoder
+            [*encoder_files, encoder_config], tokenizer_folder, encoder_dtype, place, quantize_text_encoder
         ),
     )
     if nets:
@@ -175,14 +177,42 @@ def read_config(config: str | Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"The configuration {config} is not JSON ({error}): correct the file.") from error
 
 
+def _check_beside(part: str, weights_file: Path, config: Mapping[str, Any]) -> None:
+    """UserError when the config.json beside a part's weights says that they are computed in another way."""
+    file = weights_file.parent / "config.json"
+    class_name, keys = UNSEEN[part]
+    told = read_config(str(file)) if file.is_file() else {}
+    if told.get("_class_name") != class_name:
+        return
+    for key in keys:
+        if key in told and told[key] != config.get(key, told[key]):
+            raise UserError(
+                f"{file} has {key} = {told[key]}, and this model is computed with {config[key]}: take the "
+                f"model's own weights, or give the card a {part}_config."
+            )
+
+
 def _first_on_disk(needed: Required, folders: Folders) -> Path:
     error = None
     for source in needed.alternatives:
         try:
-            return find(source, needed.target, folders)
+            return sources.find(source, needed.target, folders)
         except UserError as problem:
             error = error or problem
     raise error or UserError("The model's card names no file for one of its parts: correct the card.")
+
+
+def _beside(model_def: Mapping[str, Any], encoder: Path, folders: Folders) -> tuple[Path, Path]:
+    """(the text encoder's configuration, the folder of its tokenizer). UserError when one is missing."""
+    config = sources.encoder_config(model_def, folders, encoder)
+    tokenizer = sources.tokenizer(model_def, folders, encoder)
+    if config is None or tokenizer is None:
+        names = [sources.ENCODER_CONFIG] if config is None else sources.TOKENIZER_FILES
+        raise UserError(
+            f"The text encoder {encoder} has no {' and '.join(names)} beside it, and neither have the other "
+            f"folders of models: put them there, or into {folders.ckpts / sources.TEXT_ENCODER_FOLDER}."
+        )
+    return config, tokenizer
 
 
 def _transformer(
@@ -207,9 +237,9 @@ def _save_quantized(transformer: ZImageTransformer2DModel, source: Path) -> None
 
 
 def _text_encoder(
-    folder: Path, files: Sequence[Path], dtype: torch.dtype, quantize: bool = False
+    config: Path, files: Sequence[Path], dtype: torch.dtype, quantize: bool = False
 ) -> Qwen3Model:
-    model = build(functools.partial(text_encoding.make_text_encoder, folder))
+    model = build(functools.partial(text_encoding.make_text_encoder, config))
     unused = functools.partial(text_encoding.unused, model.config.num_hidden_layers)
     load_weights(model, files, dtype=dtype, names=names.TEXT_ENCODER, unused=unused)
     if quantize:

@@ -507,10 +507,3 @@ def _config(source: str | Mapping[str, Any] | Path | None) -> Mapping[str, Any]:
         raise UserError(
             f"The configuration {source} cannot be read ({error}): correct the card or the file."
         ) from error
-
-
-def text_encoder_config(folder: str, folders: Folders) -> Path | None:
-    """Where the text encoder's config.json is, if it is here."""
-    places = (ROOT, folders.ckpts, *folders.others)
-    found = (place / folder / "config.json" for place in places)
-    return next((path for path in found if path.is_file()), None)

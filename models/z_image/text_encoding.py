@@ -20,10 +20,10 @@ UNUSED = ("norm.", "lm_head.")
 TOKENIZER_SUFFIXES = (".json", ".txt", ".jinja")
 
 
-def make_text_encoder(folder: Path) -> Qwen3Model:
+def make_text_encoder(config_file: Path) -> Qwen3Model:
     """Qwen3 without its last decoder layer and final norm: its last hidden state is the full model's
     `hidden_states[-2]` (Tongyi-MAI/Z-Image)."""
-    config = Qwen3Config.from_pretrained(folder)
+    config = Qwen3Config.from_pretrained(config_file)
     config.num_hidden_layers -= 1
     if config.layer_types:
         config.layer_types = config.layer_types[: config.num_hidden_layers]
@@ -36,13 +36,13 @@ def make_text_encoder(folder: Path) -> Qwen3Model:
 def identity(
     files: Sequence[Path], folder: Path, dtype: torch.dtype, device: torch.device, quantized: bool = False
 ) -> str:
-    """A name for what makes the features: equal names, equal bits. folder: the tokenizer's and
-    configuration's. quantized: after loading.
+    """A name for what makes the features: equal names, equal bits. files: the weights and their
+    configuration. folder: the tokenizer's. quantized: after loading.
     """
     small = sorted(path for path in folder.iterdir() if path.suffix in TOKENIZER_SUFFIXES)
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     facts = (dtype, quantized, place, torch.__version__, transformers.__version__)
-    return prompt_cache.fingerprint([*files, *small], facts)
+    return prompt_cache.fingerprint(list(dict.fromkeys([*files, *small])), facts)
 
 
 def unused(layers: int, name: str) -> bool:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.z_image import lora_names, memory, recognition
+from models.z_image import lora_names, memory, recognition, sources
+from models.z_image.sources import ROOT
 from models.z_image.unified_sampler import resolve, time_grid
 from shared.errors import UserError
 from shared.footprint import Needs, Offers
@@ -21,7 +22,7 @@ from shared.imaging.hires import Hires
 from shared.loras.names import ModelNames
 from shared.settings import ATTENTION_PACKAGES
 from shared.settings_texts import parse_outpaint, parse_parameters, parse_resolution
-from shared.weights.files import Folders, Required, locate
+from shared.weights.files import Folders, Required
 
 if TYPE_CHECKING:
     import torch
@@ -30,20 +31,10 @@ if TYPE_CHECKING:
     from models.z_image.loading import Share
     from models.z_image.pipeline_z_image import ZImagePipeline
 
-ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDERS = Folders(ROOT, ROOT / "ckpts")
 PROMPT_CACHE = ROOT / "ckpts" / ".prompts"
 CONFIGS = "models/z_image/configs"
-REPOSITORY = "https://huggingface.co/DeepBeepMeep/Z-Image/resolve/main"
-TEXT_ENCODER_FOLDER = "Qwen3"
 LORA_FOLDER = "z_image"  # in the folder of all LoRAs
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "config.json", "merges.txt")
-TEXT_ENCODERS = ("qwen3_bf16.safetensors", "qwen3_quanto_bf16_int8.safetensors")
-#: where the same weights lie in folders that users have for ComfyUI or diffusers
-OWN_TEXT_ENCODERS = (
-    "Z-Image-Turbo/text_encoder", "qwen_3_4b.safetensors", "text_encoders/qwen_3_4b.safetensors",
-)  # fmt: skip
-OWN_VAES = ("Z-Image-Turbo/vae/diffusion_pytorch_model.safetensors", "vae/ae.safetensors")
 TRANSFORMER_CONFIG = f"{CONFIGS}/transformer.json"
 VAE_CONFIG = f"{CONFIGS}/vae.json"
 CONTROL_TYPES = ("z_image_control", "z_image_control2", "z_image_control2_1")  # of Turbo
@@ -123,22 +114,13 @@ class family_handler:
     @staticmethod
     def query_model_files(base_model_type: str, model_def: Mapping[str, Any]) -> list[Required]:
         """The files to have on disk before `load_model`."""
-        needed = [Required("transformer", list(model_def["URLs"]))]
-        needed += _modules(model_def)
-        encoders = model_def.get("text_encoder_URLs")
-        folder = model_def.get("text_encoder_folder") or TEXT_ENCODER_FOLDER
-        if encoders:
-            needed.append(Required("text_encoder", list(encoders), "" if _in_project(folder) else folder))
-        else:
-            urls = [f"{REPOSITORY}/{TEXT_ENCODER_FOLDER}/{name}" for name in TEXT_ENCODERS]
-            needed.append(Required("text_encoder", [*urls, *OWN_TEXT_ENCODERS], folder))
-        if not _in_project(folder):
-            needed += [
-                Required(name, [f"{REPOSITORY}/{TEXT_ENCODER_FOLDER}/{name}"], folder)
-                for name in TOKENIZER_FILES
-            ]
-        vae = model_def.get("VAE_URLs") or [f"{REPOSITORY}/ZImageTurbo_VAE_bf16.safetensors", *OWN_VAES]
-        return [*needed, Required("vae", list(vae))]
+        transformer = Required("transformer", list(model_def["URLs"]))
+        return [
+            transformer,
+            *sources.modules(model_def),
+            *sources.text_encoder(model_def),
+            sources.vae(model_def),
+        ]
 
     @staticmethod
     def register_lora_cli_args(parser: argparse._ActionsContainer, lora_root: str = "loras") -> None:
@@ -171,7 +153,7 @@ class family_handler:
     ) -> Needs:
         """What a job with these settings needs besides the weights."""
         configs, control = _configs(model_def, folders), None
-        if modules := _modules(model_def):
+        if modules := sources.modules(model_def):
             control = memory.control_layout(modules[0], configs["transformer"], folders or DEFAULT_FOLDERS)
         return memory.needs(configs, settings, lora_bytes=lora_bytes, control=control)
 
@@ -207,7 +189,7 @@ class family_handler:
         """What a checkpoint file would be to such a model. UserError, one sentence, when it does not fit."""
         folders = folders or DEFAULT_FOLDERS
         config, layout = _configs(model_def, folders)["transformer"], None
-        if modules := _modules(model_def):
+        if modules := sources.modules(model_def):
             layout = memory.control_layout(modules[0], config, folders)
         return recognition.fit(file, config, bool(model_def.get("unified_solver")), layout)
 
@@ -220,8 +202,9 @@ class family_handler:
         """
         from models.z_image import prompt_tokens
 
-        file = _tokenizer(model_def, folders or DEFAULT_FOLDERS)
-        return prompt_tokens.counter(file, file.stat().st_mtime_ns) if file else None
+        name = sources.TOKENIZER_FILES[0]
+        place = sources.tokenizer(model_def, folders or DEFAULT_FOLDERS, needed=[name])
+        return prompt_tokens.counter(place / name, (place / name).stat().st_mtime_ns) if place else None
 
     @staticmethod
     def update_default_settings(
@@ -367,44 +350,10 @@ def _lora_names(config: str, second_time_embedder: bool) -> ModelNames:
 
 
 def _configs(model_def: Mapping[str, Any], folders: Folders | None) -> dict[str, Mapping[str, Any]]:
-    folder = model_def.get("text_encoder_folder") or TEXT_ENCODER_FOLDER
-    places = folders or DEFAULT_FOLDERS
     return memory.read_configs(
         {
             "transformer": model_def.get("transformer_config") or TRANSFORMER_CONFIG,
-            "text_encoder": memory.text_encoder_config(folder, places),
+            "text_encoder": sources.encoder_config(model_def, folders or DEFAULT_FOLDERS),
             "vae": model_def.get("vae_config") or VAE_CONFIG,
         }
     )
-
-
-def _modules(model_def: Mapping[str, Any]) -> list[Required]:
-    """The control network's file, where the card has one."""
-    modules = model_def.get("modules") or []
-    return [Required(f"module{i}", list(files)) for i, files in enumerate(modules)]
-
-
-def _tokenizer(model_def: Mapping[str, Any], folders: Folders) -> Path | None:
-    """The tokenizer of this model, where it is loaded from: in the project, or beside the text encoder."""
-    needed = family_handler.query_model_files("z_image", {"URLs": [], **model_def})
-    encoders = [one for one in needed if one.role == "text_encoder"]
-    found = [locate(source, folders, one.target) for one in encoders for source in one.alternatives]
-    places = [path if path.is_dir() else path.parent for path in found if path is not None]
-    folder = ROOT / (model_def.get("text_encoder_folder") or TEXT_ENCODER_FOLDER)
-    files = [place / "tokenizer.json" for place in (folder, *places)]
-    return next((file for file in files if file.is_file()), None)
-
-
-def _in_project(folder: str) -> bool:
-    return (ROOT / folder).is_dir()
-
-
-def find(source: str | Path, target: str = "", folders: Folders = DEFAULT_FOLDERS) -> Path:
-    """The file that a card or a caller names, on disk. Raises UserError when it is not there."""
-    path = Path(source)
-    found = path if path.is_absolute() and path.exists() else locate(str(source), folders, target)
-    if found is None:
-        raise UserError(
-            f"The file {source} is not on disk: put it into {folders.ckpts} or start its download."
-        )
-    return found

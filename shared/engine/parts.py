@@ -41,9 +41,9 @@ class PartStore:
 
     def retain(self, files: Iterable[Path]) -> None:
         """Drop every part that is made of other files than these, or those in these folders."""
-        wanted = {path.resolve() for path in files}
+        wanted = {inside.resolve() for path in files for inside in (path, *path.rglob("*"))}
         for role, (key, _) in list(self._parts.items()):
-            if not all(wanted & {path, *path.parents} for path in key.paths):
+            if not key.paths <= wanted:
                 self._drop(role)
 
     def _drop(self, role: str) -> None:

@@ -2,9 +2,10 @@
 
 A file grows as NAME.part and gets its name only after its length, its hash (where the hub tells one) and its
 safetensors header have been checked, so a file under its own name is whole. One process at a time writes a
-part; another one that wants the file waits and takes over where the first one stops. hf_hub_download is not
-used: it cannot be cancelled, verifies the length only and keeps the repository's folders. Its login and
-environment (HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE) are honoured.
+part; another one that wants the file waits and takes over where the first one stops. huggingface_hub says
+what an address means, how large a file is and what its hash is, with the user's login and environment
+(HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE). The transfer is ours, because it keeps what has come when it is
+cancelled: hf_hub_download can be stopped, through its tqdm_class, but throws its unfinished file away.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -28,11 +29,11 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-from huggingface_hub.utils import build_hf_headers
 
 from shared.errors import Cancelled, UserError
 from shared.lock import ProcessLock
 from shared.version import VERSION
+from shared.weights import hub
 from shared.weights.files import (
     DamagedFile,
     Folders,
@@ -57,7 +58,6 @@ REPORT_EVERY = 0.1  # seconds
 SPEED_WINDOW = 5.0  # seconds
 LOOK_EVERY = 0.2  # seconds between looks at what another process downloads
 SAFETENSORS = (".safetensors", ".sft")
-HUB_URL = re.compile(r"https://(?:huggingface\.co|hf\.co)/(?P<repo>.+?)/(?:resolve|blob)/(?P<file>[^?#]+)")
 HASHES = Path(__file__).parents[2] / "ckpts" / ".hashes.json"
 
 HUB_REFUSAL = (
@@ -139,13 +139,7 @@ def ensure(
     """
     required = list(required)
     missing = [item for item in required if not describe(item, folders).on_disk]
-    if missing:
-        try:
-            _fetch_all(
-                missing, folders, progress or (lambda _: None), cancelled or (lambda: False), public_only
-            )
-        except OSError as error:
-            raise UserError(_unwritable(folders.ckpts, error)) from error
+    _fetch_all([_wanted(item, folders) for item in missing], folders.ckpts, progress, cancelled, public_only)
     paths: dict[str, Path] = {}
     for item in required:
         path = describe(item, folders).path
@@ -157,23 +151,50 @@ def ensure(
     return paths
 
 
+def download(
+    addresses: Mapping[Path, str],
+    folder: Path,
+    progress: Callable[[DownloadProgress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> None:
+    """Have every one of these files, which are in `folder`, from its address; as by `ensure`."""
+    missing = [(source, path) for path, source in addresses.items() if not path.exists()]
+    _fetch_all([_addressed(*one) for one in missing], folder, progress, cancelled)
+
+
 def _fetch_all(
-    missing: list[Required],
-    folders: Folders,
-    progress: Callable[[DownloadProgress], None],
-    cancelled: Callable[[], bool],
+    missing: Iterable[_Remote],
+    folder: Path,
+    progress: Callable[[DownloadProgress], None] | None,
+    cancelled: Callable[[], bool] | None,
     public_only: bool = False,
 ) -> None:
-    wanted = {remote.path: remote for remote in (_wanted(item, folders) for item in missing)}
+    wanted = {remote.path: remote for remote in missing}
     # the hub is the user's choice
     checks = public_only and not any(remote.page for remote in wanted.values())
+    try:
+        if wanted:
+            _fetch_each(
+                wanted.values(), folder, progress or (lambda _: None), cancelled or (lambda: False), checks
+            )
+    except OSError as error:
+        raise UserError(_unwritable(folder, error)) from error
+
+
+def _fetch_each(
+    wanted: Iterable[_Remote],
+    folder: Path,
+    progress: Callable[[DownloadProgress], None],
+    cancelled: Callable[[], bool],
+    checks: bool,
+) -> None:
     hooks = {"request": [check_request]} if checks else {}
     with httpx.Client(timeout=TIMEOUT, follow_redirects=True, event_hooks=hooks) as client:
         remotes = []
-        for remote in wanted.values():
+        for remote in wanted:
             meter = _Meter(remote, progress)
             remotes.append(_persist(partial(_ask, client, remote), meter, cancelled))
-        _check_space(remotes, folders.ckpts)
+        _check_space(remotes, folder)
         sizes = [remote.size or 0 for remote in remotes]
         for i, remote in enumerate(remotes):
             remote = replace(remote, before=sum(sizes[:i]), after=sum(sizes[i + 1 :]))
@@ -212,60 +233,65 @@ def _wanted(item: Required, folders: Folders) -> _Remote:
         names = " or ".join(str(folders.root / source) for source in item.alternatives) or "(no file named)"
         raise UserError(f"The {item.role} is missing and its card gives no address: put the file at {names}.")
     path = destination(source, folders, item.target)
-    if _offline():
+    return _addressed(source, path)
+
+
+def _addressed(source: str, path: Path) -> _Remote:
+    """What to fetch `source` from, and how: only the hub sees the token. UserError in offline mode."""
+    if hub.is_offline():
         raise UserError(
             f"{path.name} is missing and HF_HUB_OFFLINE is set: download {source} elsewhere and "
             f"put it at {path}, or unset HF_HUB_OFFLINE."
         )
-    return _addressed(source, path)
-
-
-def _offline() -> bool:
-    values = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-    return any(value.upper() in ("1", "ON", "YES", "TRUE") for value in values)
-
-
-def _addressed(source: str, path: Path) -> _Remote:
-    """The address to ask for `source` and the headers. HF_ENDPOINT counts; only the hub sees the token."""
     headers = {"Accept-Encoding": "identity"}  # a compressed answer would have another length
-    match = HUB_URL.match(source)
-    if match is None:
+    uri = hub.address(source)
+    if uri is None or not uri.path_in_repo:
         return _Remote(source, path, source, "", headers | {"User-Agent": f"zgp/{VERSION}"})
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-    page = f"{endpoint}/{match['repo']}"
-    headers |= build_hf_headers(library_name="zgp", library_version=VERSION)
-    return _Remote(source, path, f"{page}/resolve/{match['file']}", page, headers)
+    return _Remote(source, path, hub.url(uri), hub.page(uri), headers | hub.headers())
 
 
 def _ask(client: httpx.Client, remote: _Remote) -> _Remote:
     """`remote` with the size and the etag that the server tells, before any of the file is received.
 
-    The hub tells both in its first answer to a HEAD, which redirects to its store. Other servers often refuse
-    a HEAD, so they are asked for one byte.
+    Other servers than the hub often refuse a HEAD, so they are asked for one byte.
     """
-    method, extra = ("HEAD", {}) if remote.page else ("GET", {"Range": "bytes=0-0"})
-    with client.stream(method, remote.url, headers=remote.headers | extra) as last:
-        answers = [*last.history, last]
-    answer = next((one for one in answers if "x-linked-etag" in one.headers), last)
-    _check_status(answer, remote)
-    etag = answer.headers.get("x-linked-etag") or answer.headers.get("etag") or ""
-    size = _size_in(answer)
-    size = _size_in(last) if size is None else size
-    return replace(remote, size=size, etag=etag.removeprefix("W/").strip('"'))
+    if remote.page:
+        remote = _ask_hub(remote)
+    if remote.size is not None:
+        return remote
+    extra = {"Range": "bytes=0-0"}
+    with client.stream("GET", remote.url, headers=remote.headers | extra) as answer:
+        _check_answer(answer, remote)
+    etag = remote.etag or answer.headers.get("etag", "").removeprefix("W/").strip('"')
+    return replace(remote, size=_size_in(answer), etag=etag)
+
+
+def _ask_hub(remote: _Remote) -> _Remote:
+    try:
+        told = hub.metadata(remote.url)
+    except hub.network_error() as error:
+        answer = getattr(error, "response", None)
+        if answer is not None:
+            _check_answer(answer, remote)
+        raise _Passing(str(error) or type(error).__name__) from error
+    return replace(remote, size=told.size, etag=told.etag or "")
 
 
 def _size_in(answer: httpx.Response) -> int | None:
-    """The length of the whole file, from an answer that redirects to it, has it or has a range of it."""
-    whole = answer.headers.get("x-linked-size", "")
-    if not whole and answer.status_code == 206:
+    """The length of the whole file, from an answer that has it or a range of it."""
+    whole = ""
+    if answer.status_code == 206:
         whole = answer.headers.get("content-range", "").rpartition("/")[2]
-    elif not whole and answer.status_code == 200:
+    elif answer.status_code == 200:
         whole = answer.headers.get("content-length", "")
     return int(whole) if whole.isascii() and whole.isdigit() else None
 
 
-def _check_status(answer: httpx.Response, remote: _Remote) -> None:
-    """Nothing for an answer with the file; _Passing when another try may help; else UserError."""
+def _check_answer(answer: Any, remote: _Remote) -> None:
+    """Nothing for an answer with the file; _Passing when another try may help; else UserError.
+
+    answer: a response of httpx, or of the client that huggingface_hub brings.
+    """
     status = answer.status_code
     if status < 400:
         return
@@ -508,7 +534,7 @@ def _receive(
     with client.stream("GET", remote.url, headers=remote.headers | extra) as answer:
         if answer.status_code == 416:
             part.clear()
-        _check_status(answer, remote)
+        _check_answer(answer, remote)
         if start and not _continues(answer, start):
             start = 0
             digest.restart()

@@ -1,12 +1,11 @@
 """Where model files are: the folders, what a model needs, what is on disk, and whether a file is whole.
 
-Standard library only and no network: the page and `--list-models` use this without torch. downloads.py
-fetches what is missing.
+No network and nothing heavy: the page and `--list-models` use this without torch. downloads.py fetches what
+is missing.
 """
 
 import json
 import math
-import os
 import re
 import struct
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from shared.errors import UserError
+from shared.weights import hub
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 # Bits per element. A dtype that is not here is accepted unmeasured: new ones appear faster than our releases.
@@ -23,11 +23,9 @@ DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64, "F4": 4,
 }  # fmt: skip
-HUB_URL = re.compile(
-    r"https://huggingface\.co/(?P<owner>[^/]+)/(?P<name>[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>[^?#]+)"
-)
 UNSAFE_NAME = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors)")
+SHARD_SUFFIX = "-of-*.safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 WORKING_FORMATS = "bf16, fp16 or fp32, int8 (optimum-quanto), fp8 or Nunchaku int4/fp4 as .safetensors"
 # What other files begin with. The first byte of a safetensors file is the low byte of its header's length, so
@@ -106,35 +104,50 @@ def destination(source: str, folders: Folders, target: str = "") -> Path:
 
 
 def locate(source: str, folders: Folders, target: str = "") -> Path | None:
-    """The file or folder that `source` (an https URL or a path) stands for, or None when it is not on disk.
+    """The file or folder that `source` (an https URL, hf://OWNER/NAME/PATH or a path) stands for, or None
+    when it is not on disk. A folder that lacks some of its shards is not: somebody still fetches it.
 
-    A path is taken from the project's root, then from ckpts/ and the user's other folders. Either is also
-    looked for by its bare name in <target>/ of these folders and in them directly, where users of a flat
-    layout have it. A URL of the Hugging Face hub is last looked for in that hub's own cache.
+    A path is taken from the project's root, then from ckpts/ and the user's other folders. It or a URL is
+    also looked for by its bare name in <target>/ of these folders and in them directly, where users of a flat
+    layout have it. A repository of the hub is looked for in these folders, as NAME or OWNER/NAME. What the
+    hub has is last looked for in its own cache.
     """
+    if source.startswith(hub.SCHEME):
+        paths = in_repository(source, folders)
+    else:
+        places = (folders.ckpts, *folders.others)
+        paths = [] if is_url(source) else [place / source for place in (folders.root, *places)]
+        name = file_name(source)
+        paths += [destination(source, folders, target), folders.ckpts / name]
+        paths += [folder / part / name for folder in folders.others for part in (target, "")]
+    found = next((path for path in paths if is_whole(path)), None)
+    if found is None and (is_url(source) or source.startswith(hub.SCHEME)):
+        cached = hub.in_cache(source)
+        found = cached if cached is not None and is_whole(cached) else None
+    return found
+
+
+def in_repository(source: str, folders: Folders) -> list[Path]:
+    """Where `hf download OWNER/NAME --local-dir` may have put a part: into a folder that is called like the
+    repository, in one of the user's folders, or into one of these itself.
+    """
+    owner, name, path = source.removeprefix(hub.SCHEME).split("/", 2)
     places = (folders.ckpts, *folders.others)
-    paths = [] if is_url(source) else [place / source for place in (folders.root, *places)]
-    name = file_name(source)
-    paths += [destination(source, folders, target), folders.ckpts / name]
-    paths += [folder / part / name for folder in folders.others for part in (target, "")]
-    found = next((path for path in paths if path.exists()), None)
-    return found or _in_hub_cache(source)
+    inside = [place / folder / path for place in places for folder in (name, f"{owner}/{name}")]
+    return inside + [place / path for place in places if place.name == name]
 
 
-def _in_hub_cache(source: str) -> Path | None:
-    """Where the huggingface_hub library has put this URL's file, if it has (its documented cache layout)."""
-    match = HUB_URL.match(source)
-    if match is None:
-        return None
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    repository = cache / f"models--{match['owner']}--{match['name']}"
-    try:
-        commit = (repository / "refs" / match["revision"]).read_text("utf-8").strip()
-    except OSError:
-        return None
-    path = repository / "snapshots" / commit / unquote(match["path"])
-    return path if path.exists() else None
+def is_whole(path: Path) -> bool:
+    """Whether a path is there: a file, or a folder with all shards that its index or their names speak of."""
+    if not path.is_dir():
+        return path.exists()
+    expected = {name for file in path.glob(f"*{SHARD_SUFFIX}") for name in _sisters(file)}
+    for index in path.glob(f"*{INDEX_SUFFIX}"):
+        try:
+            expected.update(_shards_of(index))
+        except DamagedFile:
+            return True  # whoever loads it says what is wrong
+    return all((path / name).is_file() for name in expected)
 
 
 def describe(required: Required, folders: Folders) -> Availability:
@@ -215,13 +228,16 @@ def weight_files(source: Path, folder: str = "") -> list[Path]:
     """
     if source.is_dir():
         return _files_of_folder(source, folder)
-    shard = SHARD.fullmatch(source.name)
+    return [_existing(source.with_name(name)) for name in _sisters(source)]
+
+
+def _sisters(file: Path) -> list[str]:
+    """The names of all shards that a file is one of; its own when it is none."""
+    shard = SHARD.fullmatch(file.name)
     if shard is None:
-        return [_existing(source)]
+        return [file.name]
     stem, _, count, suffix = shard.groups()
-    return [
-        _existing(source.with_name(f"{stem}-{i:05}-of-{count}{suffix}")) for i in range(1, int(count) + 1)
-    ]
+    return [f"{stem}-{i:05}-of-{count}{suffix}" for i in range(1, int(count) + 1)]
 
 
 def _files_of_folder(source: Path, folder: str) -> list[Path]:
