@@ -16,9 +16,11 @@ from shared.engine.hashes import FileHashes, names_of
 from shared.engine.loras import Loras, gather
 from shared.engine.parts import PartStore
 from shared.engine.planner import NO_OVERRIDES, Machine, Overrides, Plan
-from shared.errors import Cancelled, UserError
+from shared.errors import UserError
 from shared.imaging.hires import LANCZOS, needs_no_model
 from shared.imaging.upscale import Enlarger
+from shared.interrupt import listening
+from shared.weights import heap
 from shared.weights.downloads import DownloadProgress, ensure
 from shared.weights.files import Folders, Required, describe
 
@@ -132,11 +134,10 @@ class ModelHost:
         known = self._loaded
         if known is None or known.info.card != info.card or not _serves(known.files, needed, self._folders):
             files = ensure(needed, self._folders, download_report(report), report.cancelled)
-            if report.cancelled():
-                raise Cancelled
-            known = None
-            self._make_room(files)
-            known = self._load(info, files, plan, report)
+            with listening(report.cancelled):
+                known = None
+                self._make_room(files)
+                known = self._load(info, files, plan, report)
         if plan is not None and known.plan != plan:
             known.processor.apply_plan(plan)
             known = replace(known, plan=plan)
@@ -277,6 +278,7 @@ def _serves(files: Mapping[str, Path], needed: Sequence[Required], folders: Fold
 
 def _empty_caches() -> None:
     gc.collect()
+    heap.trim()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
