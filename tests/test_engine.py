@@ -178,7 +178,7 @@ def test_a_running_job_is_cancelled_and_the_next_one_runs(engine, tmp_path):
     ("prompt", "sentence", "logged"),
     [
         ("user_error", "The fake model cannot do that: ask for something else.", False),
-        ("memory_error", failures.OUT_OF_MEMORY, False),
+        ("memory_error", failures.OUT_OF_RAM, False),
         ("surprise", "LookupError: nobody expected this; the log", True),
     ],
 )
@@ -788,7 +788,7 @@ def test_a_file_that_cannot_be_hashed_holds_nothing_up(tmp_path):
     [
         (UserError("Do this."), "Do this."),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory."), failures.OUT_OF_MEMORY),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), failures.OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), failures.OUT_OF_RAM),
         (sqlite3.OperationalError("database or disk is full"), failures.DISK_FULL),
         (ValueError("two\nlines"), "ValueError: two lines; the log zgp.log has the details."),
         (ValueError(), "ValueError: no message; the log zgp.log has the details."),

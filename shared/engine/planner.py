@@ -129,7 +129,7 @@ class Plan:
     card while it computes; the other ones are streamed. encoder_whole: else every block of it is streamed.
     vae_tile: pixels, None for the whole picture. keep: parts that stay on the card afterwards.
     peak, ram: expected bytes. seconds: of a step, by estimate. rung: 0 is the plan of choice, each further
-    one needs less memory; last: there is no further one.
+    one needs less memory; last: there is no further one. warning: what makes it slow here, and what would not.
     """
 
     transformer: Variant
@@ -148,6 +148,7 @@ class Plan:
     seconds: float = field(default=0.0, compare=False)
     rung: int = 0
     last: bool = True
+    warning: str = field(default="", compare=False)
 
     @property
     def total_layers(self) -> int:
@@ -171,6 +172,10 @@ class Plan:
         words += [] if self.encoder_whole else ["text encoder streamed"]
         words += [] if self.vae_tile is None else ["VAE tiled"]
         return f"{', '.join(words)}: about {_gb(self.peak)} of {_gb(self.machine.vram_total, 0)} GB"
+
+    def report(self) -> str:
+        """The sentence with the warning."""
+        return f"{self.sentence()}; {self.warning}" if self.warning else self.sentence()
 
     def placements(self) -> dict[str, dict[str, Any]]:
         """Part -> arguments of an offloading.Placement."""
@@ -203,11 +208,23 @@ def plan(
     Raises UserError when nothing that the card offers can run here.
     """
     if machine.capability is None:
-        return _cpu_plan(machine, offers, needs, overrides)
+        return _cpu_plan(machine, offers, needs, overrides, rung)
     planner = _Planner(machine, offers, needs, overrides)
     ladder = planner.ladder(planner.best())
     step = min(rung, len(ladder) - 1)
-    return replace(ladder[step], rung=step, last=step == len(ladder) - 1)
+    chosen = replace(ladder[step], rung=step, last=step == len(ladder) - 1)
+    return replace(chosen, warning=_ram_warning(chosen, offers))
+
+
+def careful(offers: Offers, overrides: Overrides) -> tuple[Offers, Overrides]:
+    """What to choose from on a card once a worker was killed at a job: the smallest files on disk, and no
+    page-locked RAM.
+    """
+    least = {
+        role: tuple(sorted(_here(getattr(offers, role)), key=lambda v: v.size.total)[:1])
+        for role in ("transformer", "text_encoder")
+    }
+    return replace(offers, **least), replace(overrides, reserved=0.0)
 
 
 # ---- on a card ---------------------------------------------------------------------------------------------
@@ -406,32 +423,119 @@ class _Planner:
 # ---- on a CPU ----------------------------------------------------------------------------------------------
 
 
-def _cpu_plan(machine: Machine, offers: Offers, needs: Needs, overrides: Overrides) -> Plan:
-    """The most precise file that fits in RAM, from disk if there is one; else the smallest."""
+@dataclass(frozen=True)
+class _CpuMemory:
+    """Bytes of RAM that a transformer's file and all that goes with it take on a CPU.
 
-    def ram(variant: Variant) -> int:
-        encoders = [v for v in offers.text_encoder if v.on_disk] or list(offers.text_encoder)
-        encoder = min((v.size.total + v.size.ram_bytes for v in encoders), default=0)
-        work = max(needs.encode, 2 * needs.denoise, min(needs.decode.values()))
-        return variant.size.total + offers.transformer_modules + encoder + offers.vae.total + work
+    held: by what nothing can take back: activations, the VAE, weights that were unpacked. encoder, mapped: of
+    the files that the text encoder and a step read. They lie in the system's cache while there is room, and
+    take turns there.
+    """
 
-    offered = [v for v in offers.transformer if v.on_disk] or list(offers.transformer)
-    fitting = [v for v in offered if ram(v) <= machine.ram_free]
-    smallest = min(offered, key=ram)
-    variant = max(fitting, key=_precision, default=smallest)
-    encoders = [v for v in offers.text_encoder if v.on_disk] or list(offers.text_encoder)
-    dtype = "bf16" if machine.fast_bf16 and variant.kind not in ("fp32", "fp16") else "fp32"
-    return Plan(
-        variant,
-        min(encoders, key=lambda v: v.size.total, default=None),
-        machine,
-        dtype=overrides.dtype or dtype,
-        compile=overrides.compile,
-        ram=ram(variant),
+    held: int
+    encoder: int
+    mapped: int
+
+    @property
+    def at_once(self) -> int:
+        return self.held + max(self.encoder, self.mapped)
+
+    @property
+    def together(self) -> int:
+        return self.held + self.encoder + self.mapped
+
+
+def _cpu_memory(variant: Variant, encoder: Variant | None, offers: Offers, work: int) -> _CpuMemory:
+    unpacked = variant.size.total if variant.kind.startswith("svdq-") else 0
+    return _CpuMemory(
+        held=work + offers.vae.total + unpacked,
+        encoder=encoder.size.total + encoder.size.ram_bytes if encoder else 0,
+        mapped=variant.size.total - unpacked + offers.transformer_modules,
     )
 
 
+def _cpu_plan(machine: Machine, offers: Offers, needs: Needs, overrides: Overrides, rung: int = 0) -> Plan:
+    """The most precise file on disk (else to download) that has room in RAM beside the text encoder's; else,
+    and from rung 1 on, the smallest. The VAE's tiles are the largest that fit. UserError when not even that
+    fits which must lie in RAM.
+    """
+    encoder = min(_here(offers.text_encoder), key=lambda v: v.size.total, default=None)
+    computing = max(needs.encode, 2 * needs.denoise, needs.denoise_quantized)
+
+    def memory(variant: Variant, tile: int | None) -> _CpuMemory:
+        return _cpu_memory(variant, encoder, offers, max(computing, needs.decode[tile]))
+
+    tiles = list(needs.decode)
+    offered, room = _here(offers.transformer), machine.ram_free
+    roomy = [v for v in offered if memory(v, tiles[-1]).together <= room]
+    smallest = min(offered, key=lambda v: (memory(v, tiles[-1]).held, v.size.total))
+    best = max(roomy, key=_precision, default=smallest)
+    variant = smallest if rung else best
+    fitting = [tile for tile in tiles if memory(variant, tile).at_once <= room]
+    tile = tiles[-1] if rung or not fitting else fitting[0]
+    takes = memory(variant, tile)
+    if takes.held > room:
+        raise _no_room(takes.held, room, variant, offers)
+    dtype = "bf16" if machine.fast_bf16 and variant.kind not in ("fp32", "fp16") else "fp32"
+    drafted = Plan(
+        variant,
+        encoder,
+        machine,
+        dtype=overrides.dtype or dtype,
+        vae_tile=tile,
+        compile=overrides.compile,
+        ram=takes.at_once,
+        rung=1 if rung and variant != best else 0,
+        last=bool(rung) or best == smallest,
+    )
+    warnings = _dtype_warning(machine, overrides.dtype), _ram_warning(drafted, offers)
+    return replace(drafted, warning="; ".join(filter(None, warnings)))
+
+
+def _no_room(needed: int, free: int, variant: Variant, offers: Offers) -> UserError:
+    return UserError(
+        f"This job needs about {_gb(needed)} GB of RAM and {_gb(free)} GB are free: choose a smaller "
+        "resolution or fewer images at once, or close other programs" + _instead(variant, offers, ", or ") + "."
+    )
+
+
+def _ram_warning(plan: Plan, offers: Offers) -> str:
+    """What a plan costs where RAM is short; "" where it is not."""
+    machine, size = plan.machine, plan.transformer.size
+    if plan.ram <= machine.ram_free:
+        return ""
+    read = sum(size.block_bytes[: plan.total_layers - plan.resident_layers])
+    free = f"{_gb(machine.ram_free)} GB of RAM are free"
+    if plan.on_card and read <= machine.ram_free:
+        return f"its files take {_gb(plan.ram)} GB of RAM and {free}, so some are read from the disk again"
+    advice = _instead(plan.transformer, offers, ": ", on_card=plan.on_card)
+    return f"{free}, so every step reads up to {_gb(read)} GB from the disk{advice}"
+
+
+def _dtype_warning(machine: Machine, dtype: str) -> str:
+    """Of a 16-bit dtype that the user asked for and the processor is slow at."""
+    slow = dtype == "fp16" or dtype == "bf16" and not machine.fast_bf16
+    return f"this processor is several times slower in {dtype}: leave --{dtype} out" if slow else ""
+
+
+def _instead(variant: Variant, offers: Offers, before: str, *, on_card: bool = False) -> str:
+    """`before` and the advice to take the smallest file that the card offers, where it is much smaller. On a
+    CPU Nunchaku's are unpacked, and slow.
+    """
+    useful = [v for v in offers.transformer if on_card or not v.kind.startswith("svdq-")]
+    least = min(useful, key=lambda v: v.size.total, default=variant)
+    if least.size.total > 0.75 * variant.size.total:
+        return ""
+    name = least.source.rsplit("/", 1)[-1]
+    return f"{before}take {name}, {_gb(least.size.total)} GB instead of {_gb(variant.size.total)}"
+
+
 # ---- small things ------------------------------------------------------------------------------------------
+
+
+def _here(variants: Sequence[Variant]) -> list[Variant]:
+    """Those on disk; all of them when none is."""
+    return [v for v in variants if v.on_disk] or list(variants)
 
 
 def _precision(variant: Variant) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from shared import interrupt
-from shared.errors import UserError
+from shared.errors import UserError, is_out_of_memory
 from shared.weights import heap, quantized
 from shared.weights.files import DamagedFile
 from shared.weights.formats import HALVES, Checkpoint, Entry, Names, inspect
@@ -151,7 +151,8 @@ class _Reader:
         if key not in self.unpacked:
             tensor = self._stored(entry)
             tensor = tensor if unpack is None else unpack(tensor)
-            self.unpacked[key] = tensor if attribute in AS_STORED else self._cast(tensor, self.dtype)
+            tensor = tensor if attribute in AS_STORED else self._cast(tensor, self.dtype)
+            self.unpacked[key] = tensor.data  # no view; what layers share stays one tensor
         return _rows(self.unpacked[key], entry)
 
     def _stored(self, entry: Entry) -> Tensor:
@@ -167,6 +168,8 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except SafetensorError as error:
+        if is_out_of_memory(error):
+            raise
         raise DamagedFile(file, f"cannot be read ({error})") from error
 
 

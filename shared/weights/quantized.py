@@ -36,7 +36,8 @@ class QuantizedLinear(nn.Module):
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """Without its past as a view: a view's `_base` keeps the file's memory after the values have moved
         elsewhere."""
-        super().register_buffer(name, None if tensor is None else tensor.data, persistent)
+        view = tensor is not None and tensor._base is not None
+        super().register_buffer(name, tensor.data if view and tensor is not None else tensor, persistent)
 
     def dequantized(self) -> Tensor:
         """W [out_features, in_features] in fp32, exact by the format's formula."""
