@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from models.z_image import loading
-from shared.engine import failures, hashes, worker
+from shared.engine import failures, hashes, planner, supervisor, worker
 from shared.engine.catalog import catalog
 from shared.engine.configuration import EngineConfig, worker_environment
 from shared.engine.engine import Engine
@@ -281,7 +281,7 @@ def ladder(root, config):
         assert mine.run_one()
         return store.job(job_id)
 
-    run.store, run.host = store, host
+    run.store, run.host, run.submit, run.run_one = store, host, engine.submit, mine.run_one
     return run
 
 
@@ -936,3 +936,38 @@ def test_the_real_mini_goes_down_the_ladder_at_every_place(tmp_path, mini_host, 
         [note] = run().notes
         assert note.startswith("It did not fit at 'fp16, all on the card")
     assert len(set(pictures)) == 1
+
+
+# -- a second try --------------------------------------------------------------------------------------------
+
+
+def test_a_job_whose_worker_was_killed_is_tried_with_less(ladder, monkeypatch):
+    """Its files the smallest on disk, nothing page-locked, one rung lower; the plan is told."""
+    seen = []
+    monkeypatch.setattr(
+        planner, "careful", lambda *given, real=planner.careful: seen.append(real(*given)) or seen[-1]
+    )
+    first = ladder()
+    assert ladder.host.planned.rung == 0 and "transformer" in ladder.host.planned.pinned and not seen
+    job_id, _ = ladder.submit(values())
+    ladder.store.claim_next()
+    ladder.store.recover_running()  # as its supervisor does
+    assert ladder.run_one() and ladder.store.job(job_id).status == "done"
+    assert ladder.host.planned.rung == 1 and "transformer" not in ladder.host.planned.pinned
+    assert len(seen) == 1
+    sentence = ladder.host.planned.sentence()
+    assert f"Tried again with the smallest files and less memory: '{sentence}'." in (
+        ladder.store.job(job_id).notes
+    )
+    assert not any("Tried again" in note for note in first.notes)
+
+
+def test_a_worker_killed_twice_says_what_to_do(tmp_path):
+    store = JobStore(tmp_path / "jobs.sqlite")
+    job_id = store.submit(values())
+    for _ in range(2):
+        store.claim_next()
+        store.recover_running("it was killed", advice=supervisor.AFTER_A_KILL)
+    error = store.job(job_id).error
+    assert error.startswith("Tried 2 times; each time it was killed. If it was the memory: ")
+    assert "int8" in error

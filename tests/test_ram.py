@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -11,13 +13,14 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.z_image import loading as z_image_loading
 from models.z_image import memory, names, text_encoding
 from models.z_image.transformer_z_image import ZImageTransformer2DModel
-from shared.engine import machine
+from shared.engine import failures, machine
 from shared.engine.host import ModelHost, Silent
 from shared.loras import apply
 from shared.loras.adapters import Dora, LowRank
@@ -42,7 +45,7 @@ def state() -> dict[str, Tensor]:
     return packers.tiny_state()
 
 
-# ---- quantized weights are packed into other memory -----------------------------------------------------------
+# ---- quantized weights are packed into other memory --------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", QUANTIZED)
@@ -82,7 +85,7 @@ def test_the_file_is_mapped_no_longer_once_its_weights_are_packed(
     assert str(file) not in Path("/proc/self/maps").read_text()
 
 
-# ---- freed memory goes back -----------------------------------------------------------------------------------
+# ---- freed memory goes back --------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not LINUX, reason="only glibc keeps what was freed")
@@ -96,7 +99,7 @@ def test_what_a_model_held_goes_back_to_the_system() -> None:
     assert top.any() and full - psutil.Process().memory_info().rss > 100e6
 
 
-# ---- the text encoder -----------------------------------------------------------------------------------------
+# ---- the text encoder --------------------------------------------------------------------------------------
 
 
 def test_asking_for_a_parts_name_does_not_load_it() -> None:
@@ -152,7 +155,7 @@ def encoder_state(file: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: x.to(dtype) for name, x in load_file(file).items()}
 
 
-# ---- 16-bit weights of large models ---------------------------------------------------------------------------
+# ---- 16-bit weights of large models ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -171,7 +174,9 @@ def step(model: ZImageTransformer2DModel) -> Tensor:
         return model([torch.randn(16, 8, 8, generator=g)], torch.tensor([0.3]), [prompt])[0]
 
 
-@pytest.mark.parametrize("form", ["bf16", "fp16", "ComfyUI bf16", "shards with index", "int4, refiners plain"])
+@pytest.mark.parametrize(
+    "form", ["bf16", "fp16", "ComfyUI bf16", "shards with index", "int4, refiners plain"]
+)
 def test_a_large_file_in_16_bits_draws_the_same_bits_from_half_the_memory(
     form: str, tmp_path: Path, state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,3 +265,86 @@ def test_the_planner_counts_what_a_large_model_holds(tmp_path: Path, state: dict
     assert memory.published_size("transformer", "bf16", config, 4).total < 13e9
     assert memory.published_size("text_encoder", "bf16", memory.QWEN3_4B, 4).total < 8e9
     assert memory.published_size("text_encoder", "int8", memory.QWEN3_4B, 4).ram_bytes < 0.8e9
+
+
+# ---- a system that has no room to map a file ---------------------------------------------------------------
+
+LIMITED = """
+import json, resource, struct, sys
+from pathlib import Path
+
+import psutil
+
+from shared.engine import failures
+from shared.weights import loading
+
+file, size = Path(sys.argv[1]), 8 << 30
+header = json.dumps({"w": {"dtype": "I8", "shape": [size], "data_offsets": [0, size]}}).encode()
+header += b" " * (-len(header) % 8)
+with file.open("wb") as out:
+    out.write(struct.pack("<Q", len(header)) + header)
+    out.truncate(8 + len(header) + size)
+room = float(sys.argv[2]) * size
+limit = int(psutil.Process().memory_info().vms + room)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    loading._open(file).get_tensor("w")
+except Exception as error:
+    print(type(error).__name__, failures.is_expected(error), failures.sentence(error, "the log"))
+"""
+
+
+@pytest.mark.skipif(not LINUX, reason="limits the address space")
+@pytest.mark.parametrize(("room", "raised"), [(0.5, "MemoryError"), (1.5, "RuntimeError")])
+def test_a_file_that_cannot_be_mapped_is_a_lack_of_memory(tmp_path: Path, room: float, raised: str) -> None:
+    """safetensors maps it, then torch: either may fail."""
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "x.safetensors"), str(room)]
+    done = subprocess.run(command, cwd=mini.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{raised} True {failures.OUT_OF_RAM}"
+
+
+class WindowsError(OSError):
+    winerror = 1455
+
+
+@pytest.mark.parametrize(
+    ("error", "card"),
+    [
+        (RuntimeError("unable to mmap 12309878552 bytes from file <x>: Cannot allocate memory (12)"), False),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), False),
+        (RuntimeError("couldn't open file mapping: <x>, error code: <1455>"), False),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), False),
+        (WindowsError(22, "Die Auslagerungsdatei ist zu klein, um diesen Vorgang durchzuführen"), False),
+        (SafetensorError("The paging file is too small for this operation. (os error 1455)"), False),
+        (SafetensorError("Die Auslagerungsdatei ist zu klein (os error 1455)"), False),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+    ],
+)
+def test_every_way_to_say_that_memory_is_short(error: Exception, card: bool) -> None:
+    expected = failures.OUT_OF_MEMORY if card else failures.OUT_OF_RAM
+    assert failures.is_out_of_memory(error) and failures.sentence(error, "") == expected
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOENT, "No such file"),
+        RuntimeError("size mismatch: 1455 and 12"),
+        SafetensorError("header too large"),
+        ValueError("out of memory"),
+    ],
+)
+def test_other_errors_are_not_taken_for_it(error: Exception) -> None:
+    assert not failures.is_out_of_memory(error)
+
+
+def test_a_file_that_safetensors_cannot_map_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise SafetensorError("The paging file is too small for this operation to complete. (os error 1455)")
+
+    monkeypatch.setattr(loading, "safe_open", refuse)
+    with pytest.raises(SafetensorError):
+        loading._open(tmp_path / "x.safetensors")

@@ -26,7 +26,8 @@ def is_expected(error: BaseException) -> bool:
 
 def is_on_the_card(error: BaseException) -> bool:
     """Whether it was a card's memory that did not suffice, and not the RAM."""
-    return type(error).__name__ == "OutOfMemoryError" or bool(re.search(r"\b(cuda|hip|mps)\b", str(error).lower()))
+    named = re.search(r"\b(cuda|hip|mps)\b", str(error).lower())
+    return type(error).__name__ == "OutOfMemoryError" or named is not None
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -129,7 +129,7 @@ class Plan:
     card while it computes; the other ones are streamed. encoder_whole: else every block of it is streamed.
     vae_tile: pixels, None for the whole picture. keep: parts that stay on the card afterwards.
     peak, ram: expected bytes. seconds: of a step, by estimate. rung: 0 is the plan of choice, each further
-    one needs less memory; last: there is no further one. warning: what makes it slow here, and what would not.
+    one needs less memory; last: there is no further one. warning: what makes it slow here, and what to do.
     """
 
     transformer: Variant
@@ -213,7 +213,8 @@ def plan(
     ladder = planner.ladder(planner.best())
     step = min(rung, len(ladder) - 1)
     chosen = replace(ladder[step], rung=step, last=step == len(ladder) - 1)
-    return replace(chosen, warning=_ram_warning(chosen, offers))
+    streamed = sum(chosen.transformer.size.block_bytes[: chosen.total_layers - chosen.resident_layers])
+    return replace(chosen, warning=_ram_warning(chosen, offers, streamed, machine.ram_free))
 
 
 def careful(offers: Offers, overrides: Overrides) -> tuple[Offers, Overrides]:
@@ -446,7 +447,7 @@ class _CpuMemory:
 
 
 def _cpu_memory(variant: Variant, encoder: Variant | None, offers: Offers, work: int) -> _CpuMemory:
-    unpacked = variant.size.total if variant.kind.startswith("svdq-") else 0
+    unpacked = variant.size.total if _is_unpacked(variant) else 0
     return _CpuMemory(
         held=work + offers.vae.total + unpacked,
         encoder=encoder.size.total + encoder.size.ram_bytes if encoder else 0,
@@ -488,27 +489,30 @@ def _cpu_plan(machine: Machine, offers: Offers, needs: Needs, overrides: Overrid
         rung=1 if rung and variant != best else 0,
         last=bool(rung) or best == smallest,
     )
-    warnings = _dtype_warning(machine, overrides.dtype), _ram_warning(drafted, offers)
-    return replace(drafted, warning="; ".join(filter(None, warnings)))
+    short = _ram_warning(drafted, offers, takes.mapped, room - takes.held)
+    slow = _dtype_warning(machine, overrides.dtype)
+    return replace(drafted, warning="; ".join(filter(None, (slow, short))))
 
 
 def _no_room(needed: int, free: int, variant: Variant, offers: Offers) -> UserError:
+    mapped = [v for v in offers.transformer if not _is_unpacked(v)] if _is_unpacked(variant) else []
+    advice = f", or take {_name(mapped[-1])}, whose weights need not all lie in RAM" if mapped else ""
     return UserError(
         f"This job needs about {_gb(needed)} GB of RAM and {_gb(free)} GB are free: choose a smaller "
-        "resolution or fewer images at once, or close other programs" + _instead(variant, offers, ", or ") + "."
+        f"resolution or fewer images at once, or close other programs{advice}."
     )
 
 
-def _ram_warning(plan: Plan, offers: Offers) -> str:
-    """What a plan costs where RAM is short; "" where it is not."""
-    machine, size = plan.machine, plan.transformer.size
-    if plan.ram <= machine.ram_free:
+def _ram_warning(plan: Plan, offers: Offers, read: int, room: int) -> str:
+    """What a plan costs where RAM is short; "" where it is not. read: bytes of files that each step reads,
+    for which there is `room`.
+    """
+    if plan.ram <= plan.machine.ram_free:
         return ""
-    read = sum(size.block_bytes[: plan.total_layers - plan.resident_layers])
-    free = f"{_gb(machine.ram_free)} GB of RAM are free"
-    if plan.on_card and read <= machine.ram_free:
+    free = f"{_gb(plan.machine.ram_free)} GB of RAM are free"
+    if read <= room:
         return f"its files take {_gb(plan.ram)} GB of RAM and {free}, so some are read from the disk again"
-    advice = _instead(plan.transformer, offers, ": ", on_card=plan.on_card)
+    advice = _instead(plan, offers)
     return f"{free}, so every step reads up to {_gb(read)} GB from the disk{advice}"
 
 
@@ -518,16 +522,22 @@ def _dtype_warning(machine: Machine, dtype: str) -> str:
     return f"this processor is several times slower in {dtype}: leave --{dtype} out" if slow else ""
 
 
-def _instead(variant: Variant, offers: Offers, before: str, *, on_card: bool = False) -> str:
-    """`before` and the advice to take the smallest file that the card offers, where it is much smaller. On a
-    CPU Nunchaku's are unpacked, and slow.
-    """
-    useful = [v for v in offers.transformer if on_card or not v.kind.startswith("svdq-")]
-    least = min(useful, key=lambda v: v.size.total, default=variant)
-    if least.size.total > 0.75 * variant.size.total:
+def _instead(plan: Plan, offers: Offers) -> str:
+    """The advice to take the smallest file that the card offers, where it is much smaller."""
+    useful = [v for v in offers.transformer if plan.on_card or not _is_unpacked(v)]
+    least, taken = min(useful, key=lambda v: v.size.total, default=plan.transformer), plan.transformer
+    if least.size.total > 0.75 * taken.size.total:
         return ""
-    name = least.source.rsplit("/", 1)[-1]
-    return f"{before}take {name}, {_gb(least.size.total)} GB instead of {_gb(variant.size.total)}"
+    return f": take {_name(least)}, {_gb(least.size.total)} GB instead of {_gb(taken.size.total)}"
+
+
+def _is_unpacked(variant: Variant) -> bool:
+    """Nunchaku's weights are put in another order when they are loaded, so they cannot stay in their file."""
+    return variant.kind.startswith("svdq-")
+
+
+def _name(variant: Variant) -> str:
+    return variant.source.rsplit("/", 1)[-1]
 
 
 # ---- small things ------------------------------------------------------------------------------------------

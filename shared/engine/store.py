@@ -420,8 +420,9 @@ class JobStore:
     ) -> list[Job]:
         """Deal with jobs left running by a worker that is gone; call only when it is.
 
-        Each goes back to its place in the queue once, then fails with `reason` and `advice`. `counts=False` (a stop that
-        the user asked for) gives the attempt back. A job whose cancelling was asked for is cancelled.
+        Each goes back to its place in the queue once, then fails with `reason` and `advice`. `counts=False`
+        (a stop that the user asked for) gives the attempt back. A job whose cancelling was asked for is
+        cancelled.
         """
         with self._db.transaction() as cx:
             rows = cx.execute("SELECT * FROM jobs WHERE status = 'running' ORDER BY position, id").fetchall()
