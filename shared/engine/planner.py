@@ -17,6 +17,7 @@ from shared.footprint import Needs, Offers, PartSize, Variant
 
 GIB = 1 << 30
 OVERHEAD = 3 * GIB // 8  # workspaces of cuBLAS and cuDNN, and what the allocator cannot use
+PROCESS = GIB // 2  # RAM that Python, torch and their libraries take
 NEAR = 1.10  # up to this many times the fastest step, precision is worth more than speed
 MIN_KEPT_TILE = 512  # keeping a part on the card is worth tiles of this size, not smaller ones
 
@@ -221,11 +222,14 @@ def careful(offers: Offers, overrides: Overrides) -> tuple[Offers, Overrides]:
     """What to choose from on a card once a worker was killed at a job: the smallest files on disk, and no
     page-locked RAM.
     """
-    least = {
-        role: tuple(sorted(_here(getattr(offers, role)), key=lambda v: v.size.total)[:1])
-        for role in ("transformer", "text_encoder")
-    }
-    return replace(offers, **least), replace(overrides, reserved=0.0)
+
+    def least(variants: Sequence[Variant]) -> tuple[Variant, ...]:
+        return tuple(sorted(_here(variants), key=lambda v: v.size.total)[:1])
+
+    smallest = replace(
+        offers, transformer=least(offers.transformer), text_encoder=least(offers.text_encoder)
+    )
+    return smallest, replace(overrides, reserved=0.0)
 
 
 # ---- on a card ---------------------------------------------------------------------------------------------
@@ -449,7 +453,7 @@ class _CpuMemory:
 def _cpu_memory(variant: Variant, encoder: Variant | None, offers: Offers, work: int) -> _CpuMemory:
     unpacked = variant.size.total if _is_unpacked(variant) else 0
     return _CpuMemory(
-        held=work + offers.vae.total + unpacked,
+        held=PROCESS + work + offers.vae.total + unpacked,
         encoder=encoder.size.total + encoder.size.ram_bytes if encoder else 0,
         mapped=variant.size.total - unpacked + offers.transformer_modules,
     )

@@ -254,16 +254,12 @@ def _int8_pieces(model: nn.Module, names: Names) -> Iterator[_Piece]:
 def _int8_layer(module: str, layer: nn.Module) -> Iterator[_Piece]:
     """A layer's tensors in optimum-quanto's names. It keeps scales of activations, which are 1 here."""
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
-    scale_dtype = weight.dtype
-
-    def make() -> tuple[Tensor, Tensor]:
-        plain = _plain_weight(layer)
-        return (weight, layer.weight_scale) if plain is None else quantized.quantize_int8(plain())
-
     if isinstance(layer, quantized.Int8Linear):
-        scale_dtype = layer.weight_scale.dtype
+        scale_dtype, make = layer.weight_scale.dtype, lambda: (weight, layer.weight_scale)
     elif isinstance(layer, quantized.HalfLinear):
-        scale_dtype = torch.float32
+        scale_dtype, make = torch.float32, lambda: quantized.quantize_int8(layer.dequantized())
+    else:
+        scale_dtype, make = weight.dtype, partial(quantized.quantize_int8, weight)
     yield _Piece(f"{module}{DATA}", torch.int8, tuple(weight.shape), lambda: make()[0])
     yield _Piece(f"{module}.weight._scale", scale_dtype, (len(weight), 1), lambda: make()[1])
     for name in ("input_scale", "output_scale"):
