@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,25 @@ def test_nobody_asks_without_a_listener_and_an_inner_one_takes_over() -> None:
     interrupt.check()
     with pytest.raises(Cancelled), interrupt.listening(lambda: True):
         raise AssertionError("not reached")
+
+
+def test_a_slow_import_goes_on_alone_when_its_job_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    go_on, begun = threading.Event(), threading.Event()
+    monkeypatch.setattr(builtins, "the_tests_events", (begun, go_on), raising=False)
+    (tmp_path / "slow_to_import.py").write_text(
+        "import builtins\nbegun, go_on = builtins.the_tests_events\n"
+        "begun.set()\ngo_on.wait(60)\ndone = True\n"
+    )
+    with pytest.raises(Cancelled), interrupt.listening(begun.is_set):
+        interrupt.imported("slow_to_import")
+    go_on.set()
+    with interrupt.listening(lambda: False):
+        assert interrupt.imported("slow_to_import").done
+    with pytest.raises(ModuleNotFoundError), interrupt.listening(lambda: False):
+        interrupt.imported("no_such_module_as_this")
 
 
 @pytest.mark.parametrize("form", ["bf16", "int8, map in the header", "int4"])

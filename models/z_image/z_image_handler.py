@@ -18,6 +18,7 @@ from models.z_image.unified_sampler import resolve, time_grid
 from shared.errors import UserError
 from shared.footprint import Needs, Offers
 from shared.imaging.hires import Hires
+from shared.interrupt import imported
 from shared.loras.names import ModelNames
 from shared.settings import ATTENTION_PACKAGES
 from shared.settings_texts import parse_outpaint, parse_parameters, parse_resolution
@@ -302,6 +303,7 @@ class family_handler:
         for, by default in the project and its ckpts/. pinned_share: of the RAM, to page-lock at most; default
         what the system bears.
         """
+        imported("models.z_image.loading")
         from models.z_image.loading import load
 
         if text_encoder_quantization not in QUANTIZATIONS:

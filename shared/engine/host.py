@@ -132,7 +132,8 @@ class ModelHost:
             Loras() if settings is None else gather(info, settings, download_report(report), report.cancelled)
         )
         wanted = info.defaults if settings is None else settings
-        self.planned = plan = self.plan(info, wanted, rung, loras.bytes, careful)
+        with listening(report.cancelled):
+            self.planned = plan = self.plan(info, wanted, rung, loras.bytes, careful)
         said = plan is not None and (plan.on_card or plan.warning)
         if plan is not None and said and (self._loaded is None or plan != self._loaded.plan):
             report.phase(f"Plan: {plan.report()}")
