@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave the files for another run")
     options = parser.parse_args()
     folder: Path = options.folder.resolve() / "zgp-full-size"
-    places = {"ckpts": folder, "output_dir": folder / "outputs"}
+    places: dict[str, Any] = {"ckpts": folder, "output_dir": folder / "outputs"}
     if options.no_bf16:
         places["worker_command"] = (sys.executable, "-c", WITHOUT_BF16)
     config = EngineConfig.at(ROOT, database=folder / "outputs" / "jobs.sqlite3", gpu="cpu", **places)

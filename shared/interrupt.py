@@ -38,8 +38,8 @@ def check() -> None:
 
 
 def imported(name: str) -> ModuleType:
-    """The module of that name. torch, transformers and diffusers take seconds to come; they do so in a thread,
-    which goes on alone when this one is to stop.
+    """The module of that name. torch, transformers and diffusers take seconds to come: they do so in a
+    thread, which goes on alone when this one is to stop.
     """
     if _asked.get() is not None:
         thread = threading.Thread(target=_import_quietly, args=(name,), name=f"import of {name}", daemon=True)

@@ -420,6 +420,16 @@ def test_kill_9_in_the_middle_of_a_job(engine, tmp_path):
 
 
 @posix_only
+def test_a_job_killed_twice_is_told_what_to_do(engine, tmp_path):
+    job_id, _ = engine.submit(values(f"hold {tmp_path / 'never'}"))
+    for attempt in (1, 2):
+        wait_until(lambda n=attempt: engine.store.job(job_id).attempts == n and engine.store.job(job_id).step)
+        os.kill(engine.worker_pid, signal.SIGKILL)
+    job = finished(engine, job_id)
+    assert job.status == "failed" and job.error.endswith(f"the memory ran out). {supervisor.AFTER_A_KILL}")
+
+
+@posix_only
 def test_kill_9_of_an_idle_worker_costs_nothing(engine):
     assert run(engine).status == "done"
     os.kill(engine.worker_pid, signal.SIGKILL)
@@ -960,6 +970,27 @@ def test_a_job_whose_worker_was_killed_is_tried_with_less(ladder, monkeypatch):
         ladder.store.job(job_id).notes
     )
     assert not any("Tried again" in note for note in first.notes)
+
+
+@pytest.mark.parametrize(("dtype", "counted"), [("", 4), ("bf16", 2), ("fp16", 2)])
+def test_the_dtype_that_the_user_asks_for_is_what_the_weights_are_counted_in(
+    root, monkeypatch, dtype, counted
+):
+    seen, offers = [], fake_family.Planned.query_offers
+
+    def query_offers(*given):
+        seen.append(given[3])
+        return offers(*given)
+
+    monkeypatch.setattr(fake_family.Planned, "query_offers", staticmethod(query_offers))
+    here = ModelHost(
+        Folders(root, root / "ckpts"),
+        handler_for=lambda name: fake_family.Planned,
+        machine=lambda: Machine("CPU", 64 << 30, 64 << 30),
+        overrides=Overrides(dtype=dtype),
+    )
+    assert here.plan(here.info("fake"), here.info("fake").defaults).dtype == (dtype or "fp32")
+    assert seen == [counted]
 
 
 def test_a_worker_killed_twice_says_what_to_do(tmp_path):
