@@ -229,7 +229,7 @@ def dry_run(task: Valid, models: Catalog, config: EngineConfig, reporter: Report
     except UserError as error:
         reporter.invalid(task.number, [str(error)])
         return False
-    reporter.planned(task, "" if plan is None else plan.sentence())
+    reporter.planned(task, "" if plan is None else plan.report())
     return True
 
 

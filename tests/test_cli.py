@@ -448,6 +448,22 @@ def test_a_dry_run_says_what_would_not_fit(root, monkeypatch, capsys, tasks):
     assert "item 1: This job needs about" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("free", "code", "said"),
+    [
+        (16, 0, "computes on the CPU, fp32, about 11.5 GB of RAM\n"),
+        (8, 0, "8.0 GB of RAM are free, so every step reads up to 10.0 GB from the disk\n"),
+        (0.5, 1, "This job needs about 1.5 GB of RAM and 0.5 GB are free: choose a smaller resolution"),
+    ],
+)
+def test_a_dry_run_on_a_cpu_compares_the_ram(root, monkeypatch, capsys, tasks, free, code, said):
+    monkeypatch.setattr(cli, "survey", lambda gpu: Machine("CPU", 16 << 30, int(free * 2**30)))
+    file = tasks({"prompt": "a", "model_type": "fake"})
+    arguments = {"root": root, "handler_for": lambda architecture: Planned}
+    assert cli.main(["--process", str(file), "--dry-run"], **arguments) == code
+    assert said in "".join(capsys.readouterr())
+
+
 def test_flags_reach_the_worker(wgp, launched, free_port, tmp_path):
     flags = ["--gpu", "cpu", "--fp16", "--attention", "sdpa", "--output-dir", tmp_path / "out", "--steps", 5]
     flags += ["--profile", "4.5", "--preload", 1200, "--perc-reserved-mem-max", 0.3, "--compile"]

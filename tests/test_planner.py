@@ -22,6 +22,7 @@ from shared.engine.planner import (
     PROFILES,
     Machine,
     Overrides,
+    careful,
     plan,
 )
 from shared.errors import UserError
@@ -341,11 +342,82 @@ def test_a_cpu_takes_the_most_precise_file_that_fits_in_its_ram():
     found = plan(cpu(64, fast_bf16=True), offers("bf16", "int8"), needs(1024))
     assert found.transformer.kind == "bf16"
     assert re.fullmatch(r"computes on the CPU, bf16, about \d+\.\d GB of RAM", found.sentence())
-    assert 11.4 < found.ram / GIB < 30 and found.last
+    assert 11.4 < found.ram / GIB < 30 and not found.last and not found.warning
     assert plan(cpu(16), offers("bf16", "int8"), needs(512)).transformer.kind == "int8"
     assert plan(cpu(2), offers("bf16", "int8"), needs(512)).transformer.kind == "int8"
     slow = plan(cpu(64), offers("bf16"), needs(512)).sentence()
     assert slow.startswith("computes on the CPU, fp32, about")
+
+
+def test_a_cpu_without_room_for_a_files_weights_reads_them_and_names_the_smaller_file():
+    """They are mapped: what does not fit is read in each step."""
+    two = offers("bf16", "int8")
+    only = replace(two, transformer=(two.transformer[0], replace(two.transformer[1], on_disk=False)))
+    assert plan(cpu(16), only, needs(512)).warning == ""
+    found = plan(cpu(10), only, needs(512))
+    assert re.fullmatch(
+        r"10\.0 GB of RAM are free, so every step reads up to 11\.5 GB from the disk: take transformer_int8, "
+        r"6\.5 GB instead of 11\.5",
+        found.warning,
+    )
+    assert found.report() == f"{found.sentence()}; {found.warning}"
+    alone = plan(cpu(4), offers("int8"), needs(512)).warning
+    assert alone == "4.0 GB of RAM are free, so every step reads up to 6.5 GB from the disk"
+
+
+def test_a_cpu_without_room_for_the_activations_is_refused_in_one_sentence():
+    only = offers("bf16", "int8")
+    with pytest.raises(UserError, match=r"about 3\.\d GB of RAM and 1\.0 GB are free: choose a smaller res"):
+        plan(cpu(1), only, needs(2048))
+    unpacked, two = offers("svdq-int4"), offers("svdq-int4", "int8")
+    assert "some are read from the disk again" in plan(cpu(8), unpacked, needs(512)).warning  # the encoder's
+    with pytest.raises(UserError, match=r"close other programs\.$"):
+        plan(cpu(4), unpacked, needs(512))
+    here = (two.transformer[0], replace(two.transformer[1], on_disk=False))
+    with pytest.raises(UserError, match=r"or take transformer_int8, whose weights need not all lie in RAM"):
+        plan(cpu(4), replace(two, transformer=here), needs(512))
+
+
+def test_a_cpu_decodes_in_the_largest_tiles_that_fit():
+    tiles = [plan(cpu(ram), offers("int8"), needs(1024)).vae_tile for ram in (64, 8, 2)]
+    assert tiles[0] is None and tiles[2] == 256
+
+
+def test_the_second_try_on_a_cpu_takes_the_smallest_file_and_tiles():
+    two = offers("bf16", "int8")
+    first, second = (plan(cpu(64), two, needs(1024), rung=rung) for rung in (0, 1))
+    assert (first.transformer.kind, first.last, first.vae_tile) == ("bf16", False, None)
+    assert (second.transformer.kind, second.last, second.vae_tile) == ("int8", True, 256)
+    assert second.ram < first.ram
+    assert plan(cpu(64), offers("int8"), needs(512)).last
+
+
+def test_the_second_try_on_a_card_takes_the_smallest_files_and_locks_no_memory():
+    offered, overrides = careful(offers("bf16", "int8"), Overrides(compile=True))
+    assert [v.kind for v in (*offered.transformer, *offered.text_encoder)] == ["int8", "int8"]
+    found = plan(card(8), offered, needs(1024), overrides)
+    assert found.pinned == () and found.compile
+    here = replace(offers("bf16", "int8").transformer[1], on_disk=False)
+    two = replace(offers("bf16"), transformer=(*offers("bf16").transformer, here))
+    assert [v.kind for v in careful(two, overrides)[0].transformer] == ["bf16"]
+
+
+def test_a_16_bit_dtype_that_the_processor_is_slow_at_is_told():
+    warned = "this processor is several times slower in bf16: leave --bf16 out"
+    assert plan(cpu(64), offers("bf16"), needs(512), Overrides(dtype="bf16")).warning == warned
+    assert not plan(cpu(64, fast_bf16=True), offers("bf16"), needs(512), Overrides(dtype="bf16")).warning
+    assert "in fp16" in plan(cpu(64), offers("bf16"), needs(512), Overrides(dtype="fp16")).warning
+
+
+def test_a_card_beside_little_ram_is_told_what_it_costs():
+    two = offers("bf16", "int8")
+    only = replace(two, transformer=(two.transformer[0], replace(two.transformer[1], on_disk=False)))
+    found = plan(card(8, ram=6), only, needs(1024))
+    read = sum(found.transformer.size.block_bytes[: 34 - found.resident_layers]) / GIB
+    assert found.warning.startswith(f"5.4 GB of RAM are free, so every step reads up to {read:.1f} GB")
+    assert found.warning.endswith("take transformer_int8, 6.5 GB instead of 11.5")
+    assert "some are read from the disk again" in plan(card(16, ram=12), only, needs(1024)).warning
+    assert plan(card(8), only, needs(1024)).warning == ""
 
 
 def test_weights_on_a_cpu_count_in_the_dtype_that_they_compute_in():

@@ -32,6 +32,7 @@ from models.z_image.nag import Nag, NagAttend
 from shared import attention as attention_backends
 from shared import kernels
 from shared.errors import Cancelled, UserError
+from shared.interrupt import check
 from shared.loras.apply import norm_weight
 
 log = logging.getLogger(__name__)
@@ -503,6 +504,7 @@ class ZImageTransformer2DModel(nn.Module):
         caption = wide(torch.cat((caption, self.cap_pad_token.expand(length - len(caption), -1))))[None]
         angles = self._angles(rope[:, image_tokens:])
         for block in self.context_refiner:
+            check()
             caption = block(caption, angles)
         return Conditioning(caption, rope, image_tokens, height, width)
 

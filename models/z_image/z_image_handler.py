@@ -19,6 +19,7 @@ from models.z_image.unified_sampler import resolve, time_grid
 from shared.errors import UserError
 from shared.footprint import Needs, Offers
 from shared.imaging.hires import Hires
+from shared.interrupt import imported
 from shared.loras.names import ModelNames
 from shared.settings import ATTENTION_PACKAGES
 from shared.settings_texts import parse_outpaint, parse_parameters, parse_resolution
@@ -287,6 +288,7 @@ class family_handler:
         what the system bears. offload: what moves the weights to the card, "mmgp" (the default where it is
         installed) or "stream".
         """
+        imported("models.z_image.loading")
         from models.z_image.loading import load
 
         if text_encoder_quantization not in QUANTIZATIONS:

@@ -16,9 +16,11 @@ from shared.engine.hashes import FileHashes, names_of
 from shared.engine.loras import Loras, gather
 from shared.engine.parts import PartStore
 from shared.engine.planner import NO_OVERRIDES, Machine, Overrides, Plan
-from shared.errors import Cancelled, UserError
+from shared.errors import UserError
 from shared.imaging.hires import LANCZOS, needs_no_model
 from shared.imaging.upscale import Enlarger
+from shared.interrupt import listening
+from shared.weights import heap
 from shared.weights.downloads import DownloadProgress, ensure
 from shared.weights.files import Folders, Required, describe
 
@@ -107,11 +109,17 @@ class ModelHost:
         return found.model(model_id)
 
     def get(
-        self, model_id: str, report: Report, settings: Mapping[str, Any] | None = None, rung: int = 0
+        self,
+        model_id: str,
+        report: Report,
+        settings: Mapping[str, Any] | None = None,
+        rung: int = 0,
+        careful: bool = False,
     ) -> LoadedModel:
         """The loaded model, placed as a job with `settings` needs it; downloads what is missing.
 
         settings: None for no job's: the model's defaults without LoRAs. rung: of the planner's ladder.
+        careful: see planner.careful; on a CPU the rung says it.
         Raises UserError or Cancelled.
         """
         self.planned = None
@@ -124,19 +132,20 @@ class ModelHost:
             Loras() if settings is None else gather(info, settings, download_report(report), report.cancelled)
         )
         wanted = info.defaults if settings is None else settings
-        self.planned = plan = self.plan(info, wanted, rung, loras.bytes)
-        if plan is not None and plan.on_card and (self._loaded is None or plan != self._loaded.plan):
-            report.phase(f"Plan: {plan.sentence()}")
-            log.info("Plan for %s: %s", info.id, plan.sentence())
+        with listening(report.cancelled):
+            self.planned = plan = self.plan(info, wanted, rung, loras.bytes, careful)
+        said = plan is not None and (plan.on_card or plan.warning)
+        if plan is not None and said and (self._loaded is None or plan != self._loaded.plan):
+            report.phase(f"Plan: {plan.report()}")
+            log.info("Plan for %s: %s", info.id, plan.report())
         needed = info.required if plan is None else chosen(info.required, plan)
         known = self._loaded
         if known is None or known.info.card != info.card or not _serves(known.files, needed, self._folders):
             files = ensure(needed, self._folders, download_report(report), report.cancelled)
-            if report.cancelled():
-                raise Cancelled
-            known = None
-            self._make_room(files)
-            known = self._load(info, files, plan, report)
+            with listening(report.cancelled):
+                known = None
+                self._make_room(files)
+                known = self._load(info, files, plan, report)
         if plan is not None and known.plan != plan:
             known.processor.apply_plan(plan)
             known = replace(known, plan=plan)
@@ -158,11 +167,18 @@ class ModelHost:
         return replace(known, loras=loras, lora_hashes=hashes)
 
     def plan(
-        self, info: ModelInfo, settings: Mapping[str, Any], rung: int = 0, lora_bytes: int = 0
+        self,
+        info: ModelInfo,
+        settings: Mapping[str, Any],
+        rung: int = 0,
+        lora_bytes: int = 0,
+        careful: bool = False,
     ) -> Plan | None:
         """How a job is made here; None for families that say nothing of their memory."""
         machine, overrides = self._machine, self._overrides
-        return plan_job(info, self._folders, settings, machine, overrides, rung, lora_bytes=lora_bytes)
+        return plan_job(
+            info, self._folders, settings, machine, overrides, rung, lora_bytes=lora_bytes, careful=careful
+        )
 
     def give_way(self) -> None:
         """Take everything off the card after a job that did not fit; the weights stay in RAM."""
@@ -235,6 +251,7 @@ def plan_job(
     rung: int = 0,
     *,
     lora_bytes: int = 0,
+    careful: bool = False,
 ) -> Plan | None:
     """How a job is made on a machine; None for families that say nothing of their memory. UserError when it
     cannot be.
@@ -243,12 +260,15 @@ def plan_job(
         return None
     here, model = read_machine(), (info.architecture, info.card.model)
     more = {"lora_bytes": lora_bytes} if lora_bytes else {}
-    offers = info.handler.query_offers(*model, folders, here.float_bytes)
+    float_bytes = 2 if overrides.dtype else here.float_bytes
+    offers = info.handler.query_offers(*model, folders, float_bytes)
     if not offers.transformer:
         raise UserError(
             f"{' or '.join(info.missing)} is in none of the folders of models and the card of {info.name} "
             f"gives no address to download it from: put it into {folders.ckpts}, or correct the card."
         )
+    if careful and here.capability is not None:
+        offers, overrides = planner.careful(offers, overrides)
     return planner.plan(
         here,
         offers,
@@ -281,6 +301,7 @@ def _serves(files: Mapping[str, Path], needed: Sequence[Required], folders: Fold
 
 def _empty_caches() -> None:
     gc.collect()
+    heap.trim()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

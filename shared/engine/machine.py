@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from shared.engine.planner import Machine
+from shared.interrupt import imported
 from shared.offload_engines import has_mmgp
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ AMD = Path("/dev/kfd")
 
 
 def read() -> Machine:
-    """The card this process computes on, else the CPU."""
+    """The card this process computes on, else the CPU. Raises Cancelled."""
+    imported("torch")
     import torch
 
     if not torch.cuda.is_available():

@@ -18,6 +18,7 @@ from shared.offload_engines import SLOTS
 
 GIB = 1 << 30
 OVERHEAD = 3 * GIB // 8  # workspaces of cuBLAS and cuDNN, and what the allocator cannot use
+PROCESS = GIB // 2  # RAM that Python, torch and their libraries take
 NEAR = 1.10  # up to this many times the fastest step, precision is worth more than speed
 MIN_KEPT_TILE = 512  # keeping a part on the card is worth tiles of this size, not smaller ones
 
@@ -137,7 +138,7 @@ class Plan:
     picture. keep: parts that stay on the card afterwards. pinned: parts in page-locked RAM; streamed_only: of
     them, those of which only the streamed blocks are.
     peak, ram: expected bytes. seconds: of a step, by estimate. rung: 0 is the plan of choice, each further
-    one needs less memory; last: there is no further one.
+    one needs less memory; last: there is no further one. warning: what makes it slow here, and what to do.
     """
 
     transformer: Variant
@@ -159,6 +160,7 @@ class Plan:
     seconds: float = field(default=0.0, compare=False)
     rung: int = 0
     last: bool = True
+    warning: str = field(default="", compare=False)
 
     @property
     def total_layers(self) -> int:
@@ -183,6 +185,10 @@ class Plan:
         words += [] if self.encoder_whole else ["text encoder streamed"]
         words += [] if self.vae_tile is None else ["VAE tiled"]
         return f"{', '.join(words)}: about {_gb(self.peak)} of {_gb(self.machine.vram_total, 0)} GB"
+
+    def report(self) -> str:
+        """The sentence with the warning."""
+        return f"{self.sentence()}; {self.warning}" if self.warning else self.sentence()
 
     def placements(self) -> dict[str, dict[str, Any]]:
         """Part -> arguments of a placement.Placement."""
@@ -216,7 +222,7 @@ def plan(
     Raises UserError when nothing that the card offers can run here.
     """
     if machine.capability is None:
-        return _cpu_plan(machine, offers, needs, overrides)
+        return _cpu_plan(machine, offers, needs, overrides, rung)
     if overrides.offload == "mmgp" and not machine.mmgp:
         raise UserError(
             "mmgp is to move the weights and is not installed: run start.py, which installs it, or choose "
@@ -225,7 +231,23 @@ def plan(
     planner = _Planner(machine, offers, needs, overrides)
     ladder = planner.ladder(planner.best())
     step = min(rung, len(ladder) - 1)
-    return replace(ladder[step], rung=step, last=step == len(ladder) - 1)
+    chosen = replace(ladder[step], rung=step, last=step == len(ladder) - 1)
+    streamed = sum(chosen.transformer.size.block_bytes[: chosen.total_layers - chosen.resident_layers])
+    return replace(chosen, warning=_ram_warning(chosen, offers, streamed, machine.ram_free))
+
+
+def careful(offers: Offers, overrides: Overrides) -> tuple[Offers, Overrides]:
+    """What to choose from on a card once a worker was killed at a job: the smallest files on disk, and no
+    page-locked RAM.
+    """
+
+    def least(variants: Sequence[Variant]) -> tuple[Variant, ...]:
+        return tuple(sorted(_here(variants), key=lambda v: v.size.total)[:1])
+
+    smallest = replace(
+        offers, transformer=least(offers.transformer), text_encoder=least(offers.text_encoder)
+    )
+    return smallest, replace(overrides, reserved=0.0)
 
 
 # ---- on a card ---------------------------------------------------------------------------------------------
@@ -465,32 +487,128 @@ class _Planner:
 # ---- on a CPU ----------------------------------------------------------------------------------------------
 
 
-def _cpu_plan(machine: Machine, offers: Offers, needs: Needs, overrides: Overrides) -> Plan:
-    """The most precise file that fits in RAM, from disk if there is one; else the smallest."""
+@dataclass(frozen=True)
+class _CpuMemory:
+    """Bytes of RAM that a transformer's file and all that goes with it take on a CPU.
 
-    def ram(variant: Variant) -> int:
-        encoders = [v for v in offers.text_encoder if v.on_disk] or list(offers.text_encoder)
-        encoder = min((v.size.total + v.size.ram_bytes for v in encoders), default=0)
-        work = max(needs.encode, 2 * needs.denoise, min(needs.decode.values()))
-        return variant.size.total + offers.transformer_modules + encoder + offers.vae.total + work
+    held: by what nothing can take back: activations, the VAE, weights that were unpacked. encoder, mapped: of
+    the files that the text encoder and a step read. They lie in the system's cache while there is room, and
+    take turns there.
+    """
 
-    offered = [v for v in offers.transformer if v.on_disk] or list(offers.transformer)
-    fitting = [v for v in offered if ram(v) <= machine.ram_free]
-    smallest = min(offered, key=ram)
-    variant = max(fitting, key=_precision, default=smallest)
-    encoders = [v for v in offers.text_encoder if v.on_disk] or list(offers.text_encoder)
-    dtype = "bf16" if machine.fast_bf16 and variant.kind not in ("fp32", "fp16") else "fp32"
-    return Plan(
-        variant,
-        min(encoders, key=lambda v: v.size.total, default=None),
-        machine,
-        dtype=overrides.dtype or dtype,
-        compile=overrides.compile,
-        ram=ram(variant),
+    held: int
+    encoder: int
+    mapped: int
+
+    @property
+    def at_once(self) -> int:
+        return self.held + max(self.encoder, self.mapped)
+
+    @property
+    def together(self) -> int:
+        return self.held + self.encoder + self.mapped
+
+
+def _cpu_memory(variant: Variant, encoder: Variant | None, offers: Offers, work: int) -> _CpuMemory:
+    unpacked = variant.size.total if _is_unpacked(variant) else 0
+    return _CpuMemory(
+        held=PROCESS + work + offers.vae.total + unpacked,
+        encoder=encoder.size.total + encoder.size.ram_bytes if encoder else 0,
+        mapped=variant.size.total - unpacked + offers.transformer_modules,
     )
 
 
+def _cpu_plan(machine: Machine, offers: Offers, needs: Needs, overrides: Overrides, rung: int = 0) -> Plan:
+    """The most precise file on disk (else to download) that has room in RAM beside the text encoder's; else,
+    and from rung 1 on, the smallest. The VAE's tiles are the largest that fit. UserError when not even that
+    fits which must lie in RAM.
+    """
+    encoder = min(_here(offers.text_encoder), key=lambda v: v.size.total, default=None)
+    computing = max(needs.encode, 2 * needs.denoise, needs.denoise_quantized)
+
+    def memory(variant: Variant, tile: int | None) -> _CpuMemory:
+        return _cpu_memory(variant, encoder, offers, max(computing, needs.decode[tile]))
+
+    tiles = list(needs.decode)
+    offered, room = _here(offers.transformer), machine.ram_free
+    roomy = [v for v in offered if memory(v, tiles[-1]).together <= room]
+    smallest = min(offered, key=lambda v: (memory(v, tiles[-1]).held, v.size.total))
+    best = max(roomy, key=_precision, default=smallest)
+    variant = smallest if rung else best
+    fitting = [tile for tile in tiles if memory(variant, tile).at_once <= room]
+    tile = tiles[-1] if rung or not fitting else fitting[0]
+    takes = memory(variant, tile)
+    if takes.held > room:
+        raise _no_room(takes.held, room, variant, offers)
+    dtype = "bf16" if machine.fast_bf16 and variant.kind not in ("fp32", "fp16") else "fp32"
+    drafted = Plan(
+        variant,
+        encoder,
+        machine,
+        dtype=overrides.dtype or dtype,
+        vae_tile=tile,
+        compile=overrides.compile,
+        ram=takes.at_once,
+        rung=1 if rung and variant != best else 0,
+        last=bool(rung) or best == smallest,
+    )
+    short = _ram_warning(drafted, offers, takes.mapped, room - takes.held)
+    slow = _dtype_warning(machine, overrides.dtype)
+    return replace(drafted, warning="; ".join(filter(None, (slow, short))))
+
+
+def _no_room(needed: int, free: int, variant: Variant, offers: Offers) -> UserError:
+    mapped = [v for v in offers.transformer if not _is_unpacked(v)] if _is_unpacked(variant) else []
+    advice = f", or take {_name(mapped[-1])}, whose weights need not all lie in RAM" if mapped else ""
+    return UserError(
+        f"This job needs about {_gb(needed)} GB of RAM and {_gb(free)} GB are free: choose a smaller "
+        f"resolution or fewer images at once, or close other programs{advice}."
+    )
+
+
+def _ram_warning(plan: Plan, offers: Offers, read: int, room: int) -> str:
+    """What a plan costs where RAM is short; "" where it is not. read: bytes of files that each step reads,
+    for which there is `room`.
+    """
+    if plan.ram <= plan.machine.ram_free:
+        return ""
+    free = f"{_gb(plan.machine.ram_free)} GB of RAM are free"
+    if read <= room:
+        return f"its files take {_gb(plan.ram)} GB of RAM and {free}, so some are read from the disk again"
+    advice = _instead(plan, offers)
+    return f"{free}, so every step reads up to {_gb(read)} GB from the disk{advice}"
+
+
+def _dtype_warning(machine: Machine, dtype: str) -> str:
+    """Of a 16-bit dtype that the user asked for and the processor is slow at."""
+    slow = dtype == "fp16" or dtype == "bf16" and not machine.fast_bf16
+    return f"this processor is several times slower in {dtype}: leave --{dtype} out" if slow else ""
+
+
+def _instead(plan: Plan, offers: Offers) -> str:
+    """The advice to take the smallest file that the card offers, where it is much smaller."""
+    useful = [v for v in offers.transformer if plan.on_card or not _is_unpacked(v)]
+    least, taken = min(useful, key=lambda v: v.size.total, default=plan.transformer), plan.transformer
+    if least.size.total > 0.75 * taken.size.total:
+        return ""
+    return f": take {_name(least)}, {_gb(least.size.total)} GB instead of {_gb(taken.size.total)}"
+
+
+def _is_unpacked(variant: Variant) -> bool:
+    """Nunchaku's weights are put in another order when they are loaded, so they cannot stay in their file."""
+    return variant.kind.startswith("svdq-")
+
+
+def _name(variant: Variant) -> str:
+    return variant.source.rsplit("/", 1)[-1]
+
+
 # ---- small things ------------------------------------------------------------------------------------------
+
+
+def _here(variants: Sequence[Variant]) -> list[Variant]:
+    """Those on disk; all of them when none is."""
+    return [v for v in variants if v.on_disk] or list(variants)
 
 
 def _precision(variant: Variant) -> tuple[int, int]:

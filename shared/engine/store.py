@@ -415,11 +415,14 @@ class JobStore:
         with self._db.transaction() as cx:
             job_rows.end_waiting(cx, FAILED, error)
 
-    def recover_running(self, reason: str = WORKER_DIED, *, counts: bool = True) -> list[Job]:
+    def recover_running(
+        self, reason: str = WORKER_DIED, *, counts: bool = True, advice: str = ""
+    ) -> list[Job]:
         """Deal with jobs left running by a worker that is gone; call only when it is.
 
-        Each goes back to its place in the queue once, then fails with `reason`. `counts=False` (a stop that
-        the user asked for) gives the attempt back. A job whose cancelling was asked for is cancelled.
+        Each goes back to its place in the queue once, then fails with `reason` and `advice`. `counts=False`
+        (a stop that the user asked for) gives the attempt back. A job whose cancelling was asked for is
+        cancelled.
         """
         with self._db.transaction() as cx:
             rows = cx.execute("SELECT * FROM jobs WHERE status = 'running' ORDER BY position, id").fetchall()
@@ -429,7 +432,8 @@ class JobStore:
                 elif not counts or row["attempts"] < MAX_ATTEMPTS:
                     job_rows.put_back(cx, row, reason, counts)
                 else:
-                    job_rows.end(cx, row["id"], FAILED, f"Tried {row['attempts']} times; each time {reason}.")
+                    tried = f"Tried {row['attempts']} times; each time {reason}."
+                    job_rows.end(cx, row["id"], FAILED, f"{tried} {advice}".rstrip())
             return [self.job(row["id"]) for row in rows]
 
     def _read(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:

@@ -132,8 +132,9 @@ class Worker:
         """Go down the planner's ladder until the job fits. What was learned stays for jobs of its kind."""
         kind = tuple(job.settings.get(name) for name in SIZES)
         progress, failed = Progress(self._store, job.id), list[str]()
-        while not self._fits(job, progress, self._rungs.get(kind, 0), failed):
-            self._rungs[kind] = self._rungs.get(kind, 0) + 1
+        first = job.attempts - 1  # a worker was killed at it: not once more as it was
+        while not self._fits(job, progress, max(first, self._rungs.get(kind, 0)), failed):
+            self._rungs[kind] = max(first, self._rungs.get(kind, 0)) + 1
             self._host.give_way()
 
     def _fits(self, job: Job, progress: Progress, rung: int, failed: list[str]) -> bool:
@@ -160,7 +161,8 @@ class Worker:
         indices = [index for index in range(settings["batch_size"]) if index not in saved]
         if not indices:
             return
-        model = self._host.get(settings["model_type"], progress, settings, rung)
+        killed = job.attempts > 1
+        model = self._host.get(settings["model_type"], progress, settings, rung, careful=killed)
         result = model.processor.generate(
             settings,
             seeds=[settings["seed"] + index for index in indices],
@@ -168,7 +170,7 @@ class Worker:
             on_step=progress.step,
             interrupt=progress.cancelled,
         )
-        substituted = [*_descent(failed, model), *model.loras.notes, *result.notes]
+        substituted = [*_descent(failed, model, killed), *model.loras.notes, *result.notes]
         for note in substituted:
             self._store.note(job.id, note)
         notes = [*job.notes, *substituted]
@@ -237,9 +239,12 @@ def _public(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"activated_loras": [without_secrets(entry) for entry in settings["activated_loras"]]}
 
 
-def _descent(failed: Sequence[str], model: LoadedModel) -> list[str]:
-    if not failed or model.plan is None:
+def _descent(failed: Sequence[str], model: LoadedModel, killed: bool) -> list[str]:
+    """What is said of a plan that was not the first one. killed: together with the worker that tried it."""
+    if model.plan is None or not (failed or killed):
         return []
+    if not failed:
+        return [f"Tried again with the smallest files and less memory: '{model.plan.sentence()}'."]
     tried = "; ".join(f"'{plan}'" for plan in failed)
     return [f"It did not fit at {tried}: made with '{model.plan.sentence()}'."]
 

@@ -201,7 +201,7 @@ def _adapted(base: type) -> Any:
 
 
 def _dtype(layer: nn.Module, model: nn.Module) -> torch.dtype:
-    weight = getattr(layer, "weight", None)
+    weight = None if hasattr(layer, "dequantized") else getattr(layer, "weight", None)
     if isinstance(weight, Tensor) and weight.dtype in (torch.float32, torch.bfloat16, torch.float16):
         return weight.dtype
     return getattr(model, "dtype", torch.get_default_dtype())

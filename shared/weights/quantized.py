@@ -1,4 +1,5 @@
-"""Quantized linear layers: how each format's weights are laid out, and what they compute.
+"""Linear layers whose weights are not in the dtype they compute in: how each format's are laid out, and what
+they compute.
 
 Every layer computes its format's exact weights in plain torch; where `kernels` has a faster operator for the
 device, that is used instead. State lies in buffers only, so that moving and saving see it and training
@@ -32,12 +33,35 @@ class QuantizedLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.register_buffer("bias", bias)
 
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Without its past as a view: a view's `_base` keeps the file's memory after the values have moved
+        elsewhere."""
+        view = tensor is not None and tensor._base is not None
+        super().register_buffer(name, tensor.data if view and tensor is not None else tensor, persistent)
+
     def dequantized(self) -> Tensor:
         """W [out_features, in_features] in fp32, exact by the format's formula."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.kind}"
+
+
+class HalfLinear(QuantizedLinear):
+    """W in bfloat16 or float16, cast at each use: exact in float32, at half of its memory."""
+
+    kind = "16 bits"
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], bias)
+        self.register_buffer("weight", weight)
+
+    def dequantized(self) -> Tensor:
+        return self.weight.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), _as(self.bias, x))
 
 
 class ScaledLinear(QuantizedLinear):
