@@ -138,6 +138,12 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", metavar="ID", help="with --process: the model of tasks that name none")
     group.add_argument("--dry-run", action="store_true", help="with --process: check the tasks, run none")
     group.add_argument(
+        "--download",
+        action="store_true",
+        help="with --process: fetch the models' missing files, however large; without it a terminal is asked "
+        "about more than 1 GB, and other programs are refused",
+    )
+    group.add_argument(
         "--list-models",
         action="store_true",
         help="list the models, what of them is on disk, their licences and how they would run here",
@@ -305,6 +311,7 @@ def _number(low: float, high: float, whole: bool = False) -> Callable[[str], Any
 #: flag -> (those of which it needs one, in words)
 NEEDS = {
     "dry_run": (("process",), "--process FILE"),
+    "download": (("process",), "--process FILE"),
     "model": (("process", "check_loras", "convert_lora"), "--process FILE, --check-loras or --convert-lora"),
     "json": (("process", "list_models"), "--process FILE or --list-models"),
 }

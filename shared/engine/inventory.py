@@ -16,12 +16,13 @@ from typing import Any
 from shared.engine.catalog import Catalog, ModelInfo
 from shared.engine.engine import Engine
 from shared.engine.machine import survey
-from shared.engine.planner import Machine
+from shared.engine.outlook import unplanned
+from shared.engine.planner import Machine, Plan
 from shared.engine.records import DONE, Job
 from shared.errors import UserError
 from shared.weights import formats
 from shared.weights.downloads import parts
-from shared.weights.files import Folders, Required, destination, file_name, is_url, locate
+from shared.weights.files import Folders, Required, destination, is_url, locate
 
 log = logging.getLogger(__name__)
 
@@ -103,17 +104,21 @@ def take_stock(engine: Engine) -> list[Stock]:
 
 def _stock(engine: Engine, info: ModelInfo, machine: Machine, done: Sequence[Job]) -> Stock:
     folders = engine.config.folders
-    wanted = engine.downloads.wanted(info, machine)
-    pairs = zip(info.required, wanted, strict=True)
-    items = [item for one, chosen in pairs for item in _items(info, one, chosen, folders)]
+    problem = ""
+    try:
+        found = engine.outlook(info, machine=machine)
+    except (UserError, OSError) as error:
+        found, problem = unplanned(info, folders, engine.agreed.given()), str(error)
+    missing = [Item(one.role, one.name, None, one.size) for one in found.missing]
+    items = [item for one in info.required for item in _here_of(one, folders)] + missing
     mine = (engine.config.root / "models").resolve()
     return Stock(
         info,
         tuple(items),
-        forecast(engine, info, machine, done),
+        forecast(info, found.plan, problem, done),
         built_in=all(item.path is not None and item.path.resolve().is_relative_to(mine) for item in items),
         own=is_own(info),
-        arrived=sum(parts(info.required, folders).values()),
+        arrived=sum(one.arrived for one in found.missing),
     )
 
 
@@ -122,16 +127,10 @@ def is_own(info: ModelInfo) -> bool:
     return info.card.path.parent.name == "finetunes"
 
 
-def _items(info: ModelInfo, one: Required, chosen: Required, folders: Folders) -> list[Item]:
-    """The files of one requirement that are here, else the chosen one, which is to come."""
+def _here_of(one: Required, folders: Folders) -> list[Item]:
+    """The files of one requirement that are on this computer."""
     found = [locate(source, folders, one.target) for source in one.alternatives]
-    if any(found):
-        return [_here(one.role, path) for path in dict.fromkeys(filter(None, found))]
-    source = next(filter(is_url, chosen.alternatives), chosen.alternatives[0])
-    size = 0
-    if is_url(source) and hasattr(info.handler, "query_download_bytes"):
-        size = info.handler.query_download_bytes(info.architecture, info.card.model, one, source, folders)
-    return [Item(one.role, file_name(source), None, size)]
+    return [_here(one.role, path) for path in dict.fromkeys(filter(None, found))]
 
 
 def _here(role: str, path: Path) -> Item:
@@ -161,16 +160,12 @@ def _format_of(path: Path, size: int, time: int) -> str:
 # ---- what it takes -----------------------------------------------------------------------------------------
 
 
-def forecast(engine: Engine, info: ModelInfo, machine: Machine, done: Iterable[Job]) -> Forecast:
+def forecast(info: ModelInfo, plan: Plan | None, problem: str, done: Iterable[Job]) -> Forecast:
     """Of one picture with the model's defaults."""
     times = measured_seconds(done, info.defaults)
     seconds = statistics.median(times) if times else None
-    try:
-        plan = engine.plan(info, machine)
-    except (UserError, OSError) as error:
-        return Forecast(problem=str(error), seconds=seconds, measured=len(times))
     if plan is None:
-        return Forecast(seconds=seconds, measured=len(times))
+        return Forecast(problem=problem, seconds=seconds, measured=len(times))
     if seconds is None and plan.on_card:
         seconds = plan.seconds * info.defaults.get("num_inference_steps", 1)
     return Forecast(plan.sentence(), "", seconds, len(times))

@@ -99,7 +99,7 @@ def state_of(stock: Stock, download: Download | None) -> str:
         return download.status
     if any(item.problem for item in stock.here):
         return "damaged"
-    if stock.info.available:
+    if not stock.missing:
         return "ready"
     if not _can_download(stock):
         return "lost"

@@ -34,6 +34,7 @@ from shared.errors import Cancelled, UserError
 from shared.lock import ProcessLock
 from shared.version import VERSION
 from shared.weights.files import (
+    PART_SUFFIX,
     DamagedFile,
     Folders,
     Required,
@@ -391,8 +392,8 @@ class _Part:
 
     def __init__(self, remote: _Remote) -> None:
         self.remote = remote
-        self.path = remote.path.with_name(remote.path.name + ".part")
-        self.etag_path = remote.path.with_name(remote.path.name + ".part.etag")
+        self.path = remote.path.with_name(remote.path.name + PART_SUFFIX)
+        self.etag_path = remote.path.with_name(f"{self.path.name}.etag")
         self.rejected = 0
 
     @property
