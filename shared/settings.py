@@ -64,8 +64,8 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="precision", kind=str, default=ANY_PRECISION, label="Precision",
             choices=(ANY_PRECISION,), more_choices="precisions", needs="precisions",
-            help="Which of the model's files paints: bf16 is the most exact, int8 is half its size. auto takes "
-            "one that is here, else the one that suits this computer best.",
+            help="Which of the model's files paints: bf16 is the most exact, int8 is half its size. auto "
+            "takes one that is here, else the one that suits this computer best.",
         ),
         Setting(
             name="prompt", kind=str, default="", label="Prompt", minimum=1, maximum=100_000,

@@ -393,7 +393,7 @@ def kind_by_name(name: str) -> str:
 
 
 def precisions(sources: Iterable[str], folders: Folders) -> list[str]:
-    """The kinds of these files, by their names, as far as they are here or have an address; in their order."""
+    """The kinds of these files, by their names, as far as they are here or have an address."""
     had = (source for source in sources if is_url(source) or locate(source, folders))
     return list(dict.fromkeys(kind_by_name(file_name(source)) for source in had))
 

@@ -85,8 +85,8 @@ class Ask:
         """What is missing and who can say yes to it."""
         names, verb = " and ".join(self.models), "is" if len(self.models) == 1 else "are"
         return (
-            f"{names} {verb} not on this computer: {self.amount} would have to be downloaded first. Say yes to "
-            "that with Download in the tab Models, with the flag --download, or with ?download=true."
+            f"{names} {verb} not on this computer: {self.amount} would have to be downloaded first. Say yes "
+            "to that with Download in the tab Models, with the flag --download, or with ?download=true."
         )
 
 

@@ -161,7 +161,10 @@ class Engine:
         that the job has begun; either way it stays as it is.
         """
         validated = self._ready([self.catalog.validate_one(values)], uploads)[0]
-        self.store.edit(job_id, validated.settings, validated.notes)
+        waits = self.questions.permit([validated.settings], self.store.job(job_id).source, False)
+        with self.store.together():
+            self.store.edit(job_id, validated.settings, validated.notes)
+            self.store.ask(compress([job_id], waits))
         return validated
 
     def one_more(self, job_id: int, client: str = "") -> int:

@@ -21,8 +21,8 @@ class Job:
     """One request for a batch of images. Times are seconds since the epoch.
 
     grid: the grid that it belongs to; cell: its number there, None for the job that draws the grid.
-    held: it waits for its user, who edits it, or is asked (asks) whether its files may be downloaded. client: the tab that submitted it, "" for programs. dismissed:
-    its failure has been dealt with.
+    held: it waits for its user, who edits it, or is asked (asks) whether its files may be downloaded.
+    client: the tab that submitted it, "" for programs. dismissed: its failure has been dealt with.
     """
 
     id: int
