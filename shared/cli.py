@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from shared import cli_loras
+from shared import cli_loras, cli_plan
 from shared import config as config_file
 from shared.cli_configuration import configuration
 from shared.cli_flags import DEFAULT_PORT, LOG_LEVELS, port_number, read_flags
@@ -67,6 +67,9 @@ def main(
             config = _with_preset(config, handler_for, options)
         if options.list_models:
             return list_models(config, handler_for, options.json)
+        if options.plan:
+            cli_plan.show(config, read_catalog(config, handler_for), options, print_table)
+            return OK
         if options.process is not None:
             return process(config, handler_for, options)
         return serve(config, handler_for, options)

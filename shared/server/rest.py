@@ -58,8 +58,9 @@ def rest_router(engine: Engine, uploads: Path, shelf: Shelf) -> APIRouter:
 
     @router.post("/jobs", status_code=201, openapi_extra=TAKES_SETTINGS)
     async def submit(request: Request, download: bool = False) -> AcceptedJobs:
-        """Queue a job, or a list of jobs: all of them or, when one is wrong, none. download: fetch the model's
-        missing files, however large; without it, more than 1 GB is refused with 409.
+        """Queue a job, or a list of jobs: all of them or, when one is wrong, none.
+
+        download: fetch the model's missing files, however large; without it, more than 1 GB is refused.
         """
         values = await json_body(request)
         many = values if isinstance(values, list) else [values]

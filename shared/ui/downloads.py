@@ -146,7 +146,7 @@ def precision_choices(
     found = [(kind, _outlook(engine, model, {**settings, "precision": kind}, here)) for kind in kinds]
     chosen = _outlook(engine, model, {**settings, "precision": ANY_PRECISION}, here) if kinds else None
     kind = chosen.plan.transformer.kind if chosen and chosen.plan else ""
-    auto = f"{ANY_PRECISION}{DOT}{kind} here" if kind else ANY_PRECISION
+    auto = f"{ANY_PRECISION} ({kind})" if kind else ANY_PRECISION
     return [(auto, ANY_PRECISION), *((f"{kind}{DOT}{_had(one)}", kind) for kind, one in found)]
 
 
