@@ -15,26 +15,28 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared import cli_loras, cli_plan
 from shared import config as config_file
 from shared.cli_configuration import configuration
 from shared.cli_flags import DEFAULT_PORT, LOG_LEVELS, port_number, read_flags
-from shared.engine.batch import Reporter, Valid, run_tasks, validate_tasks
 from shared.engine.catalog import Catalog, HandlerFor, ModelInfo
 from shared.engine.configuration import EngineConfig, read_catalog
 from shared.engine.consent import Ask, NotAgreed, agreed_in, amount
-from shared.engine.engine import Engine
 from shared.engine.loras import bytes_here
 from shared.engine.machine import survey
 from shared.engine.outlook import Outlook, outlook, unplanned
 from shared.engine.planner import Machine
-from shared.engine.tasks import Task, read_tasks
 from shared.errors import UserError
 from shared.loras.presets import find_preset, read_preset
 from shared.server.access import TOKEN_VARIABLE, Access, read_access
 from shared.server.hosts import host_name, is_loopback
+
+if TYPE_CHECKING:  # what lists and plans do without is imported where it is used: it takes half a second
+    from shared.engine.batch import Reporter, Valid
+    from shared.engine.engine import Engine
+    from shared.engine.tasks import Task
 
 ROOT = Path(__file__).resolve().parents[1]
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -121,6 +123,8 @@ def serve(config: EngineConfig, handler_for: HandlerFor | None, options: argpars
     access, invented = page_access(options, host)
     allowed = [host_name(name) for name in options.allowed_host]
     check_address(host, port)
+    from shared.engine.engine import Engine
+
     engine = Engine(config, handler_for)
     try:
         engine.start()  # before Gradio is imported: the worker loads torch meanwhile
@@ -190,6 +194,8 @@ def check_address(host: str, port: int) -> None:
 
 def process(config: EngineConfig, handler_for: HandlerFor | None, options: argparse.Namespace) -> int:
     """Run a task file; UserError when it cannot be read."""
+    from shared.engine.tasks import read_tasks
+
     with tempfile.TemporaryDirectory(prefix="zgp-") as folder:
         return _process(read_tasks(options.process, Path(folder)), config, handler_for, options)
 
@@ -200,6 +206,9 @@ def _process(
     handler_for: HandlerFor | None,
     options: argparse.Namespace,
 ) -> int:
+    from shared.engine.batch import Reporter, run_tasks, validate_tasks
+    from shared.engine.engine import Engine
+
     models = read_catalog(config, handler_for)
     for sentence in models.errors:
         print(f"wgp.py: {sentence}", file=sys.stderr)

@@ -138,8 +138,8 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--model",
         metavar="ID",
-        help="with --process: the model of tasks that name none; with --plan: the one to plan, or several with "
-        "commas between",
+        help="with --process: the model of tasks that name none; with --plan: the one to plan, or several "
+        "with commas between",
     )
     group.add_argument("--dry-run", action="store_true", help="with --process: check the tasks, run none")
     group.add_argument(
@@ -173,8 +173,8 @@ def _add_plan_flags(group: argparse._ArgumentGroup) -> None:
         type=_sizes,
         action="append",
         metavar="GB",
-        help="with --plan: plan for a card of so many GB instead of this computer's, or for several (6,8,12). "
-        "What it computes like is that of a usual card of the size, which the first line names",
+        help="with --plan: plan for a card of so many GB instead of this computer's, or for several "
+        "(6,8,12); each is taken to be a usual one of its size, which is named",
     )
     group.add_argument(
         "--ram",

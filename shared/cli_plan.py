@@ -1,4 +1,4 @@
-"""`--plan`: what the models take here, or would take on another card. Nothing is loaded and nothing is asked."""
+"""`--plan`: what the models take here, or would take on another card. Nothing is loaded."""
 
 from __future__ import annotations
 

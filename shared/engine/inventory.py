@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.engine import plan_table
 from shared.engine.catalog import Catalog, ModelInfo
 from shared.engine.engine import Engine
 from shared.engine.machine import survey
-from shared.engine.outlook import unplanned
-from shared.engine.planner import Machine, Plan
+from shared.engine.plan_table import Row
+from shared.engine.planner import Machine
 from shared.engine.records import DONE, Job
 from shared.errors import UserError
 from shared.weights import formats
@@ -50,8 +51,8 @@ class Item:
 class Forecast:
     """What a picture with the model's defaults takes here.
 
-    memory: the plan in words; problem: why there is none. seconds: per picture, None when nobody knows;
-    measured: of how many jobs it is the median, 0 for the planner's estimate.
+    memory: the plan in the words of plan_table; problem: why there is none. seconds: per picture, None when
+    nobody knows; measured: of how many jobs it is the median, 0 for the planner's estimate.
     """
 
     memory: str = ""
@@ -64,7 +65,7 @@ class Forecast:
 class Stock:
     """One model as it stands. built_in: its files come with the program. own: its card is the user's.
 
-    arrived: bytes of unfinished downloads.
+    arrived: bytes of unfinished downloads. elsewhere: the plan for a card that was asked about, "" for none.
     """
 
     info: ModelInfo
@@ -73,6 +74,7 @@ class Stock:
     built_in: bool
     own: bool
     arrived: int
+    elsewhere: str = ""
 
     @property
     def here(self) -> list[Item]:
@@ -93,32 +95,37 @@ class Stock:
         return max(0, sum(item.size for item in self.missing) - self.arrived)
 
 
-def take_stock(engine: Engine) -> list[Stock]:
-    """Every visible model: the built-in ones, then what is here, then the rest, each in the cards' order."""
+def take_stock(engine: Engine, vram: float = 0) -> list[Stock]:
+    """Every visible model: the built-in ones, then what is here, then the rest, each in the cards' order.
+
+    vram: GB of a card to plan for besides; 0 for none.
+    """
     machine = survey(engine.config.gpu)
     done = engine.store.jobs([DONE], limit=HISTORY)
     models = [model for model in engine.catalog.models.values() if model.card.visible]
-    stocks = [_stock(engine, model, machine, done) for model in models]
+    card = plan_table.pretended(vram, machine) if vram else None
+    stocks = [_stock(engine, model, machine, done, card) for model in models]
     return sorted(stocks, key=lambda stock: (not stock.built_in, not stock.info.available))
 
 
-def _stock(engine: Engine, info: ModelInfo, machine: Machine, done: Sequence[Job]) -> Stock:
-    folders = engine.config.folders
-    problem = ""
-    try:
-        found = engine.outlook(info, machine=machine)
-    except (UserError, OSError) as error:
-        found, problem = unplanned(info, folders, engine.agreed.given()), str(error)
-    missing = [Item(one.role, one.name, None, one.size) for one in found.missing]
-    items = [item for one in info.required for item in _here_of(one, folders)] + missing
-    mine = (engine.config.root / "models").resolve()
+def _stock(
+    engine: Engine, info: ModelInfo, machine: Machine, done: Sequence[Job], card: Machine | None
+) -> Stock:
+    config, agreed = engine.config, engine.agreed.given()
+    row = plan_table.row(info, machine, config.folders, config.overrides, agreed)
+    missing = [Item(one.role, one.name, None, one.size) for one in row.found.missing]
+    items = [item for one in info.required for item in _here_of(one, config.folders)] + missing
+    mine = (config.root / "models").resolve()
     return Stock(
         info,
         tuple(items),
-        forecast(info, found.plan, problem, done),
+        forecast(row, done),
         built_in=all(item.path is not None and item.path.resolve().is_relative_to(mine) for item in items),
         own=is_own(info),
-        arrived=sum(one.arrived for one in found.missing),
+        arrived=sum(one.arrived for one in row.found.missing),
+        elsewhere=plan_table.row(info, card, config.folders, config.overrides, agreed).line(True)
+        if card
+        else "",
     )
 
 
@@ -160,15 +167,16 @@ def _format_of(path: Path, size: int, time: int) -> str:
 # ---- what it takes -----------------------------------------------------------------------------------------
 
 
-def forecast(info: ModelInfo, plan: Plan | None, problem: str, done: Iterable[Job]) -> Forecast:
+def forecast(row: Row, done: Iterable[Job]) -> Forecast:
     """Of one picture with the model's defaults."""
-    times = measured_seconds(done, info.defaults)
+    defaults, plan = row.model.defaults, row.found.plan
+    times = measured_seconds(done, defaults)
     seconds = statistics.median(times) if times else None
     if plan is None:
-        return Forecast(problem=problem, seconds=seconds, measured=len(times))
+        return Forecast(problem=row.problem, seconds=seconds, measured=len(times))
     if seconds is None and plan.on_card:
-        seconds = plan.seconds * info.defaults.get("num_inference_steps", 1)
-    return Forecast(plan.sentence(), "", seconds, len(times))
+        seconds = plan.seconds * defaults.get("num_inference_steps", 1)
+    return Forecast(row.line(), "", seconds, len(times))
 
 
 def measured_seconds(done: Iterable[Job], defaults: Mapping[str, Any]) -> list[float]:

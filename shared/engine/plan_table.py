@@ -1,5 +1,5 @@
-"""What each model takes on this computer, or on a card that one does not have yet: by arithmetic over headers and
-published sizes, never measured. The command line, the tab Models and the README show these rows. No torch.
+"""What each model takes on this computer, or on a card that one does not have yet: by arithmetic over headers
+and published sizes, never measured. The command line, the tab Models and the README show it. No torch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ USUAL_CARDS = {
 }  # fmt: skip
 DESKTOP = GIB // 2  # of the card, that the screen takes
 SYSTEM = 4 * GIB  # of the RAM, that the system, a browser and the page take
+STREAMED_ENCODER = "encoder streamed"
 HEADINGS = (
     "model", "card", "file", "engine", "on the card", "VAE", "peak VRAM", "RAM", "download", "settings"
 )  # fmt: skip
@@ -46,22 +47,27 @@ class Row:
             return (self.model.id, card_words(self.machine), why, *["-"] * 5, download, settings)
         plan = self.found.plan
         return (
-            self.model.id, card_words(self.machine), file_words(plan), engine_words(plan), layer_words(plan),
-            tile_words(plan), peak_words(plan), f"{plan.ram / GIB:.1f} GB", download, settings,
+            self.model.id, card_words(self.machine), file_words(plan), engine_words(plan),
+            layer_words(plan) + ("" if plan.encoder_whole else f", {STREAMED_ENCODER}"), tile_words(plan), peak_words(plan), f"{plan.ram / GIB:.1f} GB", download, settings,
         )  # fmt: skip
 
-    def line(self) -> str:
-        """ "int8 file, streamed by zgp, 27 of 34 layers, ...": the same words in one sentence."""
-        if self.problem or self.found.plan is None:
-            return self.problem
+    def line(self, download: bool = False) -> str:
+        """The same words in one line: "int8 file, 27 of 34 layers on the card, VAE whole, …". download: with
+        the size of what is fetched.
+        """
         plan = self.found.plan
+        if self.problem or plan is None:
+            return self.problem
         words = [f"{file_words(plan)} file"]
         if plan.on_card:
-            words += [f"engine {engine_words(plan)}", f"on the card: {layer_words(plan)}"]
-            words += [f"VAE {tile_words(plan)}", f"peak {peak_words(plan)}"]
+            words += [f"engine {engine_words(plan)}", f"{layer_words(plan)} on the card"]
+            words += [] if plan.encoder_whole else [STREAMED_ENCODER]
+            words += [f"VAE {tile_words(plan)}", f"peak VRAM {peak_words(plan)}"]
         else:
             words.append(f"computes on the CPU in {plan.dtype}")
-        return ", ".join([*words, f"{plan.ram / GIB:.1f} GB of RAM"])
+        words.append(f"{plan.ram / GIB:.1f} GB of RAM")
+        words += [f"{size_text(self.found.left)} to download"] if download and self.found.left else []
+        return ", ".join(words)
 
     def record(self) -> dict[str, object]:
         """As JSON has it; sizes in bytes."""
@@ -99,12 +105,11 @@ def engine_words(plan: Plan) -> str:
 
 
 def layer_words(plan: Plan) -> str:
-    """What stays on the card while the transformer computes, and what is kept between pictures."""
+    """What of the transformer stays on the card while it computes."""
     if not plan.on_card:
         return "-"
     whole = plan.resident_layers == plan.total_layers
-    layers = "all layers" if whole else f"{plan.resident_layers} of {plan.total_layers} layers"
-    return layers + ("" if plan.encoder_whole else ", encoder streamed")
+    return "all layers" if whole else f"{plan.resident_layers} of {plan.total_layers} layers"
 
 
 def tile_words(plan: Plan) -> str:
@@ -183,7 +188,7 @@ def row(
 ) -> Row:
     try:
         found = outlook(model, folders, model.defaults, lambda: machine, overrides, agreed=agreed)
-    except UserError as error:
+    except (UserError, OSError) as error:
         return Row(model, machine, unplanned(model, folders, agreed), str(error))
     return Row(model, machine, found)
 

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from shared.engine import machine
-from shared.engine.catalog import ModelInfo
+from shared.engine.catalog import Catalog, ModelInfo
 from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.settings import OF_THE_USER, SETTINGS, TEMPLATES, idle
@@ -203,6 +203,12 @@ class Form:
     def refresh(self) -> Updates:
         """The models as they are now: after a download or an edited card."""
         return {self.controls["model_type"]: gr.update(choices=self._models())}
+
+    @staticmethod
+    def stock_of(catalog: Catalog) -> str:
+        """What `stock` holds: which models are here, and in which precision they are wanted."""
+        models = catalog.models.values()
+        return " ".join(f"{m.id} {m.available} {m.defaults.get('precision', '')}" for m in models)
 
     def tell(self, *values: Any) -> Updates:
         """What a job with these settings downloads, if anything."""

@@ -101,7 +101,7 @@ def file_name(source: str) -> str:
 def destination(source: str, folders: Folders, target: str = "") -> Path:
     """The place of a download: ckpts/<target>/<name>. UserError when `target` leads out of ckpts/."""
     folder = folders.ckpts / target
-    if not folder.resolve().is_relative_to(folders.ckpts.resolve()):
+    if target and not folder.resolve().is_relative_to(folders.ckpts.resolve()):
         raise UserError(f"'{target}' for '{source}' leads out of {folders.ckpts}: name one inside it.")
     return folder / file_name(source)
 
