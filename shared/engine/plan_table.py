@@ -46,9 +46,11 @@ class Row:
             why = self.problem or "its family says nothing of its memory"
             return (self.model.id, card_words(self.machine), why, *["-"] * 5, download, settings)
         plan = self.found.plan
+        encoder = "" if plan.encoder_whole else f", {STREAMED_ENCODER}"
         return (
             self.model.id, card_words(self.machine), file_words(plan), engine_words(plan),
-            layer_words(plan) + ("" if plan.encoder_whole else f", {STREAMED_ENCODER}"), tile_words(plan), peak_words(plan), f"{plan.ram / GIB:.1f} GB", download, settings,
+            layer_words(plan) + encoder, tile_words(plan), peak_words(plan), f"{_gb(plan.ram)} GB", download,
+            settings,
         )  # fmt: skip
 
     def line(self, download: bool = False) -> str:
@@ -65,7 +67,7 @@ class Row:
             words += [f"VAE {tile_words(plan)}", f"peak VRAM {peak_words(plan)}"]
         else:
             words.append(f"computes on the CPU in {plan.dtype}")
-        words.append(f"{plan.ram / GIB:.1f} GB of RAM")
+        words.append(f"{_gb(plan.ram)} GB of RAM")
         words += [f"{size_text(self.found.left)} to download"] if download and self.found.left else []
         return ", ".join(words)
 
@@ -119,7 +121,11 @@ def tile_words(plan: Plan) -> str:
 def peak_words(plan: Plan) -> str:
     if not plan.on_card:
         return "-"
-    return f"{plan.peak / GIB:.1f} of {plan.machine.vram_total / GIB:.0f} GB"
+    return f"{_gb(plan.peak)} of {plan.machine.vram_total / GIB:.0f} GB"
+
+
+def _gb(count: int) -> str:
+    return f"{max(count / GIB, 0.1):.1f}"
 
 
 def card_words(machine: Machine) -> str:
