@@ -319,7 +319,7 @@ def test_the_list_of_models_shows_what_is_here_and_what_is_broken(wgp, root, cap
     (root / "finetunes" / "torn.json").write_text("{")
     assert wgp("--list-models") == 0
     header, *rows, broken = capsys.readouterr().out.splitlines()
-    assert header.split() == ["id", "name", "architecture", "on", "disk", "size", "licence", "plan"]
+    assert header.split() == "id name architecture on disk size to download licence plan".split()
     assert {row.split()[0] for row in rows} == {"fake", "other", "absent"}
     assert any("1 of 1 files missing" in row for row in rows if row.startswith("absent"))
     assert broken.startswith("broken: ") and "torn.json" in broken

@@ -12,7 +12,7 @@ import pytest
 from models.z_image import memory
 from models.z_image.z_image_handler import family_handler
 from shared.engine import machine as machines
-from shared.engine.host import chosen
+from shared.engine.outlook import chosen
 from shared.engine.planner import (
     GIB,
     KINDS,

@@ -393,6 +393,12 @@ def kind_by_name(name: str) -> str:
     return next((kind for rule, kind in KINDS_BY_NAME if re.search(rule, name.lower())), "bf16")
 
 
+def precisions(sources: Iterable[str], folders: Folders) -> list[str]:
+    """The kinds of these files, by their names, as far as they are here or have an address."""
+    had = (source for source in sources if is_url(source) or locate(source, folders))
+    return list(dict.fromkeys(kind_by_name(file_name(source)) for source in had))
+
+
 def measure(
     path: Path,
     float_bytes: int | None = ACTIVATION,

@@ -173,6 +173,15 @@ class family_handler:
         return memory.offers(needed, _configs(model_def, folders), folders, float_bytes)
 
     @staticmethod
+    def query_precisions(
+        base_model_type: str, model_def: Mapping[str, Any], folders: Folders | None = None
+    ) -> list[str]:
+        """How the transformer's files are stored that are here or can be fetched, by their names, the most
+        precise first.
+        """
+        return memory.precisions(list(model_def["URLs"]), folders or DEFAULT_FOLDERS)
+
+    @staticmethod
     def query_download_bytes(
         base_model_type: str,
         model_def: Mapping[str, Any],

@@ -5,15 +5,16 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from shared.engine import machine, planner
+from shared.engine import consent, machine
 from shared.engine.catalog import HandlerFor, LoraFolders, ModelInfo, catalog
 from shared.engine.hashes import FileHashes, names_of
 from shared.engine.loras import Loras, gather
+from shared.engine.outlook import NOTHING, Outlook, outlook
 from shared.engine.parts import PartStore
 from shared.engine.planner import NO_OVERRIDES, Machine, Overrides, Plan
 from shared.errors import UserError
@@ -74,7 +75,7 @@ class ModelHost:
     common stays.
 
     machine: reads what there is to compute on. save_quantized: write an int8 file beside a loaded one.
-    lora_folders: as for the catalog.
+    lora_folders: as for the catalog. agreed: the downloads that somebody said yes to; None: no yes is needed.
     """
 
     def __init__(
@@ -87,7 +88,9 @@ class ModelHost:
         handler_for: HandlerFor | None = None,
         machine: Callable[[], Machine] = machine.read,
         lora_folders: LoraFolders | None = None,
+        agreed: Callable[[], Collection[str]] | None = None,
     ):
+        self._agreed = agreed
         self._folders, self._gpu, self._overrides = folders, gpu, overrides
         self._save_quantized, self._handler_for, self._machine = save_quantized, handler_for, machine
         self._lora_folders = lora_folders
@@ -120,7 +123,7 @@ class ModelHost:
 
         settings: None for no job's: the model's defaults without LoRAs. rung: of the planner's ladder.
         careful: see planner.careful; on a CPU the rung says it.
-        Raises UserError or Cancelled.
+        Raises UserError, which is NotAgreed where a download waits for a yes, or Cancelled.
         """
         self.planned = None
         info = self.info(model_id)
@@ -133,15 +136,21 @@ class ModelHost:
         )
         wanted = info.defaults if settings is None else settings
         with listening(report.cancelled):
-            self.planned = plan = self.plan(info, wanted, rung, loras.bytes, careful)
+            found = self.outlook(info, wanted, rung, loras.bytes, careful)
+        self.planned = plan = found.plan
         said = plan is not None and (plan.on_card or plan.warning)
         if plan is not None and said and (self._loaded is None or plan != self._loaded.plan):
             report.phase(f"Plan: {plan.report()}")
             log.info("Plan for %s: %s", info.id, plan.report())
-        needed = info.required if plan is None else chosen(info.required, plan)
         known = self._loaded
-        if known is None or known.info.card != info.card or not _serves(known.files, needed, self._folders):
-            files = ensure(needed, self._folders, download_report(report), report.cancelled)
+        if (
+            known is None
+            or known.info.card != info.card
+            or not _serves(known.files, found.files, self._folders)
+        ):
+            if self._agreed is not None:
+                consent.check(info, found, self._agreed())
+            files = ensure(found.files, self._folders, download_report(report), report.cancelled)
             with listening(report.cancelled):
                 known = None
                 self._make_room(files)
@@ -166,18 +175,26 @@ class ModelHost:
             hashes = FileHashes({str(path): path for path in loras.paths})
         return replace(known, loras=loras, lora_hashes=hashes)
 
-    def plan(
+    def outlook(
         self,
         info: ModelInfo,
         settings: Mapping[str, Any],
         rung: int = 0,
         lora_bytes: int = 0,
         careful: bool = False,
-    ) -> Plan | None:
-        """How a job is made here; None for families that say nothing of their memory."""
-        machine, overrides = self._machine, self._overrides
-        return plan_job(
-            info, self._folders, settings, machine, overrides, rung, lora_bytes=lora_bytes, careful=careful
+    ) -> Outlook:
+        """How a job is made here, and its files. UserError when it cannot be."""
+        agreed = NOTHING if self._agreed is None else self._agreed()
+        return outlook(
+            info,
+            self._folders,
+            settings,
+            self._machine,
+            self._overrides,
+            rung=rung,
+            lora_bytes=lora_bytes,
+            careful=careful,
+            agreed=agreed,
         )
 
     def give_way(self) -> None:
@@ -240,55 +257,6 @@ class ModelHost:
         import torch
 
         return {"dtype": getattr(torch, DTYPES[self._overrides.dtype])}
-
-
-def plan_job(
-    info: ModelInfo,
-    folders: Folders,
-    settings: Mapping[str, Any],
-    read_machine: Callable[[], Machine],
-    overrides: Overrides,
-    rung: int = 0,
-    *,
-    lora_bytes: int = 0,
-    careful: bool = False,
-) -> Plan | None:
-    """How a job is made on a machine; None for families that say nothing of their memory. UserError when it
-    cannot be.
-    """
-    if not hasattr(info.handler, "query_memory"):
-        return None
-    here, model = read_machine(), (info.architecture, info.card.model)
-    more = {"lora_bytes": lora_bytes} if lora_bytes else {}
-    float_bytes = 2 if overrides.dtype else here.float_bytes
-    offers = info.handler.query_offers(*model, folders, float_bytes)
-    if not offers.transformer:
-        raise UserError(
-            f"{' or '.join(info.missing)} is in none of the folders of models and the card of {info.name} "
-            f"gives no address to download it from: put it into {folders.ckpts}, or correct the card."
-        )
-    if careful and here.capability is not None:
-        offers, overrides = planner.careful(offers, overrides)
-    return planner.plan(
-        here,
-        offers,
-        info.handler.query_memory(*model, settings, folders, **more),
-        overrides,
-        rung=rung,
-    )
-
-
-def chosen(required: Sequence[Required], plan: Plan) -> list[Required]:
-    """The required files with the plan's choice as the only alternative."""
-    sources = {"transformer": plan.transformer.source}
-    if plan.transformer.module is not None:
-        sources["module0"] = plan.transformer.module.source
-    if plan.text_encoder is not None:
-        sources["text_encoder"] = plan.text_encoder.source
-    return [
-        replace(one, alternatives=[sources[one.role]]) if sources.get(one.role) in one.alternatives else one
-        for one in required
-    ]
 
 
 def _serves(files: Mapping[str, Path], needed: Sequence[Required], folders: Folders) -> bool:

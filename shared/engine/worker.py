@@ -27,11 +27,12 @@ from PIL import Image
 
 from shared.engine import failures, sheets
 from shared.engine.catalog import HandlerFor, LoraFolders
+from shared.engine.consent import Agreed, NotAgreed
 from shared.engine.host import LoadedModel, ModelHost, Silent
 from shared.engine.inputs import without_folders
 from shared.engine.planner import Overrides
 from shared.engine.progress import Progress
-from shared.engine.records import CANCELLED, DONE, FAILED, Job
+from shared.engine.records import CANCELLED, DONE, FAILED, ON_A_PAGE, Job
 from shared.engine.store import JobStore
 from shared.engine.supervisor import RESTART_ME
 from shared.errors import Cancelled, UserError
@@ -52,9 +53,12 @@ PREDECESSOR_SECONDS = 30.0
 T = TypeVar("T")
 
 
+WAITS = "waits"  # for a yes to its download
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended; `release`: the model goes from memory, `restart`: this process must end."""
+    """How a job ended, or WAITS; `release`: the model goes from memory, `restart`: this process must end."""
 
     status: str
     error: str | None = None
@@ -102,7 +106,10 @@ class Worker:
         outcome = self._outcome(job)
         if outcome.release:
             self._host.release()
-        persist(lambda: self._store.finish(job.id, outcome.status, outcome.error))
+        if outcome.status == WAITS:
+            persist(lambda: self._store.ask([job.id]))
+        else:
+            persist(lambda: self._store.finish(job.id, outcome.status, outcome.error))
         if outcome.restart:
             sys.exit(RESTART_ME)
         return True
@@ -114,6 +121,8 @@ class Worker:
         except Cancelled:
             return Outcome(CANCELLED)
         except Exception as error:
+            if isinstance(error, NotAgreed) and job.source in ON_A_PAGE:
+                return Outcome(WAITS)
             expected, ruined = failures.is_expected(error), failures.ruins_the_device(error)
             log.error("Job %d failed: %s", job.id, error, exc_info=None if expected else error)
             return Outcome(
@@ -300,6 +309,7 @@ def main(arguments: Sequence[str] | None = None, handler_for: HandlerFor | None 
         lora_folders=LoraFolders(options.loras, json.loads(options.lora_dirs)) if options.loras else None,
         save_quantized=options.save_quantized,
         handler_for=handler_for,
+        agreed=Agreed(store.database).given,
     )
     rules = saving.Rules(**json.loads(options.saving))
     worker = Worker(store, host, options.output_dir, options.database.with_name("zgp.log"), rules)
