@@ -315,7 +315,7 @@ def _outlook(
         )
     except UserError as error:
         return unplanned(model, folders, agreed), str(error)
-    return found, "" if found.plan is None else found.plan.sentence()
+    return found, "" if found.plan is None else found.plan.report()
 
 
 def size_text(size: int) -> str:

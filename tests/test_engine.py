@@ -331,8 +331,8 @@ def test_a_job_that_does_not_fit_is_made_one_rung_lower(ladder, monkeypatch, pla
     assert [image.seed for image in images] == [5, 6, 7]
     [note] = [note for note in job.notes if "did not fit" in note]
     assert note == (
-        "It did not fit at 'bf16, 9 of 20 layers resident, VAE tiled: about 6.4 of 8 GB': "
-        "made with 'bf16, 6 of 20 layers resident, VAE tiled: about 4.9 of 8 GB'."
+        "It did not fit at 'mmgp, bf16, 8 of 20 layers resident, VAE tiled: about 6.4 of 8 GB': "
+        "made with 'mmgp, bf16, 6 of 20 layers resident, VAE tiled: about 5.4 of 8 GB'."
     )
     assert note in repr(images[-1].metadata)
     following = ladder(batch_size=3)
@@ -366,7 +366,7 @@ def test_below_the_lowest_rung_a_job_fails_and_the_next_one_runs(ladder, monkeyp
 def test_a_plan_is_an_event_before_the_model_is_loaded(ladder, monkeypatch):
     job = ladder()
     phases = [e.data["phase"] for e in ladder.store.events(0, job.id) if e.kind == "phase"]
-    plan = phases.index("Plan: bf16, 9 of 20 layers resident, VAE tiled: about 6.4 of 8 GB")
+    plan = phases.index("Plan: mmgp, bf16, 8 of 20 layers resident, VAE tiled: about 6.4 of 8 GB")
     assert plan < phases.index("Loading model")
     other = dataclasses.replace(CARD, vram_free=7 << 30, ram_free=50 << 30)  # but still as much as is used
     monkeypatch.setattr(ladder.host, "_machine", lambda: other)
@@ -955,7 +955,7 @@ def test_the_real_mini_goes_down_the_ladder_at_every_place(tmp_path, mini_host, 
         method, fail = getattr(part, name), Failing(1, torch.OutOfMemoryError("CUDA out of memory."))
         monkeypatch.setattr(part, name, lambda *a, f=fail, m=method, **k: (f(), m(*a, **k))[1])
         [note] = run().notes
-        assert note.startswith("It did not fit at 'fp16, all on the card")
+        assert note.startswith("It did not fit at 'mmgp, fp16, all on the card")
     assert len(set(pictures)) == 1
 
 
@@ -1000,7 +1000,7 @@ def test_the_dtype_that_the_user_asks_for_is_what_the_weights_are_counted_in(
         machine=lambda: Machine("CPU", 64 << 30, 64 << 30),
         overrides=Overrides(dtype=dtype),
     )
-    assert here.plan(here.info("fake"), here.info("fake").defaults).dtype == (dtype or "fp32")
+    assert here.outlook(here.info("fake"), here.info("fake").defaults).plan.dtype == (dtype or "fp32")
     assert seen == [counted]
 
 

@@ -77,7 +77,7 @@ class Reporter:
     def planned(self, task: Valid, found: Outlook) -> None:
         """What would run and how, and what would be fetched first."""
         settings = task.validated.settings
-        plan = "" if found.plan is None else found.plan.sentence()
+        plan = "" if found.plan is None else found.plan.report()
         if self._as_json:
             fetched = {"download_bytes": found.left, "download": [one.source for one in found.missing]}
             self._object(_item(task) | {"status": "valid", "settings": settings, "plan": plan} | fetched)
