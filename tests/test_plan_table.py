@@ -65,7 +65,7 @@ def test_one_line_for_each_model_and_card(wgp, models, capsys):
 def test_the_words_of_a_row_are_those_of_its_plan(wgp, capsys):
     assert wgp("--plan", "--vram", "8", "--ram", "16", "--model", "z_image", "--json") == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["plan"].startswith(f"{record['file']}, {record['resident_layers']} of {record['layers']}")
+    assert record["plan"].startswith(f"mmgp, {record['file']}, {record['resident_layers']} of {record['layers']}")
     assert wgp("--plan", "--vram", "8", "--ram", "16", "--model", "z_image") == 0
     row = capsys.readouterr().out.splitlines()[-1]
     assert f"{record['resident_layers']} of {record['layers']} layers" in row
@@ -82,7 +82,9 @@ def test_a_card_that_is_not_there_is_a_usual_one_of_its_size():
     found = [plan_table.pretended(size, HERE) for size in (3, 6, 8, 11, 24, 80)]
     assert [one.capability for one in found] == [(8, 6), (8, 6), (8, 9), (8, 6), (8, 9), (12, 0)]
     assert [round(one.vram_total / GIB) for one in found] == [3, 6, 8, 11, 24, 80]
-    assert all(one.vram_free == one.vram_total - GIB // 2 and not one.kernels for one in found)
+    assert all(one.vram_free == one.vram_total - GIB // 2 for one in found)
+    kernels = {"int8", "svdq-int4"}  # of the package that is installed with a card
+    assert [one.kernels for one in found] == [kernels] * 5 + [{"int8"}]
     assert found[0].ram_total == HERE.ram_total
     small = plan_table.with_ram(HERE, 16)
     assert (small.ram_total, small.ram_free) == (16 * GIB, 12 * GIB)
@@ -117,7 +119,7 @@ def test_a_model_that_there_is_not_is_one_sentence(wgp, capsys):
 
 def test_lists_and_plans_load_no_large_library():
     """What they do without is why they take a second."""
-    heavy = ("torch", "numpy", "httpx", "huggingface_hub", "gradio", "fastapi", "cv2", "transformers")
+    heavy = ("torch", "numpy", "gradio", "fastapi", "cv2", "transformers", "mmgp")
     code = (
         "import sys; from shared import cli\ncli.main(['--plan', '--vram', '8'])\n"
         f"cli.main(['--list-models'])\nsys.exit(', '.join(m for m in {heavy} if m in sys.modules) or 0)"

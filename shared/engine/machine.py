@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from shared import kernel_packages
 from shared.engine.planner import Machine
 from shared.interrupt import imported
 from shared.offload_engines import has_mmgp
@@ -57,7 +58,8 @@ KERNELS = {"int8": "int8_linear", "svdq-int4": "svdq_int4_linear", "svdq-fp4": "
 
 
 def survey(gpu: str = "") -> Machine:
-    """As `read`, from what the system says; which kernels are installed it does not know.
+    """As `read`, from what the system says; of kernels it expects what the installed packages have for such a
+    card.
 
     gpu: "", "cpu" or "cuda:N".
     """
@@ -65,8 +67,9 @@ def survey(gpu: str = "") -> Machine:
     rows = [] if gpu == "cpu" else nvidia_smi()
     if number >= len(rows):
         return on_cpu(cpu_has_bf16())
-    name, total, free, capability = (cell.strip() for cell in rows[number].split(","))
-    major, _, minor = capability.partition(".")
+    name, total, free, text = (cell.strip() for cell in rows[number].split(","))
+    major, _, minor = text.partition(".")
+    capability = int(major), int(minor)
     ram_total, ram_free = ram()
     return Machine(
         name,
@@ -74,7 +77,8 @@ def survey(gpu: str = "") -> Machine:
         ram_free,
         vram_total=int(total) << 20,
         vram_free=int(free) << 20,
-        capability=(int(major), int(minor)),
+        capability=capability,
+        kernels=kernel_packages.expected(capability, kernel_packages.installed()),
         mmgp=has_mmgp(),
     )
 

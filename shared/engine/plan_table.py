@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from shared import kernel_packages
 from shared.engine.catalog import ModelInfo
 from shared.engine.outlook import NOTHING, Outlook, outlook, unplanned
 from shared.engine.planner import GIB, NO_OVERRIDES, Machine, Overrides, Plan
@@ -103,7 +104,7 @@ def file_words(plan: Plan) -> str:
 
 def engine_words(plan: Plan) -> str:
     """What moves the weights; "-" on a CPU, where nothing is moved."""
-    return (getattr(plan, "engine", "") or "stream") if plan.on_card else "-"
+    return plan.engine or "-"
 
 
 def layer_words(plan: Plan) -> str:
@@ -136,7 +137,8 @@ def card_words(machine: Machine) -> str:
 
 
 def pretended(vram: float, here: Machine, ram: float | None = None) -> Machine:
-    """This computer with a card of `vram` GB, of a usual kind of that size, and without extra kernels.
+    """This computer with a card of `vram` GB, of a usual kind of that size, with the kernels that start.py
+    installs for it.
 
     ram: GB, by default what is here.
     """
@@ -146,7 +148,7 @@ def pretended(vram: float, here: Machine, ram: float | None = None) -> Machine:
     free = max(0, total - DESKTOP)
     card = replace(
         here, name=f"a card like {name}", vram_total=total, vram_free=free, capability=capability,
-        kernels=frozenset(),
+        kernels=kernel_packages.expected(capability, kernel_packages.INSTALLED_WITH_A_CARD),
     )  # fmt: skip
     return with_ram(card, ram)
 
