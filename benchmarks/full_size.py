@@ -1,10 +1,10 @@
 """The worker on files of the real size with random weights, on a CPU: its memory, and when Cancel is heard.
 
-    python -m benchmarks.full_size FOLDER [--transformer int8|bf16] [--no-bf16] [--size 64] [--keep]
+    python -m benchmarks.full_size FOLDER [--transformer int8|bf16] [--full-precision] [--size 64] [--keep]
 
 FOLDER gets 11 GB (with bf16 17 GB) of files in a folder of their own, which goes at the end. Anonymous
 memory is what the process holds beyond the files that it has mapped (Linux: VmRSS - RssFile), sampled.
---no-bf16: as on a processor that does not multiply bfloat16, where all computes in float32.
+--full-precision: as on a processor that does not multiply bfloat16, where all computes in float32.
 """
 
 from __future__ import annotations
@@ -224,13 +224,13 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="where the files go")
     parser.add_argument("--transformer", choices=NAMES, default="int8", help="what its file has")
-    parser.add_argument("--no-bf16", action="store_true", help="compute in float32 in any case")
+    parser.add_argument("--full-precision", action="store_true", help="compute in float32 in any case")
     parser.add_argument("--size", type=int, default=64, help="of the picture, pixels")
     parser.add_argument("--keep", action="store_true", help="leave the files for another run")
     options = parser.parse_args()
     folder: Path = options.folder.resolve() / "zgp-full-size"
     places: dict[str, Any] = {"ckpts": folder, "output_dir": folder / "outputs"}
-    if options.no_bf16:
+    if options.full_precision:
         places["worker_command"] = (sys.executable, "-c", WITHOUT_BF16)
     config = EngineConfig.at(ROOT, database=folder / "outputs" / "jobs.sqlite3", gpu="cpu", **places)
     print(header())

@@ -6,7 +6,7 @@ import re
 #: how libraries say it that raise no MemoryError: torch, its mapping of files, safetensors; 1455 is Windows'
 #: "the paging file is too small", in the system's own language
 MEMORY_TEXT = re.compile(
-    r"out of memory|not enough memory|(can't|cannot|could not) allocate|unable to mmap"
+    r"out of memory|not enough memory|(can't|cannot|could not) allocate"
     r"|paging file is too small|\b(os error|error code:|winerror)\W*1455\b"
 )
 
