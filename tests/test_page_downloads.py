@@ -127,7 +127,7 @@ class DownloadVisit(Visit):
 
     def precision(self, words):
         self.tab.locator("#precision input").click()
-        self.tab.get_by_role("option").filter(has_text=words).click()
+        self.tab.get_by_role("option").filter(has_text=f"{words} ·").click()
 
     @property
     def question(self):

@@ -7,6 +7,7 @@ stores its matrix (every backend here).
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -394,9 +395,26 @@ def kind_by_name(name: str) -> str:
 
 
 def precisions(sources: Iterable[str], folders: Folders) -> list[str]:
-    """The kinds of these files, by their names, as far as they are here or have an address."""
-    had = (source for source in sources if is_url(source) or locate(source, folders))
-    return list(dict.fromkeys(kind_by_name(file_name(source)) for source in had))
+    """The kinds of these files in their order: from the headers of those that are here, else by the names of
+    those that have an address.
+    """
+    kinds = []
+    for source in sources:
+        path = locate(source, folders)
+        if path is not None:
+            kinds.append(_known_kind(path, path.stat().st_mtime_ns))
+        elif is_url(source):
+            kinds.append(kind_by_name(file_name(source)))
+    return list(dict.fromkeys(filter(None, kinds)))
+
+
+@functools.lru_cache(maxsize=256)
+def _known_kind(path: Path, time: int) -> str:
+    """Of a file or folder, which is read again when it has changed; "" for a damaged one."""
+    try:
+        return measure(path)[0]
+    except (UserError, OSError):
+        return ""
 
 
 def measure(

@@ -121,7 +121,8 @@ class Following:
         used = {str(self._engine.store.job(one.job_id).settings.get("model_type")) for one in sight.ended}
         if all(models[name].available for name in used if name in models):
             return {}
-        return {**self._form.refresh(), self._form.stock: self._form.stock_of(self._engine.reload_catalog())}
+        found = self._engine.reload_catalog()
+        return {**self._form.refresh(), self._form.stock: self._form.stock_of(found)}
 
     def _ends(self, sight: Sight, tab: str) -> Updates:
         """What became of this tab's own jobs. Those of others are seen among the recent pictures alone."""

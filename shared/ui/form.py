@@ -11,7 +11,7 @@ from shared.engine import machine
 from shared.engine.catalog import Catalog, ModelInfo
 from shared.engine.engine import Engine
 from shared.errors import UserError
-from shared.settings import OF_THE_USER, SETTINGS, TEMPLATES, idle
+from shared.settings import ANY_PRECISION, OF_THE_USER, SETTINGS, TEMPLATES, idle
 from shared.ui.controls import control
 from shared.ui.downloads import about_html, outlook_of, precision_choices
 from shared.ui.errors import QUIET
@@ -206,9 +206,11 @@ class Form:
 
     @staticmethod
     def stock_of(catalog: Catalog) -> str:
-        """What `stock` holds: which models are here, and in which precision they are wanted."""
-        models = catalog.models.values()
-        return " ".join(f"{m.id} {m.available} {m.defaults.get('precision', '')}" for m in models)
+        """What `stock` holds: the models that the line below the model may say something of."""
+        found = ((one, one.defaults.get("precision", ANY_PRECISION)) for one in catalog.models.values())
+        return " ".join(
+            f"{one.id} {kind}" for one, kind in found if not one.available or kind != ANY_PRECISION
+        )
 
     def tell(self, *values: Any) -> Updates:
         """What a job with these settings downloads, if anything."""
