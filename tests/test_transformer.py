@@ -111,7 +111,8 @@ def test_queries_and_keys_turned_together_are_each_turned_alone(dtype: torch.dty
     rope = torch.polar(torch.ones(1, 8, 1, 16), torch.randn(1, 8, 1, 16, generator=g))
     before = q.clone(), k.clone()
     both = apply_rope_to_both(q, k, rope)
-    assert all(torch.equal(a, apply_rope(b, rope)) and a.dtype == dtype for a, b in zip(both, before, strict=True))
+    for turned, x in zip(both, before, strict=True):
+        assert turned.dtype == dtype and torch.equal(turned, apply_rope(x, rope))
     assert torch.equal(q, before[0]) and torch.equal(k, before[1])
 
 
