@@ -30,10 +30,15 @@ def listening(interrupt: Callable[[], bool] | None) -> Iterator[None]:
         _asked.reset(token)
 
 
+def asked_to_stop() -> bool:
+    """The answer, for code that stops in its own way."""
+    interrupt = _asked.get()
+    return interrupt is not None and interrupt()
+
+
 def check() -> None:
     """Raise Cancelled once the answer is yes. To be called wherever a second may pass."""
-    interrupt = _asked.get()
-    if interrupt is not None and interrupt():
+    if asked_to_stop():
         raise Cancelled
 
 

@@ -20,8 +20,9 @@ watch the internals that the cures touch:
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,10 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from shared.errors import UserError
+from shared import interrupt
+from shared.errors import Cancelled, UserError
 from shared.placement import Placement, Units, block_lists, resident_blocks, tensors_by_unit
+from shared.weights import heap
 
 VERSION = "3.8.2"  # the one whose internals this file knows
 MIB = 1 << 20
@@ -123,41 +126,37 @@ class ManagedPart:
     # -- how mmgp sees the part
 
     def _managed(self, units: Units, pinned_limit: int) -> Any:
-        """A manager for the part. What mmgp put on its modules is taken off again, and kept in `_hooks`."""
-        known = {module: set(vars(module)) for module in self.part.modules()}
-        checks = {module: set(module._forward_pre_hooks) for module in known}
+        """A manager for the part. What mmgp put on its modules is taken off again, and kept in `_hooks`.
+        Raises Cancelled between two pieces of what is page-locked."""
+        mmgp, marks = load_mmgp(), Marks(self.part)
         calls = {block: call for block in units if (call := block._compiled_call_impl) is not None}
-        default_device = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
-        for module in known:
-            vars(module)["_lock_dtype"] = None  # neither mixed dtypes nor fp32 arguments are its business
         for block in calls:
             vars(block)["_compile_me"] = True  # the short lists of blocks, too
         pinned = self.placement.pinned and pinned_limit > 0 and _pin_unusual(units)
-        aside = _take_aside(self.part)
         try:
-            manager = load_mmgp().all(
-                {self._id: self.part},
-                quantizeTransformer=False,
-                convertWeightsFloatTo=None,
-                budgets={self._id: self._budget(units)} if self._streamed else None,
-                pinnedMemory=[self._id] if pinned else [],
-                partialPinning=self.placement.streamed_only,
-                perc_reserved_mem_max=pinned_limit / psutil.virtual_memory().total,
-                asyncTransfers=self.placement.prefetch,
-                compile=[self._id] if calls else False,
-                coTenantsMap={},
-                verboseLevel=0,
-            )
+            with _lent(self.part):
+                manager = mmgp.all(
+                    {self._id: self.part},
+                    quantizeTransformer=False,
+                    convertWeightsFloatTo=None,
+                    budgets={self._id: self._budget(units)} if self._streamed else None,
+                    pinnedMemory=[self._id] if pinned else [],
+                    partialPinning=self.placement.streamed_only,
+                    perc_reserved_mem_max=pinned_limit / psutil.virtual_memory().total,
+                    asyncTransfers=self.placement.prefetch,
+                    compile=[self._id] if calls else False,
+                    coTenantsMap={},
+                    verboseLevel=0,
+                    loading_callback=mmgp.LoadingCallback(interrupt.asked_to_stop),
+                )
+        except mmgp.LoadingCancelled:
+            raise Cancelled from None
         finally:
-            torch.set_default_device(default_device and default_device.device)
-            _put_back(aside)
-        for module, names in known.items():
-            added = set(module._forward_pre_hooks) - checks[module]
-            before = {key: module._forward_pre_hooks.pop(key) for key in added}
-            if module in self._streamed or module in calls:
-                self._hooks[module] = Hooks(vars(module)["forward"], before, calls.get(module))
-            for name in set(vars(module)) - names:
-                delattr(module, name)
+            left = marks.taken_off()
+            heap.trim()  # of what was page-locked meanwhile
+        for block in {*self._streamed, *calls}:
+            attributes, before = left[block]
+            self._hooks[block] = Hooks(attributes["forward"], before, calls.get(block))
         return manager
 
     def _budget(self, units: Units) -> float:
@@ -344,18 +343,39 @@ def _pin_unusual(units: Units) -> bool:
     return True
 
 
-def _take_aside(part: nn.Module) -> dict[nn.Module, dict[str, nn.Module | None]]:
-    """Out of mmgp's sight: what stays in RAM. Returns the children of the modules that lost one, in order."""
+@contextlib.contextmanager
+def _lent(part: nn.Module) -> Iterator[None]:
+    """Inside, what stays in RAM is out of mmgp's sight; then it is back, and so is the default device."""
+    device = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
     aside: dict[nn.Module, dict[str, nn.Module | None]] = {}
     for path in getattr(part, "stays_in_ram", ()):
         above, _, name = path.rpartition(".")
         parent = part.get_submodule(above)
         aside.setdefault(parent, dict(parent._modules))
         del parent._modules[name]
-    return aside
+    try:
+        yield
+    finally:
+        torch.set_default_device(device and device.device)
+        for parent, children in aside.items():  # in the order in which they were
+            parent._modules.clear()
+            parent._modules.update(children)
 
 
-def _put_back(aside: Mapping[nn.Module, Mapping[str, nn.Module | None]]) -> None:
-    for parent, children in aside.items():
-        parent._modules.clear()
-        parent._modules.update(children)
+class Marks:
+    """What mmgp puts on a part's modules: attributes, and hooks before their forward."""
+
+    def __init__(self, part: nn.Module) -> None:
+        """Before mmgp sees the part."""
+        self._known = {m: (set(vars(m)), set(m._forward_pre_hooks)) for m in part.modules()}
+        for module in self._known:
+            vars(module)["_lock_dtype"] = None  # neither mixed dtypes nor fp32 arguments are its business
+
+    def taken_off(self) -> dict[nn.Module, tuple[dict[str, Any], dict[int, Callable[..., Any]]]]:
+        """The modules as they were; what was new on each, the attributes by name and the hooks by key."""
+        left = {}
+        for module, (names, keys) in self._known.items():
+            hooks = module._forward_pre_hooks
+            before = {key: hooks.pop(key) for key in set(hooks) - keys}
+            left[module] = {name: vars(module).pop(name) for name in set(vars(module)) - names}, before
+        return left

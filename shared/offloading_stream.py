@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shared import interrupt
 from shared.placement import Placement, Units, block_lists, resident_blocks, tensors_by_unit
 from shared.transport import Transport
+from shared.weights import heap
 
 log = logging.getLogger(__name__)
 
@@ -288,7 +290,7 @@ class StreamEngine:
         self._transport.trim()
 
     def bring(self, part: nn.Module, units: Units, placement: Placement) -> StreamedPart:
-        known = self._known.setdefault(part, _Known())
+        known, before = self._known.setdefault(part, _Known()), self.pinned()
         if known.laid_out != (placement, list(units)):
             known.successor.clear()
             known.laid_out = placement, list(units)
@@ -305,7 +307,10 @@ class StreamEngine:
         for unit in sorted(units, key=stays.__contains__):  # the streamed ones need page-locked RAM the most
             locks = placement.pinned and not (placement.streamed_only and unit in stays)
             locked = known.segments if locks else None
+            interrupt.check()  # packing a large model takes seconds
             segments[unit] = whole[unit] + self._remaining_segments(units[unit], whole[unit], theirs, locked)
+        if self.pinned() > before:
+            heap.trim()
         return StreamedPart(
             self._transport,
             {unit: segments[unit] for unit in units},

@@ -57,7 +57,7 @@ class FakeCuda:
             def synchronize(self) -> None:
                 synchronize()
 
-        replaced = {
+        replaced: dict[str, Any] = {
             "get_device_properties": lambda *_: types.SimpleNamespace(total_memory=self.room, name="fake"),
             "mem_get_info": lambda *_: (self.room - self.live, self.room),
             "Stream": Stream,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.z_image.prompt_cache import PromptCache
-from shared import offloading
+from shared import interrupt, offloading
 from shared.errors import Cancelled
 from shared.offloading import Residency
 from shared.offloading_stream import sizes_of
@@ -226,6 +226,23 @@ def test_an_exception_and_a_cancel_leave_the_part_usable(card: Card, keep: bool)
             assert equal(model(inputs()), plain)
     residency.evict()
     assert card.live == 0 and equal(state(model), before)
+
+
+@torch.inference_mode()
+def test_cancel_is_heard_while_a_part_is_page_locked(card: Card) -> None:
+    """Logic: at the first question after the start; the part is whole, and comes at the next use."""
+    model = model_for(card)
+    before, attributes, plain = state(model), attributes_of(model), copy.deepcopy(model)(inputs())
+    residency = card.watched(model.blocks())
+    residency.place(model, Placement(0))
+    answers = iter([False, False, True])
+    with pytest.raises(Cancelled), interrupt.listening(lambda: next(answers, True)), residency.use(model):
+        raise AssertionError("not reached")
+    residency.evict()
+    assert card.live == 0 and equal(state(model), before)
+    assert attributes_of(model)[0] == attributes[0]
+    with residency.use(model):
+        assert equal(model(inputs()), plain)
 
 
 def test_no_room_on_the_device_leaves_the_part_in_ram() -> None:

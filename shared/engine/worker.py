@@ -181,7 +181,7 @@ class Worker:
         )
         usual = model.plan
         if killed and usual is not None:
-            usual = self._host.plan(model.info, settings, lora_bytes=model.loras.bytes)
+            usual = self._host.outlook(model.info, settings, lora_bytes=model.loras.bytes).plan
         substituted = [*_descent(failed, model, usual), *model.loras.notes, *result.notes]
         for note in substituted:
             self._store.note(job.id, note)
