@@ -99,8 +99,19 @@ def test_a_scale_inside_the_norms_weight_is_as_exact_as_one_after_it(dtype: torc
     normed = x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.double()
     exact = normed * (1 + scale.double())
     reference = rounded(rounded(normed, dtype) * rounded(1 + scale.double(), dtype), dtype)
-    error = (modulated(norm, x, scale).double() - exact).norm() / exact.norm()
+    error = (modulated(norm, x, scale[None, None]).double() - exact).norm() / exact.norm()
     assert error <= 1.05 * (reference - exact).norm() / exact.norm() + torch.finfo(torch.float32).eps
+
+
+@torch.no_grad()
+def test_a_block_takes_a_batch_with_a_time_for_each() -> None:
+    """As the training runs it."""
+    _, ours = pair("odd")
+    g = torch.Generator().manual_seed(4)
+    x, temb = torch.randn(3, 32, 96, generator=g), torch.randn(3, 96, generator=g)
+    rope = ours.rope(positions(32, 0, 0), x.device)
+    alone = [ours.layers[0](x[i : i + 1].clone(), rope, temb[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(ours.layers[0](x.clone(), rope, temb), torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

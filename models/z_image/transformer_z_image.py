@@ -123,21 +123,24 @@ def wide(x: Tensor) -> Tensor:
 
 
 def rms(norm: nn.RMSNorm, x: Tensor, scale: Tensor | None = None) -> Tensor:
-    """norm(x) * (1 + scale), in float32 where the weights are float16. scale: [dim].
+    """norm(x) * (1 + scale), in float32 where the weights are float16. scale: [B or 1, 1, dim].
 
-    The scale goes into the norm's weight, so that x is read and written once and rounded once.
+    One sequence's scale goes into the norm's weight, so that x is read and written once and rounded once.
+    Where gradients are recorded, norm and scale stay two operations, which the training may hook into.
     """
     half = norm.weight.dtype == torch.float16
+    if scale is not None and (torch.is_grad_enabled() or len(scale) > 1):
+        return rms(norm, x) * (1 + scale)
     if scale is None and not half:
         return norm(x)
     weight = norm_weight(norm)
     if scale is not None:
-        weight = torch.addcmul(weight, weight, scale)
+        weight = torch.addcmul(weight, weight, scale[0, 0])
     return F.rms_norm(wide(x), norm.normalized_shape, wide(weight), norm.eps)
 
 
 def modulated(norm: nn.RMSNorm, x: Tensor, scale: Tensor | None = None) -> Tensor:
-    """norm(x) * (1 + scale), for a linear layer to read. scale: [dim]."""
+    """norm(x) * (1 + scale), for a linear layer to read."""
     h = rms(norm, x, scale)
     return h.clamp(-HALF_MAX, HALF_MAX).half() if norm.weight.dtype == torch.float16 else h
 
@@ -274,11 +277,11 @@ class ZImageTransformerBlock(nn.Module):
     def forward(
         self, x: Tensor, rope: Tensor, temb: Tensor | None = None, split: Split | None = None
     ) -> Tensor:
-        """x: [1, T, dim]; temb: [1, 256]. Without gradients x is overwritten and returned."""
+        """x: [B, T, dim]; temb: [B or 1, 256]. Without gradients x is overwritten and returned."""
         scale_msa = gate_msa = scale_mlp = gate_mlp = None
         if self.modulation:
-            scales, gates = self.adaLN_modulation(temb).view(2, 2, -1).unbind(1)
-            (scale_msa, scale_mlp), (gate_msa, gate_mlp) = scales, gates.tanh()
+            scales, gates = self.adaLN_modulation(temb).unflatten(1, (2, 2, -1)).unbind(2)
+            (scale_msa, scale_mlp), (gate_msa, gate_mlp) = scales.split(1, 1), gates.tanh().split(1, 1)
         h = self.attention(modulated(self.attention_norm1, x, scale_msa), rope, split)
         x = self.add_normed(x, gate_msa, self.attention_norm2, h)
         h = self.feed_forward(modulated(self.ffn_norm1, x, scale_mlp))
@@ -289,7 +292,7 @@ class ZImageTransformerBlock(nn.Module):
         if gate is None:
             return add_gated(x, None, rms(norm, h))
         if self.fused.rms_gated_residual is not None:
-            return self.fused.rms_gated_residual(h, norm_weight(norm), x, gate[None, None], norm.eps)
+            return self.fused.rms_gated_residual(h, norm_weight(norm), x, gate, norm.eps)
         return add_gated(x, gate, rms(norm, h))
 
 
