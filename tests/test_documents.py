@@ -238,6 +238,18 @@ def test_a_configuration_that_computes_differently_is_refused(official: Path, fo
         )
 
 
+def test_the_int8_form_of_shards_goes_where_the_card_looks(official: Path, folders: Folders) -> None:
+    """Not into the hub's cache. The next start then has the choice of both."""
+    copy = shutil.copytree(official, folders.ckpts / "Z-Image-Turbo")
+    definition = card("z_image")["model"]
+    family_handler.load_model(
+        copy / "transformer", "z_image", definition, device="cpu", folders=folders, save_quantized=True
+    )
+    offers = family_handler.query_offers("z_image", definition, folders)
+    here = [(variant.kind, Path(variant.source).name) for variant in offers.transformer if variant.on_disk]
+    assert here == [("int8", "ZImageTurbo_quanto_bf16_int8.safetensors"), ("fp32", "transformer")]
+
+
 # ---- from_pretrained ---------------------------------------------------------------------------------------
 
 
