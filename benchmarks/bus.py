@@ -57,7 +57,8 @@ def per_step(transformer: ZImageTransformer2DModel, steps: int, moved: Callable[
 
 def ours(resident: int, prefetch: bool, steps: int) -> tuple[float, int]:
     """(bytes per step, bytes of the blocks that a step streams)"""
-    from shared.offloading import Placement, Residency, resident_blocks
+    from shared.offloading import Residency
+    from shared.placement import Placement, resident_blocks
     from tests.counting import CountingTransport
 
     transformer, transport = model(), CountingTransport()

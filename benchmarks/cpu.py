@@ -12,7 +12,6 @@ memory is what a run adds to the process that has just loaded the model, each in
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import statistics
@@ -28,6 +27,7 @@ import psutil
 import torch
 
 from benchmarks.report import header
+from shared.weights import heap
 
 PROMPT = "a red circle above a blue square on a yellow background"
 
@@ -207,8 +207,7 @@ def added_memory(run: Callable[[], Any]) -> float:
     """MB that a run adds at its peak to the memory before it."""
     process, done = psutil.Process(), threading.Event()
     gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed while loading would otherwise hide allocations
+    heap.trim()  # what was freed while loading would otherwise hide allocations
     before = peak = process.memory_info().rss
 
     def watch() -> None:

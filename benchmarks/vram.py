@@ -59,7 +59,8 @@ def resident_blocks(model: Any, gigabytes: float) -> int:
 
 
 def ours(work: models.Work, variant: str, gigabytes: float) -> Callable[[], Any]:
-    from shared.offloading import Placement, Residency
+    from shared.offloading import Residency
+    from shared.placement import Placement
 
     model = models.transformer(work, torch.device("cpu"))
     if (layer := OURS[variant]) is not None:

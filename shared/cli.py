@@ -11,29 +11,32 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shared import cli_loras
+from shared import cli_loras, cli_plan
 from shared import config as config_file
 from shared.cli_configuration import configuration
 from shared.cli_flags import DEFAULT_PORT, LOG_LEVELS, port_number, read_flags
-from shared.engine.batch import Reporter, Valid, run_tasks, validate_tasks
 from shared.engine.catalog import Catalog, HandlerFor, ModelInfo
 from shared.engine.configuration import EngineConfig, read_catalog
-from shared.engine.engine import Engine
-from shared.engine.host import plan_job
+from shared.engine.consent import Ask, NotAgreed, agreed_in, amount
 from shared.engine.loras import bytes_here
 from shared.engine.machine import survey
+from shared.engine.outlook import Outlook, outlook, unplanned
 from shared.engine.planner import Machine
-from shared.engine.tasks import Task, read_tasks
 from shared.errors import UserError
 from shared.loras.presets import find_preset, read_preset
 from shared.server.access import TOKEN_VARIABLE, Access, read_access
 from shared.server.hosts import host_name, is_loopback
+
+if TYPE_CHECKING:  # what lists and plans do without is imported where it is used: it takes half a second
+    from shared.engine.batch import Reporter, Valid
+    from shared.engine.engine import Engine
+    from shared.engine.tasks import Task
 
 ROOT = Path(__file__).resolve().parents[1]
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -66,6 +69,9 @@ def main(
             config = _with_preset(config, handler_for, options)
         if options.list_models:
             return list_models(config, handler_for, options.json)
+        if options.plan:
+            cli_plan.show(config, read_catalog(config, handler_for), options, print_table)
+            return OK
         if options.process is not None:
             return process(config, handler_for, options)
         return serve(config, handler_for, options)
@@ -117,6 +123,8 @@ def serve(config: EngineConfig, handler_for: HandlerFor | None, options: argpars
     access, invented = page_access(options, host)
     allowed = [host_name(name) for name in options.allowed_host]
     check_address(host, port)
+    from shared.engine.engine import Engine
+
     engine = Engine(config, handler_for)
     try:
         engine.start()  # before Gradio is imported: the worker loads torch meanwhile
@@ -186,6 +194,8 @@ def check_address(host: str, port: int) -> None:
 
 def process(config: EngineConfig, handler_for: HandlerFor | None, options: argparse.Namespace) -> int:
     """Run a task file; UserError when it cannot be read."""
+    from shared.engine.tasks import read_tasks
+
     with tempfile.TemporaryDirectory(prefix="zgp-") as folder:
         return _process(read_tasks(options.process, Path(folder)), config, handler_for, options)
 
@@ -196,6 +206,9 @@ def _process(
     handler_for: HandlerFor | None,
     options: argparse.Namespace,
 ) -> int:
+    from shared.engine.batch import Reporter, run_tasks, validate_tasks
+    from shared.engine.engine import Engine
+
     models = read_catalog(config, handler_for)
     for sentence in models.errors:
         print(f"wgp.py: {sentence}", file=sys.stderr)
@@ -209,8 +222,30 @@ def _process(
     if not valid:
         return FAILED
     folder = None if options.output_dir is None else config.output_dir
-    all_done = run_tasks(valid, Engine(config, handler_for), reporter, folder)
+    engine = Engine(config, handler_for)
+    ask_for_downloads(valid, engine, options)
+    all_done = run_tasks(valid, engine, reporter, folder)
     return OK if all_valid and all_done else FAILED
+
+
+def ask_for_downloads(tasks: Sequence[Valid], engine: Engine, options: argparse.Namespace) -> None:
+    """Get the yes that the tasks' downloads need: by the flag, else on a terminal. UserError without it."""
+    try:
+        jobs = [job.validated.settings for task in tasks for job in task.jobs]
+        engine.questions.permit(jobs, "cli", options.download)
+    except NotAgreed as error:
+        if options.json or not (sys.stdin.isatty() and sys.stderr.isatty()) or not _yes_to(error.ask):
+            raise
+        engine.agreed.give(error.ask.sources)
+
+
+def _yes_to(ask: Ask) -> bool:
+    """Whether somebody at the terminal wants this download."""
+    for one in ask.files:
+        print(f"  {size_text(one.left):>8}  {one.source}", file=sys.stderr)
+    print(f"{' and '.join(ask.models)}: download {ask.amount} first? [y/N] ", end="", file=sys.stderr)
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def dry_run(task: Valid, models: Catalog, config: EngineConfig, reporter: Reporter) -> bool:
@@ -218,56 +253,69 @@ def dry_run(task: Valid, models: Catalog, config: EngineConfig, reporter: Report
     settings = task.validated.settings
     info = models.model(settings["model_type"])
     try:
-        plan = plan_job(
+        found = outlook(
             info,
             config.folders,
             settings,
             lambda: survey(config.gpu),
             config.overrides,
             lora_bytes=bytes_here(info, settings),
+            agreed=agreed_in(config.database),
         )
     except UserError as error:
         reporter.invalid(task.number, [str(error)])
         return False
-    reporter.planned(task, "" if plan is None else plan.sentence())
+    reporter.planned(task, found)
     return True
 
 
 def list_models(config: EngineConfig, handler_for: HandlerFor | None, as_json: bool) -> int:
-    """Print the models, what is on disk, sizes, terms, how a job would be made here, and the cards that
+    """Print the models, what is on disk and to come, terms, how a job would be made here, and the cards that
     cannot be used.
     """
-    models, machine = read_catalog(config, handler_for), survey(config.gpu)
-    if as_json:
-        for model in models.models.values():
+    models, machine, agreed = (
+        read_catalog(config, handler_for), survey(config.gpu), agreed_in(config.database)
+    )  # fmt: skip
+    rows = [("id", "name", "architecture", "on disk", "size", "to download", "licence", "plan")]
+    for model in models.models.values():
+        found, plan = _outlook(model, config, machine, agreed)
+        if as_json:
             names = ("id", "name", "architecture", "available", "missing", "size_bytes")
             said = {name: getattr(model, name) for name in names}
             said |= {name: model.card.model.get(name, "") for name in ("license", "license_page")}
-            print(json.dumps({**said, "plan": _plan_text(model, config, machine)}))
-        for sentence in models.errors:
-            print(json.dumps({"error": sentence}))
-        return OK
-    rows = [("id", "name", "architecture", "on disk", "size", "licence", "plan")]
-    for model in models.models.values():
+            fetched = {"download_bytes": found.left, "download": [one.source for one in found.missing]}
+            print(json.dumps({**said, "plan": plan, **fetched}))
+            continue
         on_disk = "yes" if model.available else f"{len(model.missing)} of {len(model.required)} files missing"
         size, terms = size_text(model.size_bytes), model.card.model.get("license", "-")
-        plan = _plan_text(model, config, machine)
-        rows.append((model.id, model.name, model.architecture, on_disk, size, terms, plan))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        to_come = amount(found.left, found.kind) if found.left else "-"
+        rows.append((model.id, model.name, model.architecture, on_disk, size, to_come, terms, plan))
+    if not as_json:
+        print_table(rows)
     for sentence in models.errors:
-        print(f"broken: {sentence}")
+        print(json.dumps({"error": sentence}) if as_json else f"broken: {sentence}")
     return OK
 
 
-def _plan_text(model: ModelInfo, config: EngineConfig, machine: Machine) -> str:
-    """How a job with the model's defaults is made here, or why it cannot be."""
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """In columns as wide as what stands in them."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _outlook(
+    model: ModelInfo, config: EngineConfig, machine: Machine, agreed: Collection[str]
+) -> tuple[Outlook, str]:
+    """How a job with the model's defaults is made here, and that in words; or why it cannot be."""
+    folders = config.folders
     try:
-        plan = plan_job(model, config.folders, model.defaults, lambda: machine, config.overrides)
+        found = outlook(
+            model, folders, model.defaults, lambda: machine, config.overrides, agreed=agreed
+        )
     except UserError as error:
-        return str(error)
-    return "" if plan is None else plan.sentence()
+        return unplanned(model, folders, agreed), str(error)
+    return found, "" if found.plan is None else found.plan.report()
 
 
 def size_text(size: int) -> str:

@@ -75,6 +75,7 @@ def _overrides(found: config_file.Config, options: argparse.Namespace) -> Overri
     preload = found.preload_in_VRAM or None if options.preload is None else options.preload
     safety = options.vram_safety_coefficient
     return Overrides(
+        offload=options.offload or found.offload,
         profile=options.profile or profile,
         preload=None if preload is None else preload << 20,
         dtype="bf16" if options.bf16 else "fp16" if options.fp16 else "",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.engine.planner import PROFILES, RESERVED, Overrides
+from shared.offload_engines import SLOTS
 from shared.server.access import SHORTEST_TOKEN, TOKEN_VARIABLE
 from shared.settings import ATTENTION_PACKAGES, SETTINGS
 from shared.version import VERSION
@@ -135,17 +136,55 @@ def _add_task_flags(group: argparse._ArgumentGroup) -> None:
         "queue saved on the page or by Wan2GP) or .txt (one prompt per line, # begins a comment). Exit code "
         "0: all done, 1: something failed or was invalid, 2: bad usage, 130: stopped with Ctrl-C",
     )
-    group.add_argument("--model", metavar="ID", help="with --process: the model of tasks that name none")
+    group.add_argument(
+        "--model",
+        metavar="ID",
+        help="with --process: the model of tasks that name none; with --plan: the one to plan, or several "
+        "with commas between",
+    )
     group.add_argument("--dry-run", action="store_true", help="with --process: check the tasks, run none")
+    group.add_argument(
+        "--download",
+        action="store_true",
+        help="with --process: fetch the models' missing files, however large; without it a terminal is asked "
+        "about more than 1 GB, and other programs are refused",
+    )
     group.add_argument(
         "--list-models",
         action="store_true",
         help="list the models, what of them is on disk, their licences and how they would run here",
     )
+    _add_plan_flags(group)
     group.add_argument(
         "--json",
         action="store_true",
-        help="with --process or --list-models: print one JSON object per line and result",
+        help="with --process, --list-models or --plan: print one JSON object per line and result",
+    )
+
+
+def _add_plan_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--plan",
+        action="store_true",
+        help="say of each model which file is used, what stays on the card, what a picture with the model's "
+        "defaults takes at its peak and what is downloaded: planned by arithmetic, nothing is loaded",
+    )
+    group.add_argument(
+        "--vram",
+        type=_sizes,
+        action="append",
+        metavar="GB",
+        help="with --plan: plan for a card of so many GB instead of this computer's, or for several "
+        "(6,8,12); each is taken to be a usual one of its size, which is named",
+    )
+    group.add_argument(
+        "--ram",
+        type=_number(2, 4096),
+        metavar="GB",
+        help="with --plan: plan for so many GB of RAM instead of this computer's",
+    )
+    group.add_argument(
+        "--markdown", action="store_true", help="with --plan: print the table as the README has it"
     )
 
 
@@ -236,6 +275,13 @@ def _add_lora_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_memory_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "--offload",
+        choices=tuple(SLOTS),
+        default="",
+        help="what moves the weights between RAM and card: mmgp (the default), as in Wan2GP, or stream, "
+        "which is ZGP's own and needs no mmgp",
+    )
+    group.add_argument(
         "--profile",
         choices=tuple(PROFILES),
         default="",
@@ -247,7 +293,8 @@ def _add_memory_flags(group: argparse._ArgumentGroup) -> None:
         "--preload",
         type=_number(0, 1_000_000, whole=True),
         metavar="MB",
-        help="MB of the transformer that stay on the card while it computes; the rest is streamed",
+        help="MB of the card for the transformer's weights while it computes; what does not fit is streamed "
+        "(with mmgp the layers in transit count)",
     )
     group.add_argument(
         "--perc-reserved-mem-max",
@@ -288,6 +335,11 @@ def _value_of(name: str) -> Callable[[str], int]:
     return convert
 
 
+def _sizes(text: str) -> list[float]:
+    """ "6,8,12" as numbers of GB."""
+    return [_number(1, 1024)(part.strip()) for part in text.split(",")]
+
+
 def _number(low: float, high: float, whole: bool = False) -> Callable[[str], Any]:
     def convert(text: str) -> float:
         try:
@@ -305,19 +357,29 @@ def _number(low: float, high: float, whole: bool = False) -> Callable[[str], Any
 #: flag -> (those of which it needs one, in words)
 NEEDS = {
     "dry_run": (("process",), "--process FILE"),
-    "model": (("process", "check_loras", "convert_lora"), "--process FILE, --check-loras or --convert-lora"),
-    "json": (("process", "list_models"), "--process FILE or --list-models"),
+    "download": (("process",), "--process FILE"),
+    "vram": (("plan",), "--plan"),
+    "ram": (("plan",), "--plan"),
+    "markdown": (("plan",), "--plan"),
+    "model": (
+        ("process", "plan", "check_loras", "convert_lora"),
+        "--process FILE, --plan, --check-loras or --convert-lora",
+    ),
+    "json": (("process", "list_models", "plan"), "--process FILE, --list-models or --plan"),
 }
 
 
 def _check_combinations(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse flags that would do nothing."""
-    tasks = ("list_models", "process", "check_loras", "convert_lora")
+    tasks = ("list_models", "plan", "process", "check_loras", "convert_lora")
     chosen = [f"--{task.replace('_', '-')}" for task in tasks if getattr(options, task)]
     if len(chosen) > 1:
         parser.error(f"{' and '.join(chosen)} exclude each other: give one of them")
     for flag, (wanted, words) in NEEDS.items():
         if getattr(options, flag) and not any(getattr(options, task) for task in wanted):
             parser.error(f"--{flag.replace('_', '-')} needs {words}")
+    for one, other in (("vram", "gpu"), ("markdown", "json")):
+        if getattr(options, one) and getattr(options, other):
+            parser.error(f"--{one} and --{other} exclude each other: give one of them")
     if options.listen and options.server_name:
         parser.error("--listen and --server-name exclude each other: give one of them")

@@ -18,6 +18,7 @@ from typing import Any
 from shared import json_file
 from shared.errors import UserError
 from shared.imaging.naming import TEMPLATE, template_problem
+from shared.offload_engines import SLOTS
 from shared.settings import ATTENTION_PACKAGES
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ class Config:
     project's root.
 
     default_model: the model at the start; "" the built-in one, "last" the one used last, else a model's id.
-    profile: -1 leaves the plan to ZGP. preload_in_VRAM: MB; 0 leaves it to the plan.
+    offload: what moves the weights, "" the default. profile: -1 leaves the plan to ZGP. preload_in_VRAM: MB;
+    0 leaves it to the plan.
     """
 
     checkpoints_paths: tuple[str, ...] = ("ckpts", ".")
@@ -53,6 +55,7 @@ class Config:
     image_output_codec: str = "png"
     output_filename: str = TEMPLATE
     metadata_type: str = "metadata"
+    offload: str = ""
     profile: float = -1
     preload_in_VRAM: int = 0
     vram_safety_coefficient: float = 0.8
@@ -107,6 +110,7 @@ KEYS: dict[str, tuple[str, Callable[[Any], bool], Callable[[Any], Any]]] = {
     "image_output_codec": (f"one of {', '.join(CODECS)}", _is_one_of(*CODECS), str),
     "output_filename": (f"a pattern such as {TEMPLATE}", _is_template, str),
     "metadata_type": ("metadata or none", _is_one_of("metadata", "none"), str),
+    "offload": (f"{' or '.join(SLOTS)}, or nothing", _is_one_of("", *SLOTS), str),
     "profile": (f"one of {', '.join(map(str, PROFILES))}", _is_one_of(*PROFILES), float),
     "preload_in_VRAM": ("a number of MB from 0 to 1000000", _is_number(0, 1_000_000), int),
     "vram_safety_coefficient": ("a number from 0.1 to 1", _is_number(0.1, 1), float),

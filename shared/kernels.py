@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from shared.kernel_packages import QUANTIZED, Capability, Reach
+
 log = logging.getLogger(__name__)
 
 Function = Callable[..., Any]
-Capability = tuple[int, int]
 
 INT4_GROUP, FP4_GROUP = 64, 16  # weights that share one scale
 #: the values of fp4's codes: three bits of magnitude, the fourth is the sign
@@ -61,18 +62,18 @@ def choose(op: str, device: torch.device, capability: Capability | None) -> Func
     capability: of an NVIDIA card; None: an AMD card.
     """
     for kernel in OPS[op].kernels:
-        if not kernel.suits(capability):
+        if not kernel.reach.suits(capability):
             continue
         try:
             function = kernel.load()
         except (ImportError, OSError) as error:
-            log.info("%s: no kernel of %s here (%s).", op, kernel.package, error)
+            log.info("%s: no kernel of %s here (%s).", op, kernel.reach.package, error)
             continue
         problem = _trial(OPS[op], function, device, capability)
         if problem is None:
-            log.info("%s: computed by %s on %s.", op, kernel.package, device)
+            log.info("%s: computed by %s on %s.", op, kernel.reach.package, device)
             return function
-        log.warning("%s of %s is not used on %s: %s.", op, kernel.package, device, problem)
+        log.warning("%s of %s is not used on %s: %s.", op, kernel.reach.package, device, problem)
     return None
 
 
@@ -305,19 +306,10 @@ def _trial(op: Op, function: Function, device: torch.device, capability: Capabil
 
 @dataclass(frozen=True)
 class Kernel:
-    """package: where it is from. load: imports it, or raises ImportError.
+    """reach: the package and the cards. load: imports it, or raises ImportError."""
 
-    lowest, highest: compute capabilities of the NVIDIA cards on which it wins. amd: AMD cards may try it.
-    """
-
-    package: str
+    reach: Reach
     load: Callable[[], Function]
-    lowest: Capability = (7, 5)
-    highest: Capability = (99, 0)
-    amd: bool = False
-
-    def suits(self, capability: Capability | None) -> bool:
-        return self.amd if capability is None else self.lowest <= capability <= self.highest
 
 
 @dataclass(frozen=True)
@@ -328,28 +320,26 @@ class Op:
     kernels: tuple[Kernel, ...]
 
 
+def _kernels(kind: str, *loads: Callable[[], Function]) -> tuple[Kernel, ...]:
+    """Of quantized weights, in the order of kernel_packages.QUANTIZED."""
+    return tuple(Kernel(reach, load) for reach, load in zip(QUANTIZED[kind], loads, strict=True))
+
+
 _int4_example = functools.partial(_svdq_example, fp4=False)
 _fp4_example = functools.partial(_svdq_example, fp4=True)
 _nunchaku_int4 = functools.partial(_nunchaku_svdq_linear, False)
 _nunchaku_fp4 = functools.partial(_nunchaku_svdq_linear, True)
 
-# Hopper and later multiply 4-bit integers no faster than 8-bit ones, so int4 ends at 8.9; fp4 begins at 12.0.
 # The gated residual exists for AMD cards only: on NVIDIA cards the package has no more than plain torch.
 # Its rms_adaln is left out: the norm's weight would have to go into its bfloat16 scale, as
 # w * (1 + scale) - 1, and that is off by 2 % where the product is about 0.05 (plain bfloat16: 0.3 %).
 OPS: dict[str, Op] = {
-    "int8_linear": Op(_int8_example, (Kernel("comfy_kitchen", _comfy_int8_linear, amd=True),)),
-    "svdq_int4_linear": Op(
-        _int4_example,
-        (
-            Kernel("comfy_kitchen", _comfy_svdq_int4_linear, (8, 0), (8, 9)),
-            Kernel("nunchaku", _nunchaku_int4, (7, 5), (8, 9)),
-        ),
-    ),
-    "svdq_fp4_linear": Op(_fp4_example, (Kernel("nunchaku", _nunchaku_fp4, (12, 0), (12, 1)),)),
-    "rms_rope": Op(_rms_rope_example, (Kernel("comfy_kitchen", _comfy_rms_rope, amd=True),)),
+    "int8_linear": Op(_int8_example, _kernels("int8", _comfy_int8_linear)),
+    "svdq_int4_linear": Op(_int4_example, _kernels("svdq-int4", _comfy_svdq_int4_linear, _nunchaku_int4)),
+    "svdq_fp4_linear": Op(_fp4_example, _kernels("svdq-fp4", _nunchaku_fp4)),
+    "rms_rope": Op(_rms_rope_example, (Kernel(Reach("comfy_kitchen", amd=True), _comfy_rms_rope),)),
     "rms_gated_residual": Op(
         _gated_residual_example,
-        (Kernel("comfy_kitchen", _comfy_rms_gated_residual, (99, 0), amd=True),),
+        (Kernel(Reach("comfy_kitchen", (99, 0), amd=True), _comfy_rms_gated_residual),),
     ),
 }

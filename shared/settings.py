@@ -21,6 +21,7 @@ PREPROCESSORS = ("as_it_is", "canny", "lines", "scribble", "gray", "tile", "dept
 FIXED_STEPS = {"unified_2s": 2, "unified_4s": 4}
 #: attention methods beside PyTorch's own, and the package that each needs
 ATTENTION_PACKAGES = {"flash": "flash_attn", "_flash_3": "flash_attn_interface", "sage": "sageattention"}
+ANY_PRECISION = "auto"
 #: values of multi_prompts_gen_type
 ALL_ONE, LINES, PARAGRAPHS = "FG", "G", "PG"
 #: what follows the user, and not the model, from one model to the next
@@ -59,6 +60,12 @@ SETTINGS: dict[str, Setting] = {
             name="model_type", kind=str, default="z_image_mini", label="Model", minimum=1, maximum=200,
             help="The model that paints the picture. Turbo models need few steps; Base models follow "
             "guidance and negative prompts.",
+        ),
+        Setting(
+            name="precision", kind=str, default=ANY_PRECISION, label="Precision",
+            choices=(ANY_PRECISION,), more_choices="precisions", needs="precisions",
+            help="Which of the model's files paints: bf16 is the most exact, int8 is half its size. auto "
+            "takes one that is here, else the one that suits this computer best.",
         ),
         Setting(
             name="prompt", kind=str, default="", label="Prompt", minimum=1, maximum=100_000,

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 _CONTAINER_WORDS: dict[type, str] = {dict: "an object", list: "a list", tuple: "a list"}
 
 
@@ -23,6 +24,14 @@ def show(value: Any) -> str:
     if isinstance(value, (int, float)):
         return str(value)
     return _CONTAINER_WORDS.get(type(value), f"a value of type {type(value).__name__}")
+
+
+def size_text(count: float) -> str:
+    """Bytes as "20.5 GB"."""
+    for unit, size in _UNITS:
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

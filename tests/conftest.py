@@ -8,6 +8,7 @@ import pytest
 
 from shared.engine.catalog import catalog
 from tests.browser import ROOT, Visit, chromium, serve, visits
+from tests.cards import card  # noqa: F401  (a fixture)
 
 
 @pytest.fixture(scope="session")

@@ -107,6 +107,7 @@ SAME_PICTURE = {
     "multi_prompts_gen_type": "test_prompts.py",  # other jobs
     "prompt_template": "test_prompts.py",  # what a prompt was drawn from
     "negative_prompt_template": "test_prompts.py",
+    "precision": "test_outlook.py",  # the Minis have one file each
     "hires_upscaler": "test_hires.py",  # one of them without the package spandrel
 }
 

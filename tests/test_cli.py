@@ -319,7 +319,7 @@ def test_the_list_of_models_shows_what_is_here_and_what_is_broken(wgp, root, cap
     (root / "finetunes" / "torn.json").write_text("{")
     assert wgp("--list-models") == 0
     header, *rows, broken = capsys.readouterr().out.splitlines()
-    assert header.split() == ["id", "name", "architecture", "on", "disk", "size", "licence", "plan"]
+    assert header.split() == "id name architecture on disk size to download licence plan".split()
     assert {row.split()[0] for row in rows} == {"fake", "other", "absent"}
     assert any("1 of 1 files missing" in row for row in rows if row.startswith("absent"))
     assert broken.startswith("broken: ") and "torn.json" in broken
@@ -424,7 +424,7 @@ def test_ctrl_c_on_the_page_is_a_usual_end(wgp, monkeypatch, launched, free_port
         (Machine("CPU", 8 << 30, 8 << 30), "computes on the CPU, fp32, about "),
         (
             Machine("Card", 64 << 30, 60 << 30, 8 << 30, 8 << 30, (8, 6)),
-            "bf16, 9 of 20 layers resident, VAE tiled: about 6.4 of 8 GB",
+            "mmgp, bf16, 8 of 20 layers resident, VAE tiled: about 6.4 of 8 GB",
         ),
     ],
 )
@@ -446,6 +446,22 @@ def test_a_dry_run_says_what_would_not_fit(root, monkeypatch, capsys, tasks):
     arguments = {"root": root, "handler_for": lambda architecture: Planned}
     assert cli.main(["--process", str(file), "--dry-run"], **arguments) == 1
     assert "item 1: This job needs about" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("free", "code", "said"),
+    [
+        (16, 0, "computes on the CPU, fp32, about 11.5 GB of RAM\n"),
+        (8, 0, "8.0 GB of RAM are free, so every step reads up to 10.0 GB from the disk\n"),
+        (0.5, 1, "This job needs about 1.5 GB of RAM and 0.5 GB are free: choose a smaller resolution"),
+    ],
+)
+def test_a_dry_run_on_a_cpu_compares_the_ram(root, monkeypatch, capsys, tasks, free, code, said):
+    monkeypatch.setattr(cli, "survey", lambda gpu: Machine("CPU", 16 << 30, int(free * 2**30)))
+    file = tasks({"prompt": "a", "model_type": "fake"})
+    arguments = {"root": root, "handler_for": lambda architecture: Planned}
+    assert cli.main(["--process", str(file), "--dry-run"], **arguments) == code
+    assert said in "".join(capsys.readouterr())
 
 
 def test_flags_reach_the_worker(wgp, launched, free_port, tmp_path):

@@ -74,6 +74,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 EXAMPLES = {
+    "offload": ("stream", "cpu"),
     "checkpoints_paths": (["a", "b"], ["a", ""]),
     "loras_root": ("x", 1),
     "save_path": ("/pictures", " "),

@@ -15,10 +15,10 @@ from models.z_image.control_layout import Layout, is_control
 from models.z_image.nag import Nag
 from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel, padded, patchify
 from shared.errors import Cancelled, UserError
-from shared.offloading import Placement, Residency
+from shared.placement import Placement
 from shared.weights.loading import save_quantized
 from shared.weights.quantized import Int8Linear
-from tests.counting import CountingTransport
+from tests.cards import Card
 
 CONFIG = dict(
     dim=96, n_heads=3, axes_dims=[8, 12, 12], axes_lens=[256, 64, 64], n_layers=12, n_refiner_layers=2,
@@ -256,13 +256,11 @@ def test_its_inputs_stay_as_they_are_and_interrupts_reach_its_blocks(generation:
 @torch.no_grad()
 @pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("resident", [0, 2])
-def test_the_same_bits_streamed_or_resident(generation: str, resident: int) -> None:
+def test_the_same_bits_streamed_or_resident(card: Card, generation: str, resident: int) -> None:
     model, net = small(generation)
     latents, captions, given = inputs(generation)
     expected = run(model, net, latents, captions, given)
-    transport = CountingTransport()
-    residency = Residency(torch.device("cpu"), transport=transport)
-    transport.watch([*model.layers, *net.control_layers, *net.control_noise_refiner])
+    residency = card.watched([*model.layers, *net.control_layers, *net.control_noise_refiner])
     for part in (model, net):
         residency.place(part, Placement(resident_blocks=resident))
     for _ in range(2):
@@ -270,7 +268,7 @@ def test_the_same_bits_streamed_or_resident(generation: str, resident: int) -> N
             given_back = run(model, net, latents, captions, given)
         assert all(map(torch.equal, expected, given_back))
     residency.evict()
-    assert transport.live == 0
+    assert card.live == 0
 
 
 # ---- files -------------------------------------------------------------------------------------------------

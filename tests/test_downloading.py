@@ -21,6 +21,7 @@ from huggingface_hub import constants
 
 from shared.engine.catalog import catalog
 from shared.engine.downloading import FAILED, PAUSED, RUNNING, WAITING, Downloads
+from shared.engine.outlook import unplanned
 from shared.errors import UserError
 from shared.weights import downloads
 from shared.weights.downloads import DownloadProgress, ensure
@@ -77,7 +78,7 @@ def page(hub, ckpts, tmp_path):
     made = Downloads(
         lambda: catalog(tmp_path, ckpts, lambda architecture: Handler),
         Folders(tmp_path, ckpts),
-        lambda info, machine: None,
+        lambda info, machine: unplanned(info, Folders(tmp_path, ckpts)),
         lambda: None,
     )
     yield made

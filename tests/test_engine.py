@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from models.z_image import loading
-from shared.engine import failures, hashes, worker
+from shared.engine import failures, hashes, planner, supervisor, worker
 from shared.engine.catalog import catalog
 from shared.engine.configuration import EngineConfig, worker_environment
 from shared.engine.engine import Engine
@@ -178,7 +178,7 @@ def test_a_running_job_is_cancelled_and_the_next_one_runs(engine, tmp_path):
     ("prompt", "sentence", "logged"),
     [
         ("user_error", "The fake model cannot do that: ask for something else.", False),
-        ("memory_error", failures.OUT_OF_MEMORY, False),
+        ("memory_error", failures.OUT_OF_RAM, False),
         ("surprise", "LookupError: nobody expected this; the log", True),
     ],
 )
@@ -281,7 +281,7 @@ def ladder(root, config):
         assert mine.run_one()
         return store.job(job_id)
 
-    run.store, run.host = store, host
+    run.store, run.host, run.submit, run.run_one = store, host, engine.submit, mine.run_one
     return run
 
 
@@ -331,8 +331,8 @@ def test_a_job_that_does_not_fit_is_made_one_rung_lower(ladder, monkeypatch, pla
     assert [image.seed for image in images] == [5, 6, 7]
     [note] = [note for note in job.notes if "did not fit" in note]
     assert note == (
-        "It did not fit at 'bf16, 9 of 20 layers resident, VAE tiled: about 6.4 of 8 GB': "
-        "made with 'bf16, 6 of 20 layers resident, VAE tiled: about 4.9 of 8 GB'."
+        "It did not fit at 'mmgp, bf16, 8 of 20 layers resident, VAE tiled: about 6.4 of 8 GB': "
+        "made with 'mmgp, bf16, 6 of 20 layers resident, VAE tiled: about 5.4 of 8 GB'."
     )
     assert note in repr(images[-1].metadata)
     following = ladder(batch_size=3)
@@ -366,7 +366,7 @@ def test_below_the_lowest_rung_a_job_fails_and_the_next_one_runs(ladder, monkeyp
 def test_a_plan_is_an_event_before_the_model_is_loaded(ladder, monkeypatch):
     job = ladder()
     phases = [e.data["phase"] for e in ladder.store.events(0, job.id) if e.kind == "phase"]
-    plan = phases.index("Plan: bf16, 9 of 20 layers resident, VAE tiled: about 6.4 of 8 GB")
+    plan = phases.index("Plan: mmgp, bf16, 8 of 20 layers resident, VAE tiled: about 6.4 of 8 GB")
     assert plan < phases.index("Loading model")
     other = dataclasses.replace(CARD, vram_free=7 << 30, ram_free=50 << 30)  # but still as much as is used
     monkeypatch.setattr(ladder.host, "_machine", lambda: other)
@@ -417,6 +417,16 @@ def test_kill_9_in_the_middle_of_a_job(engine, tmp_path):
     job = finished(engine, job_id)
     assert job.status == "done" and engine.worker_pid != pid
     assert "SIGKILL" in job.notes[0]
+
+
+@posix_only
+def test_a_job_killed_twice_is_told_what_to_do(engine, tmp_path):
+    job_id, _ = engine.submit(values(f"hold {tmp_path / 'never'}"))
+    for attempt in (1, 2):
+        wait_until(lambda n=attempt: engine.store.job(job_id).attempts == n and engine.store.job(job_id).step)
+        os.kill(engine.worker_pid, signal.SIGKILL)
+    job = finished(engine, job_id)
+    assert job.status == "failed" and job.error.endswith(f"the memory ran out). {supervisor.AFTER_A_KILL}")
 
 
 @posix_only
@@ -788,7 +798,7 @@ def test_a_file_that_cannot_be_hashed_holds_nothing_up(tmp_path):
     [
         (UserError("Do this."), "Do this."),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory."), failures.OUT_OF_MEMORY),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), failures.OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), failures.OUT_OF_RAM),
         (sqlite3.OperationalError("database or disk is full"), failures.DISK_FULL),
         (ValueError("two\nlines"), "ValueError: two lines; the log zgp.log has the details."),
         (ValueError(), "ValueError: no message; the log zgp.log has the details."),
@@ -945,5 +955,61 @@ def test_the_real_mini_goes_down_the_ladder_at_every_place(tmp_path, mini_host, 
         method, fail = getattr(part, name), Failing(1, torch.OutOfMemoryError("CUDA out of memory."))
         monkeypatch.setattr(part, name, lambda *a, f=fail, m=method, **k: (f(), m(*a, **k))[1])
         [note] = run().notes
-        assert note.startswith("It did not fit at 'fp16, all on the card")
+        assert note.startswith("It did not fit at 'mmgp, fp16, all on the card")
     assert len(set(pictures)) == 1
+
+
+# -- a second try --------------------------------------------------------------------------------------------
+
+
+def test_a_job_whose_worker_was_killed_is_tried_with_less(ladder, monkeypatch):
+    """Its files the smallest on disk, nothing page-locked, one rung lower; the plan is told."""
+    seen = []
+    monkeypatch.setattr(
+        planner, "careful", lambda *given, real=planner.careful: seen.append(real(*given)) or seen[-1]
+    )
+    first = ladder()
+    assert ladder.host.planned.rung == 0 and "transformer" in ladder.host.planned.pinned and not seen
+    job_id, _ = ladder.submit(values())
+    ladder.store.claim_next()
+    ladder.store.recover_running()  # as its supervisor does
+    assert ladder.run_one() and ladder.store.job(job_id).status == "done"
+    assert ladder.host.planned.rung == 1 and "transformer" not in ladder.host.planned.pinned
+    assert len(seen) == 1
+    sentence = ladder.host.planned.sentence()
+    assert f"Tried again with the smallest files and less memory: '{sentence}'." in (
+        ladder.store.job(job_id).notes
+    )
+    assert not any("Tried again" in note for note in first.notes)
+
+
+@pytest.mark.parametrize(("dtype", "counted"), [("", 4), ("bf16", 2), ("fp16", 2)])
+def test_the_dtype_that_the_user_asks_for_is_what_the_weights_are_counted_in(
+    root, monkeypatch, dtype, counted
+):
+    seen, offers = [], fake_family.Planned.query_offers
+
+    def query_offers(*given):
+        seen.append(given[3])
+        return offers(*given)
+
+    monkeypatch.setattr(fake_family.Planned, "query_offers", staticmethod(query_offers))
+    here = ModelHost(
+        Folders(root, root / "ckpts"),
+        handler_for=lambda name: fake_family.Planned,
+        machine=lambda: Machine("CPU", 64 << 30, 64 << 30),
+        overrides=Overrides(dtype=dtype),
+    )
+    assert here.outlook(here.info("fake"), here.info("fake").defaults).plan.dtype == (dtype or "fp32")
+    assert seen == [counted]
+
+
+def test_a_worker_killed_twice_says_what_to_do(tmp_path):
+    store = JobStore(tmp_path / "jobs.sqlite")
+    job_id = store.submit(values())
+    for _ in range(2):
+        store.claim_next()
+        store.recover_running("it was killed", advice=supervisor.AFTER_A_KILL)
+    error = store.job(job_id).error
+    assert error.startswith("Tried 2 times; each time it was killed. If it was the memory: ")
+    assert "int8" in error

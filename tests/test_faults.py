@@ -157,7 +157,7 @@ def test_no_failing_job_touches_another(engine):
     assert [job.status for job in found] == ["done" if prompt in good else "failed" for prompt in prompts]
     assert [len(engine.store.images(job)) for job in jobs] == [int(prompt in good) for prompt in prompts]
     errors = {prompt: job.error for prompt, job in zip(prompts, found, strict=True) if job.error}
-    assert errors["memory_error"] == failures.OUT_OF_MEMORY and "SIGABRT" in errors["crash"]
+    assert errors["memory_error"] == failures.OUT_OF_RAM and "SIGABRT" in errors["crash"]
     first_starts = dict.fromkeys(event.job_id for event in engine.store.events(0, kinds=["started"]))
     assert list(first_starts) == jobs
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from models.z_image.nag import Nag
 from models.z_image.transformer_z_image import Attention, Fused, ZImageTransformerBlock
 from shared import kernels
+from shared.kernel_packages import Reach
 from tests import mini
 from tests.test_transformer import inputs, pair
 
@@ -204,7 +205,7 @@ def test_nunchaku_reads_its_tile_order(monkeypatch: pytest.MonkeyPatch, fp4: boo
 
     w, x = svdq(256, 128, 32, fp4), noise(2, 3, 128).bfloat16()
     op = kernels.OPS["svdq_fp4_linear" if fp4 else "svdq_int4_linear"]
-    out = next(kernel for kernel in op.kernels if kernel.package == "nunchaku").load()(x, **w)
+    out = next(kernel for kernel in op.kernels if kernel.reach.package == "nunchaku").load()(x, **w)
     assert relative(out, svdq_exact(x, w, fp4)) < 0.005
 
 
@@ -325,7 +326,7 @@ def test_a_kernel_that_does_not_work_is_reported_once_and_left(
         raise ImportError("No module named 'comfy_kitchen'")
 
     op = kernels.OPS["int8_linear"]
-    broken = kernels.Kernel("comfy_kitchen", load if said else missing)
+    broken = kernels.Kernel(Reach("comfy_kitchen"), load if said else missing)
     monkeypatch.setitem(kernels.OPS, "int8_linear", kernels.Op(op.example, (broken,)))
     assert kernels.choose("int8_linear", CPU, (8, 6)) is None
     assert len(caplog.records) == 1 and (said or "No module named") in caplog.text

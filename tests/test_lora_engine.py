@@ -29,11 +29,12 @@ from shared.engine.engine import Engine
 from shared.engine.host import ModelHost
 from shared.imaging import metadata
 from shared.loras.multipliers import parse
-from shared.offloading import Placement, Residency
+from shared.offloading import Residency
+from shared.placement import Placement
 from shared.settings import SettingsError
 from shared.weights.loading import save_quantized
 from tests import mini, packers
-from tests.counting import CountingTransport
+from tests.cards import Card
 from tests.lora_writers import SHAPES, WRITERS, deltas, factors, lycoris_oft, save
 from tests.test_lora_library import Web
 
@@ -331,20 +332,44 @@ def test_over_a_quantized_base(quantized: Any, tmp_path: Path) -> None:
     assert torch.equal(latents(pipe), plain)
 
 
-def test_streamed_is_resident(tmp_path: Path) -> None:
-    """Logic: through a counted transport; the factors travel with their blocks, and are gone afterwards."""
+@pytest.mark.parametrize("resident", [0, 3])
+def test_a_quantized_base_streamed(card: Card, quantized: Any, resident: int, tmp_path: Path) -> None:
+    """Logic: int8 and Nunchaku int4 through either engine are what they are in RAM, bit for bit, with a LoRA
+    that comes, changes its strength and goes."""
+    processor, pipe, (shapes, names) = quantized
+    path = save(tmp_path / "a.safetensors", WRITERS["ai-toolkit"][0](mini_factors(shapes=shapes)))
+    texts = ("", "1", "0.5,0", "")
+    expected = []
+    for residency in (Residency(torch.device("cpu")), card.residency()):
+        pipe.residency = residency
+        residency.place(pipe.transformer, Placement(resident))
+        made = []
+        for text in texts:
+            processor.use_loras([path] if text else [], parse(text, 1 if text else 0), names)
+            made.append(latents(pipe, lora_strengths=processor.multipliers.at))
+        expected.append(made)
+    plain, moved = expected
+    assert all(map(torch.equal, plain, moved))
+    assert torch.equal(plain[0], plain[3]) and not torch.equal(plain[1], plain[2])
+    pipe.residency.forget()
+    assert card.live == 0
+    pipe.residency = Residency(torch.device("cpu"))
+
+
+def test_streamed_is_resident(card: Card, tmp_path: Path) -> None:
+    """Logic: either engine; the factors travel with their blocks, and are gone afterwards."""
     processor, pipe = mini.load("z_image_mini_base")
     names = family_handler.query_lora_names("z_image_base", mini.model_def("z_image_mini_base"))
     path = save(tmp_path / "a.safetensors", WRITERS["ai-toolkit"][0](mini_factors()))
     turned = lycoris_oft(shapes={name: shape for name, shape in MINI_SHAPES.items() if "attention" in name})
     oft = save(tmp_path / "b.safetensors", (turned.tensors, turned.metadata))
-    plain, transport = latents(pipe, guidance_scale=2.5), CountingTransport()
+    plain = latents(pipe, guidance_scale=2.5)
     how = dict(guidance_scale=2.5)
     try:
         processor.use_loras([path, oft], parse("1,0.5 0.4", 2), names)
         styled = latents(pipe, **how, lora_strengths=processor.multipliers.at)
         processor.use_loras([], parse("", 0), names)
-        pipe.residency = Residency(torch.device("cpu"), transport=transport)
+        pipe.residency = card.residency()
         pipe.residency.place(pipe.transformer, Placement(2))
         assert torch.equal(latents(pipe, **how), plain)
         assert processor.use_loras([path, oft], parse("1,0.5 0.4", 2), names)
@@ -354,7 +379,7 @@ def test_streamed_is_resident(tmp_path: Path) -> None:
         processor.use_loras([], parse("", 0), names)
         assert torch.equal(latents(pipe, **how), plain)
         pipe.residency.forget()
-        assert transport.live == transport.pinned == 0
+        assert card.live == 0 and (card.pinned == 0 or card.engine == "mmgp")
     finally:
         pipe.residency = Residency(torch.device("cpu"))
         processor.use_loras([], parse("", 0), names)

@@ -17,7 +17,7 @@ from shared.errors import UserError
 from shared.imaging import metadata
 from shared.settings import SETTINGS
 from shared.ui import recall
-from shared.ui.form import about_html, label
+from shared.ui.form import label
 from shared.ui.notice import notice_html
 from shared.ui.stage import queue_text, stage_html, status_text
 from shared.ui.text import duration_text, settings_line, size_text
@@ -70,15 +70,9 @@ def test_stage_shows_preview_progress_and_queue():
     assert queue_text(Sight(9, [a_job()], None, [])) == ""
 
 
-def test_a_model_to_download_names_its_weights():
-    model = SimpleNamespace(
-        name="Big",
-        description="<b>",
-        available=False,
-        missing=["https://h/a.safetensors", "https://h/b.json"],
-    )
+def test_a_model_to_download_says_so():
+    model = SimpleNamespace(name="Big", available=False)
     assert label(model) == "Big (to download)"
-    assert about_html(model) == "&lt;b&gt;<br>Its first picture downloads a.safetensors, 1 small file."
 
 
 def test_stage_keeps_the_shape_of_the_picture_before_the_first_preview():

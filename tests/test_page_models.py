@@ -35,6 +35,7 @@ def a_stock(model_id="m", *, here=(), missing=("big",), size=8e9, own=False, for
     items += [Item("text_encoder", name, None, int(size)) for name in missing]
     info = SimpleNamespace(
         id=model_id, name=names["name"], description=names["description"], available=not missing, card=card,
+        capabilities={}, defaults={},
         required=[Required(item.role, [f"{URL}/{item.name}"]) for item in items],
     )  # fmt: skip
     return Stock(info, tuple(items), forecast or Forecast(), built_in=False, own=own, arrived=0)

@@ -23,8 +23,10 @@ from shared import attention
 from shared.engine.catalog import catalog
 from shared.engine.parts import PartStore
 from shared.errors import UserError
-from shared.offloading import Placement, Residency
+from shared.offloading import Residency
+from shared.placement import Placement
 from tests import mini
+from tests.cards import Card
 from tests.counting import CountingTransport
 
 PROMPT = "a red circle on a blue background"
@@ -231,17 +233,16 @@ def test_the_same_pixels_alone_and_in_a_batch(card: str, generation: str) -> Non
     assert not np.array_equal(together[0], together[1])
 
 
-def test_the_same_pixels_streamed() -> None:
+def test_the_same_pixels_streamed(card: Card) -> None:
     expected = draw("z_image_mini", "2.1", control_image=LINES)
     pipe = copy.copy(pipeline("z_image_mini", "2.1"))
-    transport = CountingTransport()
-    pipe.residency = Residency(torch.device("cpu"), transport=transport)
+    pipe.residency = card.residency()
     for name in ("transformer", "control"):
         pipe.residency.place(pipe[name], Placement(resident_blocks=0))
     generator = torch.Generator().manual_seed(5)
     out = pipe(PROMPT, height=128, width=128, num_inference_steps=2, generator=generator, control_image=LINES)
     assert np.array_equal(np.asarray(out.images[0]), expected)
-    assert transport.moved > 2 * sum(p.nbytes for p in pipe.control.control_layers.parameters())
+    assert card.moved > 2 * sum(p.nbytes for p in pipe.control.control_layers.parameters())
     pipe.residency.forget()
 
 

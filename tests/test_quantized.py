@@ -132,6 +132,16 @@ def test_half_precision_costs_no_more_than_its_own_rounding(name: str, dtype: to
     assert (y.float() - expected).norm() < limit * expected.norm()
 
 
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_a_scale_on_the_weights_is_as_exact_as_one_on_the_result(name: str):
+    """bf16, as a card computes int8: against the exact weights and the order that a CPU takes."""
+    layer, exact = LAYERS[name]()
+    x = random(64, K, seed=1).bfloat16()
+    expected = F.linear(x.double(), exact.double(), layer.bias.double())
+    first, last = ((y.double() - expected).norm() for y in (layer.scaled_first(x), layer(x)))
+    assert first <= 1.1 * last
+
+
 def test_a_kernel_is_used_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
     asked = []
 

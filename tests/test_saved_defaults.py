@@ -172,7 +172,8 @@ def test_the_command_line_reads_the_folder_that_settings_names(root: Path, tmp_p
 def test_every_setting_can_be_saved_and_read_back(tmp_path: Path):
     """Whatever a model has: each default of the table passes through a file."""
     factory = {name: setting.default for name, setting in SETTINGS.items()}
-    capabilities = {setting.needs: True for setting in SETTINGS.values()}
+    capabilities: dict = {setting.needs: True for setting in SETTINGS.values()}
+    capabilities |= {setting.more_choices: ["another"] for setting in SETTINGS.values()}
     everything = {
         **factory, "num_inference_steps": 7, "activated_loras": ["a.safetensors"], "mask_only": True,
         "negative_prompt": "grey", "guidance_scale": 2.5, "image_format": "webp",

@@ -220,7 +220,7 @@ def test_a_start_for_others_says_the_password_once(monkeypatch, capsys, tmp_path
     engine = SimpleNamespace(
         config=SimpleNamespace(output_dir=tmp_path), start=lambda: None, stop=lambda: None
     )
-    monkeypatch.setattr(cli, "Engine", lambda *arguments: engine)
+    monkeypatch.setattr("shared.engine.engine.Engine", lambda *arguments: engine)
     monkeypatch.setattr(launch, "build", lambda engine, login: f"a page, login {login}")
     made = []
     monkeypatch.setattr(launch, "make_app", lambda *arguments: made.append(arguments))

@@ -8,7 +8,10 @@ from diffusers import ZImageTransformer2DModel as Reference
 from models.z_image.transformer_z_image import (
     ZImageConfig,
     ZImageTransformer2DModel,
+    apply_rope,
+    apply_rope_to_both,
     dit_time,
+    modulated,
     patchify,
     positions,
     unpatchify,
@@ -79,6 +82,38 @@ def test_bf16_is_as_close_as_bf16_allows(size: str) -> None:
     (theirs,), (mine,) = both(size, shapes, t, torch.bfloat16)
     assert (mine - exact).norm() <= 1.5 * (theirs - exact).norm()
     assert (mine - exact).norm() <= 0.05 * exact.norm()  # eleven bf16 blocks: some percent
+
+
+def rounded(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return x.to(dtype).double()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_inside_the_norms_weight_is_as_exact_as_one_after_it(dtype: torch.dtype) -> None:
+    """Against fp64; the reference rounds as diffusers does: norm, 1 + scale, product."""
+    g = torch.Generator().manual_seed(2)
+    x, weight, scale = (torch.randn(*shape, generator=g).to(dtype) for shape in ((1, 64, 96), (96,), (96,)))
+    norm = torch.nn.RMSNorm(96, eps=1e-5).to(dtype)
+    norm.weight.copy_(weight)
+    normed = x.double() * (x.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.double()
+    exact = normed * (1 + scale.double())
+    reference = rounded(rounded(normed, dtype) * rounded(1 + scale.double(), dtype), dtype)
+    error = (modulated(norm, x, scale).double() - exact).norm() / exact.norm()
+    assert error <= 1.05 * (reference - exact).norm() / exact.norm() + torch.finfo(torch.float32).eps
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_queries_and_keys_turned_together_are_each_turned_alone(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(3)
+    q, k = (torch.randn(1, 8, 3, 32, generator=g).to(dtype) for _ in range(2))
+    rope = torch.polar(torch.ones(1, 8, 1, 16), torch.randn(1, 8, 1, 16, generator=g))
+    before = q.clone(), k.clone()
+    both = apply_rope_to_both(q, k, rope)
+    for turned, x in zip(both, before, strict=True):
+        assert turned.dtype == dtype and torch.equal(turned, apply_rope(x, rope))
+    assert torch.equal(q, before[0]) and torch.equal(k, before[1])
 
 
 @torch.no_grad()

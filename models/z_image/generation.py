@@ -21,7 +21,7 @@ from shared.imaging.upscale import Enlarge, upscaler
 from shared.loras.apply import use_files
 from shared.loras.multipliers import Multipliers
 from shared.loras.names import ModelNames
-from shared.offloading import Placement
+from shared.placement import Placement
 from shared.weights.files import Folders
 
 #: settings that are pipeline arguments of the same name

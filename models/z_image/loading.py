@@ -30,6 +30,7 @@ from models.z_image.z_image_handler import (
 )
 from shared import attention as attention_backends
 from shared.errors import UserError
+from shared.offload_engines import default_engine
 from shared.offloading import Residency
 from shared.transport import default_device, pinned_bytes
 from shared.weights import formats
@@ -71,11 +72,13 @@ def load(
     save_quantized: bool = False,
     folders: Folders = DEFAULT_FOLDERS,
     pinned_share: float | None = None,
+    offload: str = "",
     pipeline: type[P] = ZImagePipeline,  # type: ignore[assignment]
 ) -> tuple[ZImageProcessor, P]:
     """See `family_handler.load_model`. prompt_cache: folder of encoded prompts; None keeps them in memory.
 
-    pinned_share: of the RAM, to page-lock at most. pipeline: the class to make.
+    pinned_share: of the RAM, to page-lock at most. offload: one of offload_engines.SLOTS, "" the default.
+    pipeline: the class to make.
     """
     shared = share or _alone
     place = torch.device(device) if device else default_device()
@@ -130,8 +133,12 @@ def load(
             "control", nets, f"{config} {dtype}", lambda: control.load(nets[0], transformer.config, dtype)
         )
     pipe.unified_solver = bool(model_def.get("unified_solver"))
+    engine = offload or default_engine()
     pipe.residency = shared(
-        "residency", [], str(place), lambda: Residency(place, pinned_limit=pinned_bytes(pinned_share))
+        "residency",
+        [],
+        f"{place} {engine}",
+        lambda: Residency(place, engine=engine, pinned_limit=pinned_bytes(pinned_share)),
     )
     choose_attention = functools.partial(
         attention_backends.choose,

@@ -7,6 +7,7 @@ stores its matrix (every backend here).
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -319,14 +320,15 @@ def control_variants(
     layout, value = control_layout(one, base, folders), float_bytes or ACTIVATION
 
     def published(kind: str) -> PartSize:
-        return _control_size(base, layout, kind, value)
+        return _large_or_cast(lambda count: _control_size(base, layout, kind, count), kind, value)
 
     def measured(path: Path) -> tuple[str, PartSize]:
         held, layout = layouts.read(path, Shape.of(base))
+        bits = 8 * (min(value, 2) if held.is_large else value)
         stacks = ("control_layers",) if layout.refiner == SHARED else CONTROL_STACKS
-        blocks = tuple(n for stack in stacks for n in held.block_bytes(stack, 8 * value))
-        everything = held.bytes_under("", 8 * value)
-        rest = everything - sum(sum(held.block_bytes(s, 8 * value)) for s in CONTROL_STACKS)
+        blocks = tuple(n for stack in stacks for n in held.block_bytes(stack, bits))
+        everything = held.bytes_under("", bits)
+        rest = everything - sum(sum(held.block_bytes(s, bits)) for s in CONTROL_STACKS)
         return _kind_of(held), PartSize(rest, blocks)
 
     return _alternatives(one, folders, measured, published)
@@ -392,6 +394,29 @@ def kind_by_name(name: str) -> str:
     return next((kind for rule, kind in KINDS_BY_NAME if re.search(rule, name.lower())), "bf16")
 
 
+def precisions(sources: Iterable[str], folders: Folders) -> list[str]:
+    """The kinds of these files in their order: from the headers of those that are here, else by the names of
+    those that have an address.
+    """
+    kinds = []
+    for source in sources:
+        path = locate(source, folders)
+        if path is not None:
+            kinds.append(_known_kind(path, path.stat().st_mtime_ns))
+        elif is_url(source):
+            kinds.append(kind_by_name(file_name(source)))
+    return list(dict.fromkeys(filter(None, kinds)))
+
+
+@functools.lru_cache(maxsize=256)
+def _known_kind(path: Path, time: int) -> str:
+    """Of a file or folder, which is read again when it has changed; "" for a damaged one."""
+    try:
+        return measure(path)[0]
+    except (UserError, OSError):
+        return ""
+
+
 def measure(
     path: Path,
     float_bytes: int | None = ACTIVATION,
@@ -402,14 +427,17 @@ def measure(
     held = formats.inspect([path], NAMES[role])
     kind = _kind_of(held)
     bits = 8 * (float_bytes or (4 if kind in ("fp16", "fp32") else 2))
+    if held.is_large:
+        bits = min(bits, 16)  # the layers' weights, which are nearly all of it
     blocks = [held.block_bytes(stack, bits) for stack in STACKS]
-    ram, unused = held.bytes_under("embed_tokens.", bits), 0
+    ram, unused = held.bytes_under("embed_tokens."), 0
     if role == "text_encoder":
         last = (config or {}).get("num_hidden_layers")
         blocks = [counts[: last - 1] if last else counts for counts in blocks]  # the last is never computed
         unused = held.bytes_under("norm.", bits) + held.bytes_under("lm_head.", bits)
     everything = held.bytes_under("", bits) - sum(sum(held.block_bytes(stack, bits)) for stack in STACKS)
-    return kind, PartSize(everything - ram - unused, tuple(n for counts in blocks for n in counts), ram)
+    everything -= held.bytes_under("embed_tokens.", bits)
+    return kind, PartSize(everything - unused, tuple(n for counts in blocks for n in counts), ram)
 
 
 #: kind -> bytes of a quantized weight with its group scales
@@ -423,7 +451,14 @@ def published_size(
 ) -> PartSize:
     """As loaded, of a file of `kind` that is not here yet."""
     build = _text_encoder_size if role == "text_encoder" else _transformer_size
-    return build(config, kind, float_bytes)
+    return _large_or_cast(lambda count: build(config, kind, count), kind, float_bytes)
+
+
+def _large_or_cast(size: Callable[[int], PartSize], kind: str, float_bytes: int) -> PartSize:
+    """The size with floats of `float_bytes`, but for a large model's in 16 bits, which stay as they are."""
+    halves = size(2)
+    large = kind in ("bf16", "fp16") and halves.total >= formats.LARGE
+    return halves if large else size(float_bytes)
 
 
 def download_bytes(
@@ -469,7 +504,7 @@ def _text_encoder_size(config: Mapping[str, Any], kind: str, float_bytes: int) -
     linear = 2 * h * config["head_dim"] * (heads + pairs) + 3 * h * config["intermediate_size"]
     norms = 2 * h + 2 * config["head_dim"]
     block = int(linear * WEIGHT_BYTES.get(kind, float_bytes) + norms * float_bytes)
-    embedding = config["vocab_size"] * h * float_bytes
+    embedding = config["vocab_size"] * h * ACTIVATION  # as its file has it
     return PartSize(0, (block,) * (config["num_hidden_layers"] - 1), embedding)
 
 

@@ -37,12 +37,14 @@ class Nag:
 
     def combine(self, positive: Tensor, negative: Tensor) -> Tensor:
         """The image rows' result. positive, negative: Z+ and Z-, [B, T, heads * head_dim]."""
+        if self.alpha == 0:
+            return positive
         plus = positive.float()
-        guided = self.scale * plus - (self.scale - 1) * negative.float()
-        length, own = (x.abs().sum(-1, keepdim=True) for x in (guided, plus))
+        guided = torch.lerp(negative.float(), plus, self.scale)  # scale * Z+ - (scale - 1) * Z-
+        length, own = (torch.linalg.vector_norm(x, ord=1, dim=-1, keepdim=True) for x in (guided, plus))
         # min(R, tau) / R for R = length / own, written so that it holds for an answer of zeros too
         guided = guided * (self.tau * own / length.clamp_min(1e-30)).clamp(max=1)
-        return (self.alpha * guided + (1 - self.alpha) * plus).to(positive.dtype)
+        return torch.lerp(plus, guided, self.alpha).to(positive.dtype)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ TEXT_ENCODER = Names(
     dropped=r"rotary_emb\.inv_freq$",
     mistaken=_PARTS,
     quantizable=r"\.(self_attn|mlp)\.\w+_proj$",
+    as_stored=r"^embed_tokens\.weight$",
 )
 
 _FLUX_RESNETS = tuple(

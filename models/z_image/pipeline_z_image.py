@@ -28,8 +28,10 @@ from models.z_image.tiles import Forward, Grid
 from models.z_image.transformer_z_image import Conditioning, ZImageTransformer2DModel, dit_time
 from models.z_image.unified_sampler import UnifiedConfig
 from shared.errors import UserError
+from shared.interrupt import listening
 from shared.loras.apply import set_multipliers
-from shared.offloading import Placement, Residency
+from shared.offloading import Residency
+from shared.placement import Placement
 
 PARTS = ("transformer", "text_encoder", "vae")
 SIZE_MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patches
@@ -131,9 +133,13 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         return isinstance(self._text_encoder, nn.Module)
 
     def __getitem__(self, name: str) -> nn.Module:
-        if name not in set(self):
+        if name not in self:
             raise KeyError(name)
         return getattr(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        """By name: a mapping would fetch the part, which loads the text encoder."""
+        return name in set(self)
 
     def __iter__(self) -> Iterator[str]:
         return iter(PARTS if self.control is None else (*PARTS, "control"))
@@ -227,11 +233,12 @@ class ZImagePipeline(Mapping[str, nn.Module]):
             negatives = _negative_texts(negative_prompt, wanted, defaulted)
         elif any(text.strip() for text in _as_texts(negative_prompt)):
             notes.append("The negative prompt did not act: guidance (or NAG) was off or not for this model.")
-        positive, negative = self._features(
-            [(prompts, prompt_embeds), (negatives, negative_prompt_embeds if negatives else None)],
-            max_sequence_length,
-            notes,
-        )
+        with listening(interrupt):
+            positive, negative = self._features(
+                [(prompts, prompt_embeds), (negatives, negative_prompt_embeds if negatives else None)],
+                max_sequence_length,
+                notes,
+            )
 
         rows, columns = height // self.vae_scale_factor, width // self.vae_scale_factor
         grid = Grid.of(rows, columns, tile and tile // self.vae_scale_factor)
@@ -249,6 +256,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         varied = variety.for_each(positive, num_images_per_prompt, generators) if variety.on else []
         on_phase("Denoising")
         with contextlib.ExitStack() as in_use:
+            in_use.enter_context(listening(interrupt))
             in_use.enter_context(self._in_use(self.transformer))
             conditionings: list[Conditioning] = []
             opposites: list[Conditioning] = []

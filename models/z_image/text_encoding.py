@@ -13,6 +13,7 @@ from transformers import Qwen3Config, Qwen3Model
 
 from models.z_image import prompt_cache
 from models.z_image.prompt_cache import Encoded
+from shared import interrupt
 
 #: these never influence `hidden_states[-2]`
 UNUSED = ("norm.", "lm_head.")
@@ -30,7 +31,14 @@ def make_text_encoder(config_file: Path) -> Qwen3Model:
     model = Qwen3Model(config)
     model.norm = nn.Identity()
     model.stays_in_ram = ("embed_tokens",)  # 778 MB of the 4B model, of which a prompt needs 512 rows
+    for layer in model.layers:
+        layer.register_forward_pre_hook(_heed)
     return model
+
+
+def _heed(layer: nn.Module, arguments: object) -> None:
+    """A long prompt takes a CPU half a minute."""
+    interrupt.check()
 
 
 def identity(
@@ -82,10 +90,12 @@ def encode(
 ) -> Encoded:
     """Features of one prompt at its true length: a causal model needs no padding.
 
-    The rows of the embedding table are looked up where it lies; only they travel to `device`.
+    The rows of the embedding table are looked up where it lies, in the dtype of its file; only they become
+    the encoder's and travel to `device`. Raises Cancelled between layers.
     """
     ids, dropped = tokenize(tokenizer, prompt, max_sequence_length)
     table = text_encoder.embed_tokens
-    embeds = table(torch.tensor([ids], device=table.weight.device)).to(device)
+    embeds = table(torch.tensor([ids], device=table.weight.device))
+    embeds = embeds.to(device, text_encoder.layers[0].input_layernorm.weight.dtype)
     output = text_encoder(inputs_embeds=embeds, use_cache=False)
     return Encoded(output.last_hidden_state[0], dropped)

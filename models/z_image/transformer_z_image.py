@@ -32,6 +32,7 @@ from models.z_image.nag import Nag, NagAttend
 from shared import attention as attention_backends
 from shared import kernels
 from shared.errors import Cancelled, UserError
+from shared.interrupt import check
 from shared.loras.apply import norm_weight
 
 log = logging.getLogger(__name__)
@@ -121,16 +122,23 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype == torch.float16 else x
 
 
-def rms(norm: nn.RMSNorm, x: Tensor) -> Tensor:
-    """norm(x), in float32 where the weights are float16."""
-    if norm.weight.dtype != torch.float16:
+def rms(norm: nn.RMSNorm, x: Tensor, scale: Tensor | None = None) -> Tensor:
+    """norm(x) * (1 + scale), in float32 where the weights are float16. scale: [dim].
+
+    The scale goes into the norm's weight, so that x is read and written once and rounded once.
+    """
+    half = norm.weight.dtype == torch.float16
+    if scale is None and not half:
         return norm(x)
-    return F.rms_norm(x.float(), norm.normalized_shape, norm_weight(norm).float(), norm.eps)
+    weight = norm_weight(norm)
+    if scale is not None:
+        weight = torch.addcmul(weight, weight, scale)
+    return F.rms_norm(wide(x), norm.normalized_shape, wide(weight), norm.eps)
 
 
-def modulated(norm: nn.RMSNorm, x: Tensor, scale: Tensor | None) -> Tensor:
-    """norm(x) * (1 + scale), for a linear layer to read."""
-    h = rms(norm, x) if scale is None else rms(norm, x) * (1 + scale)
+def modulated(norm: nn.RMSNorm, x: Tensor, scale: Tensor | None = None) -> Tensor:
+    """norm(x) * (1 + scale), for a linear layer to read. scale: [dim]."""
+    h = rms(norm, x, scale)
     return h.clamp(-HALF_MAX, HALF_MAX).half() if norm.weight.dtype == torch.float16 else h
 
 
@@ -153,6 +161,17 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
         (a, b), cos, sin = pairs.unbind(-1), rope.real, rope.imag
         return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(3).type_as(x)
     return torch.view_as_real(torch.view_as_complex(pairs) * rope).flatten(3).type_as(x)
+
+
+def apply_rope_to_both(q: Tensor, k: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+    """apply_rope of each, bit for bit; 16-bit ones are turned together, which takes fewer kernels."""
+    if q.dtype == torch.float32 or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return apply_rope(q, rope), apply_rope(k, rope)
+    both = torch.empty(2, *q.shape, dtype=torch.float32, device=q.device)
+    both[0], both[1] = q, k
+    torch.view_as_complex(both.unflatten(-1, (-1, 2))).mul_(rope)
+    q, k = both.type_as(q)
+    return q, k
 
 
 class TimestepEmbedder(nn.Module):
@@ -203,8 +222,7 @@ class Attention(nn.Module):
             weights = norm_weight(self.norm_q), norm_weight(self.norm_k)
             q, k = self.fused.rms_rope(q, k, rope, *weights, self.norm_q.eps)
         else:
-            q = apply_rope(self.norm_q(q), rope)
-            k = apply_rope(self.norm_k(k), rope)
+            q, k = apply_rope_to_both(self.norm_q(q), self.norm_k(k), rope)
         attend = self.attend if split is None else split(self.attend)
         return wide(in_range(self.to_out(attend(q, k, v))))
 
@@ -256,24 +274,23 @@ class ZImageTransformerBlock(nn.Module):
     def forward(
         self, x: Tensor, rope: Tensor, temb: Tensor | None = None, split: Split | None = None
     ) -> Tensor:
-        """x: [B, T, dim]; temb: [B or 1, 256]. Without gradients x is overwritten and returned."""
+        """x: [1, T, dim]; temb: [1, 256]. Without gradients x is overwritten and returned."""
         scale_msa = gate_msa = scale_mlp = gate_mlp = None
         if self.modulation:
-            scale_msa, gate_msa, scale_mlp, gate_mlp = (
-                self.adaLN_modulation(temb).unsqueeze(1).chunk(4, dim=2)
-            )
+            scales, gates = self.adaLN_modulation(temb).view(2, 2, -1).unbind(1)
+            (scale_msa, scale_mlp), (gate_msa, gate_mlp) = scales, gates.tanh()
         h = self.attention(modulated(self.attention_norm1, x, scale_msa), rope, split)
         x = self.add_normed(x, gate_msa, self.attention_norm2, h)
         h = self.feed_forward(modulated(self.ffn_norm1, x, scale_mlp))
         return self.add_normed(x, gate_mlp, self.ffn_norm2, h)
 
     def add_normed(self, x: Tensor, gate: Tensor | None, norm: nn.RMSNorm, h: Tensor) -> Tensor:
-        """x + tanh(gate) * norm(h), without a gate x + norm(h)."""
+        """x + gate * norm(h), without a gate x + norm(h)."""
         if gate is None:
             return add_gated(x, None, rms(norm, h))
         if self.fused.rms_gated_residual is not None:
-            return self.fused.rms_gated_residual(h, norm_weight(norm), x, gate.tanh(), norm.eps)
-        return add_gated(x, gate.tanh(), rms(norm, h))
+            return self.fused.rms_gated_residual(h, norm_weight(norm), x, gate[None, None], norm.eps)
+        return add_gated(x, gate, rms(norm, h))
 
 
 class FinalLayer(nn.Module):
@@ -499,10 +516,11 @@ class ZImageTransformer2DModel(nn.Module):
         rope = self.rope(positions(length, height // p, width // p), device)
         norm: Any = self.cap_embedder[0]
         features = cap_feats.float() if self.dtype == torch.float16 else cap_feats.to(self.dtype)
-        caption = self.cap_embedder[1](modulated(norm, features, None))
+        caption = self.cap_embedder[1](modulated(norm, features))
         caption = wide(torch.cat((caption, self.cap_pad_token.expand(length - len(caption), -1))))[None]
         angles = self._angles(rope[:, image_tokens:])
         for block in self.context_refiner:
+            check()
             caption = block(caption, angles)
         return Conditioning(caption, rope, image_tokens, height, width)
 
@@ -583,7 +601,9 @@ class ZImageTransformer2DModel(nn.Module):
 
     def _embed_image(self, patches: Tensor, c: Conditioning) -> Tensor:
         x = self.all_x_embedder[self.config.key](patches.to(self.dtype))
-        return wide(torch.cat((x, self.x_pad_token.expand(c.image_tokens - len(x), -1))))[None]
+        if missing := c.image_tokens - len(x):
+            x = torch.cat((x, self.x_pad_token.expand(missing, -1)))
+        return wide(x)[None]
 
     def _project(self, x: Tensor, temb: Tensor, c: Conditioning) -> Tensor:
         rows, columns = c.height // self.config.patch_size, c.width // self.config.patch_size

@@ -19,6 +19,7 @@ from models.z_image.unified_sampler import resolve, time_grid
 from shared.errors import UserError
 from shared.footprint import Needs, Offers
 from shared.imaging.hires import Hires
+from shared.interrupt import imported
 from shared.loras.names import ModelNames
 from shared.settings import ATTENTION_PACKAGES
 from shared.settings_texts import parse_outpaint, parse_parameters, parse_resolution
@@ -172,6 +173,15 @@ class family_handler:
         return memory.offers(needed, _configs(model_def, folders), folders, float_bytes)
 
     @staticmethod
+    def query_precisions(
+        base_model_type: str, model_def: Mapping[str, Any], folders: Folders | None = None
+    ) -> list[str]:
+        """How the transformer's files are stored that are here or can be fetched, by their names, the most
+        precise first.
+        """
+        return memory.precisions(list(model_def["URLs"]), folders or DEFAULT_FOLDERS)
+
+    @staticmethod
     def query_download_bytes(
         base_model_type: str,
         model_def: Mapping[str, Any],
@@ -271,6 +281,7 @@ class family_handler:
         save_quantized: bool = False,
         folders: Folders | None = None,
         pinned_share: float | None = None,
+        offload: str = "",
     ) -> tuple[ZImageProcessor, ZImagePipeline]:
         """(processor for jobs, callable pipeline). Raises UserError naming a file that is missing or does
         not fit.
@@ -283,8 +294,10 @@ class family_handler:
         already loaded (see loading.Share); the processor's `apply_plan` then says what goes where.
         save_quantized: write an int8 file beside an unquantized transformer. folders: where files are looked
         for, by default in the project and its ckpts/. pinned_share: of the RAM, to page-lock at most; default
-        what the system bears.
+        what the system bears. offload: what moves the weights to the card, "mmgp" (the default where it is
+        installed) or "stream".
         """
+        imported("models.z_image.loading")
         from models.z_image.loading import load
 
         if text_encoder_quantization not in QUANTIZATIONS:
@@ -307,6 +320,7 @@ class family_handler:
             save_quantized=save_quantized,
             folders=folders or DEFAULT_FOLDERS,
             pinned_share=pinned_share,
+            offload=offload,
         )
 
 

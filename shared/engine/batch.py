@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from shared.engine.catalog import Catalog
+from shared.engine.consent import amount
 from shared.engine.engine import Engine
 from shared.engine.grid import Grid, plan
 from shared.engine.inputs import check_pictures
+from shared.engine.outlook import Outlook
 from shared.engine.records import CANCELLED, DONE, ENDED, Event
 from shared.engine.tasks import Task
 from shared.errors import UserError
@@ -72,11 +74,13 @@ class Reporter:
         for key, reason in ignored.items():
             self.problem(number, f"'{key}' is ignored: {reason}")
 
-    def planned(self, task: Valid, plan: str = "") -> None:
-        """What would run, and how ("" where that is not known)."""
+    def planned(self, task: Valid, found: Outlook) -> None:
+        """What would run and how, and what would be fetched first."""
         settings = task.validated.settings
+        plan = "" if found.plan is None else found.plan.report()
         if self._as_json:
-            self._object(_item(task) | {"status": "valid", "settings": settings, "plan": plan})
+            fetched = {"download_bytes": found.left, "download": [one.source for one in found.missing]}
+            self._object(_item(task) | {"status": "valid", "settings": settings, "plan": plan} | fetched)
             return
         seed = "random" if settings["seed"] == -1 else settings["seed"]
         print(
@@ -86,6 +90,9 @@ class Reporter:
         )
         if plan:
             print(f"{task.name}: {plan}")
+        if found.left:
+            names = ", ".join(one.name for one in found.missing if one.left)
+            print(f"{task.name}: downloads {amount(found.left, found.kind)} first: {names}")
 
     def result(self, task: Valid, engine: Engine, job_id: int) -> None:
         """How a job ended."""

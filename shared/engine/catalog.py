@@ -211,6 +211,7 @@ def _describe(
 ) -> ModelInfo:
     capabilities = {
         "upscalers": list(upscalers(folders)),
+        "precisions": _precisions(card, handler, folders),
         **handler.query_model_def(card.architecture, card.model),
     }
     names = [setting.name for setting in SETTINGS.values() if applies(setting, capabilities)]
@@ -235,6 +236,13 @@ def _describe(
         lora_folder=_lora_folder(card, handler, lora_folders) if capabilities.get("loras") else None,
         factory=factory,
     )
+
+
+def _precisions(card: Card, handler: Any, folders: Folders) -> list[str]:
+    """Of the model's files, where there is a choice."""
+    ask = getattr(handler, "query_precisions", None)
+    found = ask(card.architecture, card.model, folders) if ask else []
+    return found if len(found) > 1 else []
 
 
 def _lora_folder(card: Card, handler: Any, folders: LoraFolders) -> Path:

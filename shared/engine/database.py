@@ -101,6 +101,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             END""",
     ),
     ("CREATE INDEX images_by_path ON images (path)",),
+    ("CREATE TABLE agreed_downloads (source TEXT PRIMARY KEY, time REAL NOT NULL)",),
 )
 
 

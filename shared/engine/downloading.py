@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from shared.engine.catalog import Catalog, ModelInfo
-from shared.engine.host import chosen
-from shared.engine.planner import Machine, Plan
+from shared.engine.consent import Agreed
+from shared.engine.outlook import Outlook, unplanned
+from shared.engine.planner import Machine
 from shared.errors import Cancelled, UserError
-from shared.weights.downloads import DownloadProgress, discard, ensure, parts
-from shared.weights.files import Folders, Required, describe
+from shared.weights.downloads import DownloadProgress, discard, ensure
+from shared.weights.files import Folders, Required
 
 log = logging.getLogger(__name__)
 
@@ -51,18 +52,21 @@ class Download:
 
 
 class Downloads:
-    """models: the catalog as it is now. plan: of a job with the model's defaults, None where there is none.
-    finished: is called from the downloading thread whenever a download has ended, however it ended.
+    """models: the catalog as it is now. outlook: of a job with the model's defaults. finished: is called from
+    the downloading thread whenever a download has ended, however it ended. agreed: a download that is asked
+    for here needs no other yes.
     """
 
     def __init__(
         self,
         models: Callable[[], Catalog],
         folders: Folders,
-        plan: Callable[[ModelInfo, Machine | None], Plan | None],
+        outlook: Callable[..., Outlook],
         finished: Callable[[], object],
+        agreed: Agreed | None = None,
     ):
-        self._models, self._folders, self._plan, self._finished = models, folders, plan, finished
+        self._models, self._folders, self._outlook, self._finished = models, folders, outlook, finished
+        self._agreed = agreed
         self._lock = threading.RLock()
         self._table: dict[str, Download] = {}  # in the order in which they were asked for
         self._thread: threading.Thread | None = None
@@ -75,27 +79,17 @@ class Downloads:
         with self._lock:
             return dict(self._table)
 
-    def wanted(self, info: ModelInfo, machine: Machine | None = None) -> list[Required]:
-        """The model's files, each with the alternative that has been begun, else with the one that suits this
-        computer.
+    def outlook(self, info: ModelInfo, machine: Machine | None = None) -> Outlook:
+        """The model's files, and how a picture would be made of them; whoever wants a model that cannot be
+        planned here gets its first files.
 
         machine: this computer, where the caller has looked at it already.
         """
         try:
-            plan = self._plan(info, machine)
-        except (UserError, OSError) as error:  # whoever wants the model anyway gets its first files
+            return self._outlook(info, machine=machine)
+        except (UserError, OSError) as error:
             log.info("No plan for %s: %s", info.id, error)
-            plan = None
-        suited = info.required if plan is None else chosen(info.required, plan)
-        return [self._begun(one) or best for one, best in zip(info.required, suited, strict=True)]
-
-    def _begun(self, one: Required) -> Required | None:
-        """With the alternative of which the most has come; the plan may have changed since it was begun."""
-        if describe(one, self._folders).on_disk:
-            return None
-        each = [replace(one, alternatives=[source]) for source in one.alternatives]
-        come = {sum(parts([single], self._folders).values()): single for single in each}
-        return come[max(come)] if come and max(come) else None
+            return unplanned(info, self._folders)
 
     def free_bytes(self) -> int:
         """Free on the disk that downloads go to."""
@@ -107,8 +101,11 @@ class Downloads:
     def start(self, model_id: str) -> None:
         """Begin or go on; behind those that were asked for before. UserError when there is nothing to do."""
         info = self._models().model(model_id)
-        if info.available:
+        missing = self.outlook(info).missing
+        if not missing:
             raise UserError(f"All files of {info.name} are on this computer already.")
+        if self._agreed is not None:
+            self._agreed.give(one.source for one in missing)
         with self._lock:
             before = self._table.pop(model_id, Download(model_id, PAUSED))
             running = before.status == RUNNING
@@ -178,7 +175,7 @@ class Downloads:
 
         try:
             info = self._models().model(model_id)
-            ensure(self.wanted(info), self._folders, report, lambda: not self._runs(model_id))
+            ensure(self.outlook(info).files, self._folders, report, lambda: not self._runs(model_id))
         except Cancelled:
             with self._lock:
                 cancelled = model_id not in self._table
@@ -207,7 +204,10 @@ class Downloads:
         models = self._models().models
         others = [models[one].required for one in self.look() if one in models]
         needed = {required for one in others for required in map(_key, one)}
-        discard([one for one in info.required if _key(one) not in needed], self._folders)
+        unneeded = [one for one in info.required if _key(one) not in needed]
+        if self._agreed is not None:
+            self._agreed.withdraw(source for one in unneeded for source in one.alternatives)
+        discard(unneeded, self._folders)
 
 
 def _key(required: Required) -> tuple[str, tuple[str, ...]]:

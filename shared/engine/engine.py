@@ -8,22 +8,25 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from shared import config as config_file
 from shared.engine.catalog import Catalog, HandlerFor, ModelInfo
 from shared.engine.configuration import EngineConfig, read_catalog, worker_arguments, worker_environment
+from shared.engine.consent import Agreed
 from shared.engine.downloading import Downloads
 from shared.engine.forever import Forever
 from shared.engine.grid import Grid
 from shared.engine.grid import plan as plan_grid
-from shared.engine.host import plan_job
 from shared.engine.inputs import PICTURES, keep_pictures
 from shared.engine.loras import check_addresses
 from shared.engine.machine import survey
-from shared.engine.planner import Machine, Plan
+from shared.engine.outlook import Outlook, outlook
+from shared.engine.planner import Machine
 from shared.engine.preferences import Preferences
+from shared.engine.questions import Questions
 from shared.engine.records import ENDED, Event
 from shared.engine.store import JobStore
 from shared.engine.supervisor import Supervisor
@@ -50,7 +53,11 @@ class Engine:
         self.catalog: Catalog
         self.reload_catalog()
         self.preferences = Preferences(self.config, lambda: self.catalog, self.reload_catalog, self._use)
-        self.downloads = Downloads(lambda: self.catalog, config.folders, self.plan, self.reload_catalog)
+        self.agreed = Agreed(self.store.database)
+        self.questions = Questions(self.store, self.agreed, lambda: self.catalog, self.outlook)
+        self.downloads = Downloads(
+            lambda: self.catalog, config.folders, self.outlook, self.reload_catalog, self.agreed
+        )
         self._supervisor = Supervisor(
             self.store,
             self._worker_command(),
@@ -70,18 +77,20 @@ class Engine:
         newest_wins: bool = False,
         uploads: Path | None = None,
         client: str = "",
+        download: bool = False,
     ) -> tuple[int, Validated]:
         """Validate and queue one job as it stands: (its id, what was understood). SettingsError lists what is
         wrong.
 
         newest_wins, client: see JobStore.submit. uploads: given for settings that come over the network;
         pictures are then read from there and from the outputs alone, LoRAs are fetched from the internet
-        alone, and QueueFull is raised while MAX_WAITING jobs wait.
+        alone, and QueueFull is raised while MAX_WAITING jobs wait. download: a yes to a large download, which
+        jobs of the page wait for otherwise; NotAgreed for others.
         """
         if not newest_wins and uploads is not None:
             self._check_room(1)
         ready = self._ready([self.catalog.validate(values)], uploads)
-        return self._queue(ready, source, output_dir, newest_wins, client)[0]
+        return self._queue(ready, source, output_dir, newest_wins, client, download)[0]
 
     def submit_all(
         self,
@@ -90,6 +99,7 @@ class Engine:
         output_dir: Path | None = None,
         uploads: Path | None = None,
         client: str = "",
+        download: bool = False,
     ) -> list[tuple[int, Validated]]:
         """Queue every job that `values` stand for, in order: what a user wrote is submitted by this.
 
@@ -98,13 +108,13 @@ class Engine:
         """
         if axes := _axes(values):
             planned = self.plan_grid(_without_axes(values), axes)
-            _, job_ids = self.submit_grid(planned, source, output_dir, uploads, client)
+            _, job_ids = self.submit_grid(planned, source, output_dir, uploads, client, download)
             return list(zip(job_ids, (cell.validated for cell in planned.cells), strict=True))
         jobs = self.catalog.validate_all(values)
         if uploads is not None:
             self._check_room(len(jobs))
         ready = self._ready(jobs, uploads)
-        return self._queue(ready, source, output_dir, client=client)
+        return self._queue(ready, source, output_dir, client=client, download=download)
 
     def submit_grid(
         self,
@@ -113,6 +123,7 @@ class Engine:
         output_dir: Path | None = None,
         uploads: Path | None = None,
         client: str = "",
+        download: bool = False,
     ) -> tuple[int, list[int]]:
         """Queue the cells that `plan_grid` made: (the grid's id, the jobs' in the order of the cells).
 
@@ -125,9 +136,14 @@ class Engine:
             (cell.number, one.settings, one.notes) for cell, one in zip(planned.cells, kept, strict=True)
         ]
         base = next(settings for number, settings, _ in cells if number == 0)
-        return self.store.submit_grid(
-            planned.record(), base, cells, source=source, output_dir=self._folder(output_dir), client=client
-        )
+        waits = self.questions.permit([one.settings for one in kept], source, download)
+        with self.store.together():
+            grid_id, job_ids = self.store.submit_grid(
+                planned.record(), base, cells, source=source, output_dir=self._folder(output_dir),
+                client=client,
+            )  # fmt: skip
+            self.store.ask(compress(job_ids, waits))
+        return grid_id, job_ids
 
     def plan_grid(self, values: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Grid:
         """The pictures for each combination of `axes` (see grid.plan). SettingsError with all problems."""
@@ -145,7 +161,10 @@ class Engine:
         that the job has begun; either way it stays as it is.
         """
         validated = self._ready([self.catalog.validate_one(values)], uploads)[0]
-        self.store.edit(job_id, validated.settings, validated.notes)
+        waits = self.questions.permit([validated.settings], self.store.job(job_id).source, False)
+        with self.store.together():
+            self.store.edit(job_id, validated.settings, validated.notes)
+            self.store.ask(compress([job_id], waits))
         return validated
 
     def one_more(self, job_id: int, client: str = "") -> int:
@@ -201,13 +220,17 @@ class Engine:
         output_dir: Path | None,
         newest_wins: bool = False,
         client: str = "",
+        download: bool = False,
     ) -> list[tuple[int, Validated]]:
+        waits = self.questions.permit([job.settings for job in jobs], source, download)
         append = partial(
             self.store.submit, source=source, output_dir=self._folder(output_dir), newest_wins=newest_wins,
             client=client,
         )  # fmt: skip
         with self.store.together():
-            return [(append(job.settings, notes=job.notes), job) for job in jobs]
+            queued = [(append(job.settings, notes=job.notes), job) for job in jobs]
+            self.store.ask(compress((job_id for job_id, _ in queued), waits))
+        return queued
 
     def _folder(self, output_dir: Path | None) -> str | None:
         """Where the images of a job go; None: into the folder of the day."""
@@ -223,6 +246,7 @@ class Engine:
         self._supervisor.start()
         if self.supervises:
             self.forever.tell_of_the_last_stop()
+            self.questions.open()  # files may have been put there meanwhile
         else:
             log.info("Another ZGP process works on %s; this one uses its worker.", self.config.database)
 
@@ -276,17 +300,23 @@ class Engine:
         """The catalog as it would be with these cards of the user: id -> content."""
         return read_catalog(self.config, self._handler_for, cards)
 
-    def plan(self, model: ModelInfo, machine: Machine | None = None) -> Plan | None:
-        """How a job with the model's default settings is made; None for models that say nothing of their
-        memory. UserError when it cannot be. machine: by default what the system says of this one.
+    def outlook(
+        self,
+        model: ModelInfo,
+        settings: Mapping[str, Any] | None = None,
+        machine: Machine | None = None,
+    ) -> Outlook:
+        """How a job with these settings, by default the model's own, is made here, and its files. UserError
+        when it cannot be. machine: by default what the system says of this one.
         """
         config = self.config
-        return plan_job(
+        return outlook(
             model,
             config.folders,
-            model.defaults,
+            model.defaults if settings is None else settings,
             lambda: machine or survey(config.gpu),
             config.overrides,
+            agreed=self.agreed.given(),
         )
 
     def loras(self, model_id: str) -> Library:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import re
 import sqlite3
 
-from shared.errors import UserError
+from shared.errors import UserError, is_out_of_memory
 
 OUT_OF_MEMORY = (
-    "The memory did not suffice for this job: choose a smaller resolution, fewer images at once or a smaller "
-    "model, or close other programs that use the graphics card."
+    "The graphics card's memory did not suffice for this job: choose a smaller resolution, fewer images at "
+    "once or a smaller model, or close other programs that use the graphics card."
+)
+OUT_OF_RAM = (
+    "The computer's memory (RAM) did not suffice for this job: choose a smaller file of the model (int8), a "
+    "smaller resolution or fewer images at once, or close other programs."
 )
 DISK_FULL = "The disk is full: free some space, or choose another output folder, and run this job again."
 
@@ -19,11 +24,10 @@ def is_expected(error: BaseException) -> bool:
     return isinstance(error, UserError) or is_out_of_memory(error) or is_disk_full(error)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True  # torch's class is known by name: this file must not import torch
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+def is_on_the_card(error: BaseException) -> bool:
+    """Whether it was a card's memory that did not suffice, and not the RAM."""
+    named = re.search(r"\b(cuda|hip|mps)\b", str(error).lower())
+    return type(error).__name__ == "OutOfMemoryError" or named is not None
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -46,7 +50,7 @@ def sentence(error: BaseException, log_file: str) -> str:
     if isinstance(error, UserError):
         return str(error)
     if is_out_of_memory(error):
-        return OUT_OF_MEMORY
+        return OUT_OF_MEMORY if is_on_the_card(error) else OUT_OF_RAM
     if is_disk_full(error):
         return DISK_FULL
     message = " ".join(str(error).split()) or "no message"

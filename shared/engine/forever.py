@@ -9,13 +9,13 @@ from typing import Any
 
 from shared.engine.inputs import PICTURES
 from shared.engine.records import CANCELLED, DONE, ENDED
+from shared.engine.records import FOREVER as SOURCE
 from shared.engine.store import JobStore
 from shared.errors import UserError
 from shared.settings_check import Validated
 
 log = logging.getLogger(__name__)
 
-SOURCE = "forever"  # of its jobs
 POLL_SECONDS = 0.05
 ENDED_WITH_THE_PROGRAM = "Generate forever ended when the program was stopped; this was its last round."
 

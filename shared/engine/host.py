@@ -5,20 +5,23 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from shared.engine import machine, planner
+from shared.engine import consent, machine
 from shared.engine.catalog import HandlerFor, LoraFolders, ModelInfo, catalog
 from shared.engine.hashes import FileHashes, names_of
 from shared.engine.loras import Loras, gather
+from shared.engine.outlook import NOTHING, Outlook, outlook
 from shared.engine.parts import PartStore
 from shared.engine.planner import NO_OVERRIDES, Machine, Overrides, Plan
-from shared.errors import Cancelled, UserError
+from shared.errors import UserError
 from shared.imaging.hires import LANCZOS, needs_no_model
 from shared.imaging.upscale import Enlarger
+from shared.interrupt import listening
+from shared.weights import heap
 from shared.weights.downloads import DownloadProgress, ensure
 from shared.weights.files import Folders, Required, describe
 
@@ -72,7 +75,7 @@ class ModelHost:
     common stays.
 
     machine: reads what there is to compute on. save_quantized: write an int8 file beside a loaded one.
-    lora_folders: as for the catalog.
+    lora_folders: as for the catalog. agreed: the downloads that somebody said yes to; None: no yes is needed.
     """
 
     def __init__(
@@ -85,7 +88,9 @@ class ModelHost:
         handler_for: HandlerFor | None = None,
         machine: Callable[[], Machine] = machine.read,
         lora_folders: LoraFolders | None = None,
+        agreed: Callable[[], Collection[str]] | None = None,
     ):
+        self._agreed = agreed
         self._folders, self._gpu, self._overrides = folders, gpu, overrides
         self._save_quantized, self._handler_for, self._machine = save_quantized, handler_for, machine
         self._lora_folders = lora_folders
@@ -107,12 +112,18 @@ class ModelHost:
         return found.model(model_id)
 
     def get(
-        self, model_id: str, report: Report, settings: Mapping[str, Any] | None = None, rung: int = 0
+        self,
+        model_id: str,
+        report: Report,
+        settings: Mapping[str, Any] | None = None,
+        rung: int = 0,
+        careful: bool = False,
     ) -> LoadedModel:
         """The loaded model, placed as a job with `settings` needs it; downloads what is missing.
 
         settings: None for no job's: the model's defaults without LoRAs. rung: of the planner's ladder.
-        Raises UserError or Cancelled.
+        careful: see planner.careful; on a CPU the rung says it.
+        Raises UserError, which is NotAgreed where a download waits for a yes, or Cancelled.
         """
         self.planned = None
         info = self.info(model_id)
@@ -124,19 +135,26 @@ class ModelHost:
             Loras() if settings is None else gather(info, settings, download_report(report), report.cancelled)
         )
         wanted = info.defaults if settings is None else settings
-        self.planned = plan = self.plan(info, wanted, rung, loras.bytes)
-        if plan is not None and plan.on_card and (self._loaded is None or plan != self._loaded.plan):
-            report.phase(f"Plan: {plan.sentence()}")
-            log.info("Plan for %s: %s", info.id, plan.sentence())
-        needed = info.required if plan is None else chosen(info.required, plan)
+        with listening(report.cancelled):
+            found = self.outlook(info, wanted, rung, loras.bytes, careful)
+        self.planned = plan = found.plan
+        said = plan is not None and (plan.on_card or plan.warning)
+        if plan is not None and said and (self._loaded is None or plan != self._loaded.plan):
+            report.phase(f"Plan: {plan.report()}")
+            log.info("Plan for %s: %s", info.id, plan.report())
         known = self._loaded
-        if known is None or known.info.card != info.card or not _serves(known.files, needed, self._folders):
-            files = ensure(needed, self._folders, download_report(report), report.cancelled)
-            if report.cancelled():
-                raise Cancelled
-            known = None
-            self._make_room(files)
-            known = self._load(info, files, plan, report)
+        if (
+            known is None
+            or known.info.card != info.card
+            or not _serves(known.files, found.files, self._folders)
+        ):
+            if self._agreed is not None:
+                consent.check(info, found, self._agreed())
+            files = ensure(found.files, self._folders, download_report(report), report.cancelled)
+            with listening(report.cancelled):
+                known = None
+                self._make_room(files)
+                known = self._load(info, files, plan, report)
         if plan is not None and known.plan != plan:
             known.processor.apply_plan(plan)
             known = replace(known, plan=plan)
@@ -157,12 +175,27 @@ class ModelHost:
             hashes = FileHashes({str(path): path for path in loras.paths})
         return replace(known, loras=loras, lora_hashes=hashes)
 
-    def plan(
-        self, info: ModelInfo, settings: Mapping[str, Any], rung: int = 0, lora_bytes: int = 0
-    ) -> Plan | None:
-        """How a job is made here; None for families that say nothing of their memory."""
-        machine, overrides = self._machine, self._overrides
-        return plan_job(info, self._folders, settings, machine, overrides, rung, lora_bytes=lora_bytes)
+    def outlook(
+        self,
+        info: ModelInfo,
+        settings: Mapping[str, Any],
+        rung: int = 0,
+        lora_bytes: int = 0,
+        careful: bool = False,
+    ) -> Outlook:
+        """How a job is made here, and its files. UserError when it cannot be."""
+        agreed = NOTHING if self._agreed is None else self._agreed()
+        return outlook(
+            info,
+            self._folders,
+            settings,
+            self._machine,
+            self._overrides,
+            rung=rung,
+            lora_bytes=lora_bytes,
+            careful=careful,
+            agreed=agreed,
+        )
 
     def give_way(self) -> None:
         """Take everything off the card after a job that did not fit; the weights stay in RAM."""
@@ -198,7 +231,11 @@ class ModelHost:
         modules = [path for role, path in files.items() if role.startswith("module")]
         options: dict[str, Any] = self._dtype_argument()
         if plan is not None:
-            options |= {"share": self._parts.share, "pinned_share": self._overrides.reserved}
+            options |= {
+                "share": self._parts.share,
+                "pinned_share": self._overrides.reserved,
+                "offload": plan.engine,
+            }
         if self._save_quantized:
             options["save_quantized"] = True
         processor, pipe = info.handler.load_model(
@@ -222,51 +259,6 @@ class ModelHost:
         return {"dtype": getattr(torch, DTYPES[self._overrides.dtype])}
 
 
-def plan_job(
-    info: ModelInfo,
-    folders: Folders,
-    settings: Mapping[str, Any],
-    read_machine: Callable[[], Machine],
-    overrides: Overrides,
-    rung: int = 0,
-    *,
-    lora_bytes: int = 0,
-) -> Plan | None:
-    """How a job is made on a machine; None for families that say nothing of their memory. UserError when it
-    cannot be.
-    """
-    if not hasattr(info.handler, "query_memory"):
-        return None
-    here, model = read_machine(), (info.architecture, info.card.model)
-    more = {"lora_bytes": lora_bytes} if lora_bytes else {}
-    offers = info.handler.query_offers(*model, folders, here.float_bytes)
-    if not offers.transformer:
-        raise UserError(
-            f"{' or '.join(info.missing)} is in none of the folders of models and the card of {info.name} "
-            f"gives no address to download it from: put it into {folders.ckpts}, or correct the card."
-        )
-    return planner.plan(
-        here,
-        offers,
-        info.handler.query_memory(*model, settings, folders, **more),
-        overrides,
-        rung=rung,
-    )
-
-
-def chosen(required: Sequence[Required], plan: Plan) -> list[Required]:
-    """The required files with the plan's choice as the only alternative."""
-    sources = {"transformer": plan.transformer.source}
-    if plan.transformer.module is not None:
-        sources["module0"] = plan.transformer.module.source
-    if plan.text_encoder is not None:
-        sources["text_encoder"] = plan.text_encoder.source
-    return [
-        replace(one, alternatives=[sources[one.role]]) if sources.get(one.role) in one.alternatives else one
-        for one in required
-    ]
-
-
 def _serves(files: Mapping[str, Path], needed: Sequence[Required], folders: Folders) -> bool:
     """Whether the loaded files are those that are needed now."""
     wanted: dict[str, Path | None] = {}
@@ -277,6 +269,7 @@ def _serves(files: Mapping[str, Path], needed: Sequence[Required], folders: Fold
 
 def _empty_caches() -> None:
     gc.collect()
+    heap.trim()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

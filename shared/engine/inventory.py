@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.engine import plan_table
 from shared.engine.catalog import Catalog, ModelInfo
 from shared.engine.engine import Engine
 from shared.engine.machine import survey
+from shared.engine.plan_table import Row
 from shared.engine.planner import Machine
 from shared.engine.records import DONE, Job
 from shared.errors import UserError
 from shared.weights import formats
 from shared.weights.downloads import parts
-from shared.weights.files import Folders, Required, destination, file_name, is_url, locate
+from shared.weights.files import Folders, Required, destination, is_url, locate
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +51,8 @@ class Item:
 class Forecast:
     """What a picture with the model's defaults takes here.
 
-    memory: the plan in words; problem: why there is none. seconds: per picture, None when nobody knows;
-    measured: of how many jobs it is the median, 0 for the planner's estimate.
+    memory: the plan in the words of plan_table; problem: why there is none. seconds: per picture, None when
+    nobody knows; measured: of how many jobs it is the median, 0 for the planner's estimate.
     """
 
     memory: str = ""
@@ -63,7 +65,7 @@ class Forecast:
 class Stock:
     """One model as it stands. built_in: its files come with the program. own: its card is the user's.
 
-    arrived: bytes of unfinished downloads.
+    arrived: bytes of unfinished downloads. elsewhere: the plan for a card that was asked about, "" for none.
     """
 
     info: ModelInfo
@@ -72,6 +74,7 @@ class Stock:
     built_in: bool
     own: bool
     arrived: int
+    elsewhere: str = ""
 
     @property
     def here(self) -> list[Item]:
@@ -92,28 +95,37 @@ class Stock:
         return max(0, sum(item.size for item in self.missing) - self.arrived)
 
 
-def take_stock(engine: Engine) -> list[Stock]:
-    """Every visible model: the built-in ones, then what is here, then the rest, each in the cards' order."""
+def take_stock(engine: Engine, vram: float = 0) -> list[Stock]:
+    """Every visible model: the built-in ones, then what is here, then the rest, each in the cards' order.
+
+    vram: GB of a card to plan for besides; 0 for none.
+    """
     machine = survey(engine.config.gpu)
     done = engine.store.jobs([DONE], limit=HISTORY)
     models = [model for model in engine.catalog.models.values() if model.card.visible]
-    stocks = [_stock(engine, model, machine, done) for model in models]
+    card = plan_table.pretended(vram, machine) if vram else None
+    stocks = [_stock(engine, model, machine, done, card) for model in models]
     return sorted(stocks, key=lambda stock: (not stock.built_in, not stock.info.available))
 
 
-def _stock(engine: Engine, info: ModelInfo, machine: Machine, done: Sequence[Job]) -> Stock:
-    folders = engine.config.folders
-    wanted = engine.downloads.wanted(info, machine)
-    pairs = zip(info.required, wanted, strict=True)
-    items = [item for one, chosen in pairs for item in _items(info, one, chosen, folders)]
-    mine = (engine.config.root / "models").resolve()
+def _stock(
+    engine: Engine, info: ModelInfo, machine: Machine, done: Sequence[Job], card: Machine | None
+) -> Stock:
+    config, agreed = engine.config, engine.agreed.given()
+    row = plan_table.row(info, machine, config.folders, config.overrides, agreed)
+    missing = [Item(one.role, one.name, None, one.size) for one in row.found.missing]
+    items = [item for one in info.required for item in _here_of(one, config.folders)] + missing
+    mine = (config.root / "models").resolve()
     return Stock(
         info,
         tuple(items),
-        forecast(engine, info, machine, done),
+        forecast(row, done),
         built_in=all(item.path is not None and item.path.resolve().is_relative_to(mine) for item in items),
         own=is_own(info),
-        arrived=sum(parts(info.required, folders).values()),
+        arrived=sum(one.arrived for one in row.found.missing),
+        elsewhere=plan_table.row(info, card, config.folders, config.overrides, agreed).line(True)
+        if card
+        else "",
     )
 
 
@@ -122,16 +134,10 @@ def is_own(info: ModelInfo) -> bool:
     return info.card.path.parent.name == "finetunes"
 
 
-def _items(info: ModelInfo, one: Required, chosen: Required, folders: Folders) -> list[Item]:
-    """The files of one requirement that are here, else the chosen one, which is to come."""
+def _here_of(one: Required, folders: Folders) -> list[Item]:
+    """The files of one requirement that are on this computer."""
     found = [locate(source, folders, one.target) for source in one.alternatives]
-    if any(found):
-        return [_here(one.role, path) for path in dict.fromkeys(filter(None, found))]
-    source = next(filter(is_url, chosen.alternatives), chosen.alternatives[0])
-    size = 0
-    if is_url(source) and hasattr(info.handler, "query_download_bytes"):
-        size = info.handler.query_download_bytes(info.architecture, info.card.model, one, source, folders)
-    return [Item(one.role, file_name(source), None, size)]
+    return [_here(one.role, path) for path in dict.fromkeys(filter(None, found))]
 
 
 def _here(role: str, path: Path) -> Item:
@@ -161,19 +167,16 @@ def _format_of(path: Path, size: int, time: int) -> str:
 # ---- what it takes -----------------------------------------------------------------------------------------
 
 
-def forecast(engine: Engine, info: ModelInfo, machine: Machine, done: Iterable[Job]) -> Forecast:
+def forecast(row: Row, done: Iterable[Job]) -> Forecast:
     """Of one picture with the model's defaults."""
-    times = measured_seconds(done, info.defaults)
+    defaults, plan = row.model.defaults, row.found.plan
+    times = measured_seconds(done, defaults)
     seconds = statistics.median(times) if times else None
-    try:
-        plan = engine.plan(info, machine)
-    except (UserError, OSError) as error:
-        return Forecast(problem=str(error), seconds=seconds, measured=len(times))
     if plan is None:
-        return Forecast(seconds=seconds, measured=len(times))
+        return Forecast(problem=row.problem, seconds=seconds, measured=len(times))
     if seconds is None and plan.on_card:
-        seconds = plan.seconds * info.defaults.get("num_inference_steps", 1)
-    return Forecast(plan.sentence(), "", seconds, len(times))
+        seconds = plan.seconds * defaults.get("num_inference_steps", 1)
+    return Forecast(row.line(), "", seconds, len(times))
 
 
 def measured_seconds(done: Iterable[Job], defaults: Mapping[str, Any]) -> list[float]:

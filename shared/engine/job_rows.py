@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from shared.engine.records import QUEUED, Job, job_of, to_json
+from shared.engine.records import ASKS, QUEUED, RUNNING, Job, job_of, to_json
 
 
 def append(
@@ -99,6 +99,18 @@ def put_back(cx: sqlite3.Connection, row: sqlite3.Row, reason: str, counts: bool
     _forget_progress(cx, row["id"])
     note(cx, row["id"], f"Put back in the queue: {reason}.")
     add_event(cx, row["id"], QUEUED)
+
+
+def let_wait(cx: sqlite3.Connection, row: sqlite3.Row) -> None:
+    """Let a job wait for a yes to its download; one that had begun has not tried yet."""
+    begun = int(row["status"] == RUNNING)
+    cx.execute(
+        "UPDATE jobs SET status = ?, held = ?, attempts = attempts - ?, started = NULL, phase = '', step = 0,"
+        " steps = 0, seconds_left = NULL WHERE id = ?",
+        (QUEUED, ASKS, begun, row["id"]),
+    )
+    _forget_progress(cx, row["id"])
+    add_event(cx, row["id"], "held")
 
 
 def _forget_progress(cx: sqlite3.Connection, job_id: int) -> None:

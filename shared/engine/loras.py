@@ -11,11 +11,10 @@ from shared.errors import UserError
 from shared.loras.library import Library, address
 from shared.loras.multipliers import Multipliers, parse
 from shared.settings import SettingsError
-from shared.weights.downloads import DownloadProgress
-from shared.weights.public import check_public
 
 if TYPE_CHECKING:
     from shared.engine.catalog import ModelInfo
+    from shared.weights.downloads import DownloadProgress
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,8 @@ def problems(info: ModelInfo, settings: Mapping[str, Any]) -> list[str]:
 
 def check_addresses(settings: Mapping[str, Any]) -> None:
     """SettingsError for LoRAs at addresses inside this network."""
+    from shared.weights.public import check_public  # with the network's libraries: lists do without
+
     problems = []
     for entry in settings.get("activated_loras") or ():
         try:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import psutil
 
+from shared import kernel_packages
 from shared.engine.planner import Machine
+from shared.interrupt import imported
+from shared.offload_engines import has_mmgp
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +28,8 @@ AMD = Path("/dev/kfd")
 
 
 def read() -> Machine:
-    """The card this process computes on, else the CPU."""
+    """The card this process computes on, else the CPU. Raises Cancelled."""
+    imported("torch")
     import torch
 
     if not torch.cuda.is_available():
@@ -45,6 +49,7 @@ def read() -> Machine:
         vram_free=free + torch.cuda.memory_reserved(device),
         capability=(properties.major, properties.minor),
         kernels=frozenset(kind for kind, op in KERNELS.items() if kernels.find(op, device)),
+        mmgp=has_mmgp(),
     )
 
 
@@ -53,7 +58,8 @@ KERNELS = {"int8": "int8_linear", "svdq-int4": "svdq_int4_linear", "svdq-fp4": "
 
 
 def survey(gpu: str = "") -> Machine:
-    """As `read`, from what the system says; which kernels are installed it does not know.
+    """As `read`, from what the system says; of kernels it expects what the installed packages have for such a
+    card.
 
     gpu: "", "cpu" or "cuda:N".
     """
@@ -61,12 +67,20 @@ def survey(gpu: str = "") -> Machine:
     rows = [] if gpu == "cpu" else nvidia_smi()
     if number >= len(rows):
         return on_cpu(cpu_has_bf16())
-    name, total, free, capability = (cell.strip() for cell in rows[number].split(","))
-    major, _, minor = capability.partition(".")
+    name, total, free, text = (cell.strip() for cell in rows[number].split(","))
+    major, _, minor = text.partition(".")
+    capability = int(major), int(minor)
     ram_total, ram_free = ram()
     return Machine(
-        name, ram_total, ram_free, int(total) << 20, int(free) << 20, (int(major), int(minor))
-    )  # fmt: skip
+        name,
+        ram_total,
+        ram_free,
+        vram_total=int(total) << 20,
+        vram_free=int(free) << 20,
+        capability=capability,
+        kernels=kernel_packages.expected(capability, kernel_packages.installed()),
+        mmgp=has_mmgp(),
+    )
 
 
 @functools.cache

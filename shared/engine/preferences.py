@@ -47,6 +47,11 @@ class Preferences:
         self._reload()
         return saved
 
+    def prefer(self, model_id: str, name: str, value: Any) -> None:
+        """Keep one setting as this model's default, beside what was saved of it before. Errors as above."""
+        model = self._catalog().model(model_id)
+        self.save_defaults({**model.defaults, "model_type": model_id, name: value})
+
     def reset_defaults(self, model_ids: Iterable[str] | None = None) -> list[Path]:
         """Set what was saved for these models (None: for all) aside; the new names of the files."""
         self.check_unlocked()

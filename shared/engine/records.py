@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
+#: values of the column held: its user edits the job, or has to say yes to its download
+EDITED, ASKS = 1, 2
 LIVE = "live"  # the source of jobs that follow typing: they come and go with every letter
+FOREVER = "forever"  # of those that are made again and again
+ON_A_PAGE = ("ui", FOREVER)  # the sources of jobs for which the page can ask something
 ENDED = (DONE, FAILED, CANCELLED)
 
 
@@ -17,8 +21,8 @@ class Job:
     """One request for a batch of images. Times are seconds since the epoch.
 
     grid: the grid that it belongs to; cell: its number there, None for the job that draws the grid.
-    held: it waits for its user, who edits it. client: the tab that submitted it, "" for programs. dismissed:
-    its failure has been dealt with.
+    held: it waits for its user, who edits it, or is asked (asks) whether its files may be downloaded.
+    client: the tab that submitted it, "" for programs. dismissed: its failure has been dealt with.
     """
 
     id: int
@@ -41,6 +45,7 @@ class Job:
     held: bool = False
     client: str = ""
     dismissed: bool = False
+    asks: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,7 @@ def job_of(row: sqlite3.Row) -> Job:
         held=bool(row["held"]),
         client=row["client"],
         dismissed=bool(row["dismissed"]),
+        asks=row["held"] == ASKS,
     )
 
 

@@ -13,7 +13,9 @@ from typing import Any
 from shared.engine import job_rows
 from shared.engine.database import Database
 from shared.engine.records import (
+    ASKS,
     CANCELLED,
+    EDITED,
     ENDED,
     FAILED,
     QUEUED,
@@ -33,7 +35,8 @@ MAX_ATTEMPTS = 2
 WORKER_DIED = "the worker process stopped while it ran"
 #: the kinds of events after which the queue looks different
 CHANGES = (
-    QUEUED, "started", "moved", "edited", "held", "released", "dismissed", "paused", "resumed", *ENDED
+    QUEUED, "started", "moved", "edited", "held", "released", "dismissed", "paused", "resumed", "agreed",
+    *ENDED,
 )  # fmt: skip
 
 _SHOWN = "SELECT * FROM images WHERE place <> 'trash'"
@@ -177,7 +180,7 @@ class JobStore:
         """Keep a waiting job from being started, while its user edits it. UserError when it has begun."""
         with self._db.transaction() as cx:
             self._waiting(job_id, "edited")
-            cx.execute("UPDATE jobs SET held = 1 WHERE id = ?", (job_id,))
+            cx.execute("UPDATE jobs SET held = ? WHERE id = ?", (EDITED, job_id))
             job_rows.add_event(cx, job_id, "held")
             return self.job(job_id)
 
@@ -186,6 +189,32 @@ class JobStore:
         with self._db.transaction() as cx:
             if cx.execute("UPDATE jobs SET held = 0 WHERE id = ? AND held", (job_id,)).rowcount:
                 job_rows.add_event(cx, job_id, "released")
+
+    def ask(self, job_ids: Iterable[int]) -> None:
+        """Keep jobs from being started until somebody has said yes to their download. One that has begun
+        goes back to its place, unless its cancelling was asked for.
+        """
+        with self._db.transaction() as cx:
+            for job_id in job_ids:
+                row = cx.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+                if row["cancel"] and row["status"] == RUNNING:
+                    job_rows.end(cx, job_id, CANCELLED, None)
+                elif row["status"] in (QUEUED, RUNNING):
+                    job_rows.let_wait(cx, row)
+
+    def asking(self) -> list[Job]:
+        """The jobs that wait for a yes to their download, in the order of the queue."""
+        query = "SELECT * FROM jobs WHERE status = 'queued' AND held = ? ORDER BY position, id"
+        return [job_of(row) for row in self._read(query, (ASKS,))]
+
+    def answered(self, job_ids: Iterable[int]) -> None:
+        """Let jobs that waited for a yes be started."""
+        with self._db.transaction() as cx:
+            for job_id in job_ids:
+                if cx.execute(
+                    "UPDATE jobs SET held = 0 WHERE id = ? AND held = ?", (job_id, ASKS)
+                ).rowcount:
+                    job_rows.add_event(cx, job_id, "released")
 
     def edit(self, job_id: int, settings: dict[str, Any], notes: Sequence[str] = ()) -> None:
         """Replace the settings of a waiting job and release it. UserError when it has begun."""
@@ -415,11 +444,14 @@ class JobStore:
         with self._db.transaction() as cx:
             job_rows.end_waiting(cx, FAILED, error)
 
-    def recover_running(self, reason: str = WORKER_DIED, *, counts: bool = True) -> list[Job]:
+    def recover_running(
+        self, reason: str = WORKER_DIED, *, counts: bool = True, advice: str = ""
+    ) -> list[Job]:
         """Deal with jobs left running by a worker that is gone; call only when it is.
 
-        Each goes back to its place in the queue once, then fails with `reason`. `counts=False` (a stop that
-        the user asked for) gives the attempt back. A job whose cancelling was asked for is cancelled.
+        Each goes back to its place in the queue once, then fails with `reason` and `advice`. `counts=False`
+        (a stop that the user asked for) gives the attempt back. A job whose cancelling was asked for is
+        cancelled.
         """
         with self._db.transaction() as cx:
             rows = cx.execute("SELECT * FROM jobs WHERE status = 'running' ORDER BY position, id").fetchall()
@@ -429,7 +461,8 @@ class JobStore:
                 elif not counts or row["attempts"] < MAX_ATTEMPTS:
                     job_rows.put_back(cx, row, reason, counts)
                 else:
-                    job_rows.end(cx, row["id"], FAILED, f"Tried {row['attempts']} times; each time {reason}.")
+                    tried = f"Tried {row['attempts']} times; each time {reason}."
+                    job_rows.end(cx, row["id"], FAILED, f"{tried} {advice}".rstrip())
             return [self.job(row["id"]) for row in rows]
 
     def _read(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:

@@ -23,6 +23,10 @@ TAKE_OVER_SECONDS = 0.5  # how often a mere client looks whether the supervising
 QUICK_SECONDS = 10.0  # a worker that dies sooner, with no job in hand, died of its start
 QUICK_DEATHS = 3
 STOP_SECONDS = 5.0
+AFTER_A_KILL = (
+    "If it was the memory: take a smaller file of this model (int8), a smaller resolution or fewer images at "
+    "once, or close other programs."
+)
 RESTART_ME = 75  # exit code of a worker that ended a job and then needs a fresh process
 
 # The page answers before the model is loaded, and while it computes: the worker yields the processor to it.
@@ -119,7 +123,8 @@ class Supervisor:
         if self._stopping.is_set():
             return deaths
         reason = describe_exit(code)
-        interrupted = self._store.recover_running(f"{WORKER_DIED} ({reason})")
+        advice = AFTER_A_KILL if code == -getattr(signal, "SIGKILL", 9) else ""
+        interrupted = self._store.recover_running(f"{WORKER_DIED} ({reason})", advice=advice)
         log.warning("The worker stopped (%s)%s.", reason, "; it is started again" if deaths < 2 else "")
         if interrupted or code == RESTART_ME or time.monotonic() - born > QUICK_SECONDS:
             return 0

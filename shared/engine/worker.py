@@ -27,11 +27,12 @@ from PIL import Image
 
 from shared.engine import failures, sheets
 from shared.engine.catalog import HandlerFor, LoraFolders
+from shared.engine.consent import Agreed, NotAgreed
 from shared.engine.host import LoadedModel, ModelHost, Silent
 from shared.engine.inputs import without_folders
 from shared.engine.planner import Overrides
 from shared.engine.progress import Progress
-from shared.engine.records import CANCELLED, DONE, FAILED, Job
+from shared.engine.records import CANCELLED, DONE, FAILED, ON_A_PAGE, Job
 from shared.engine.store import JobStore
 from shared.engine.supervisor import RESTART_ME
 from shared.errors import Cancelled, UserError
@@ -52,9 +53,12 @@ PREDECESSOR_SECONDS = 30.0
 T = TypeVar("T")
 
 
+WAITS = "waits"  # for a yes to its download
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended; `release`: the model goes from memory, `restart`: this process must end."""
+    """How a job ended, or WAITS; `release`: the model goes from memory, `restart`: this process must end."""
 
     status: str
     error: str | None = None
@@ -102,7 +106,10 @@ class Worker:
         outcome = self._outcome(job)
         if outcome.release:
             self._host.release()
-        persist(lambda: self._store.finish(job.id, outcome.status, outcome.error))
+        if outcome.status == WAITS:
+            persist(lambda: self._store.ask([job.id]))
+        else:
+            persist(lambda: self._store.finish(job.id, outcome.status, outcome.error))
         if outcome.restart:
             sys.exit(RESTART_ME)
         return True
@@ -114,6 +121,8 @@ class Worker:
         except Cancelled:
             return Outcome(CANCELLED)
         except Exception as error:
+            if isinstance(error, NotAgreed) and job.source in ON_A_PAGE:
+                return Outcome(WAITS)
             expected, ruined = failures.is_expected(error), failures.ruins_the_device(error)
             log.error("Job %d failed: %s", job.id, error, exc_info=None if expected else error)
             return Outcome(
@@ -132,8 +141,9 @@ class Worker:
         """Go down the planner's ladder until the job fits. What was learned stays for jobs of its kind."""
         kind = tuple(job.settings.get(name) for name in SIZES)
         progress, failed = Progress(self._store, job.id), list[str]()
-        while not self._fits(job, progress, self._rungs.get(kind, 0), failed):
-            self._rungs[kind] = self._rungs.get(kind, 0) + 1
+        first = job.attempts - 1  # a worker was killed at it: not once more as it was
+        while not self._fits(job, progress, max(first, self._rungs.get(kind, 0)), failed):
+            self._rungs[kind] = max(first, self._rungs.get(kind, 0)) + 1
             self._host.give_way()
 
     def _fits(self, job: Job, progress: Progress, rung: int, failed: list[str]) -> bool:
@@ -160,7 +170,8 @@ class Worker:
         indices = [index for index in range(settings["batch_size"]) if index not in saved]
         if not indices:
             return
-        model = self._host.get(settings["model_type"], progress, settings, rung)
+        killed = job.attempts > 1
+        model = self._host.get(settings["model_type"], progress, settings, rung, careful=killed)
         result = model.processor.generate(
             settings,
             seeds=[settings["seed"] + index for index in indices],
@@ -168,12 +179,16 @@ class Worker:
             on_step=progress.step,
             interrupt=progress.cancelled,
         )
-        substituted = [*_descent(failed, model), *model.loras.notes, *result.notes]
+        substituted = [*_descent(failed, model, killed), *model.loras.notes, *result.notes]
         for note in substituted:
             self._store.note(job.id, note)
         notes = [*job.notes, *substituted]
-        loras = model.lora_entries()
-        extra = {**result.extra, "loras": loras} if loras else result.extra
+        loras, plan = model.lora_entries(), model.plan
+        extra = {
+            **result.extra,
+            **({"loras": loras} if loras else {}),
+            **({"plan": plan.sentence()} if plan is not None and plan.on_card else {}),
+        }
         # `images` may be decoded one by one as this loop asks for them.
         for index, image in zip(indices, result.images, strict=True):
             self._save(job, model, index, image, notes, extra)
@@ -233,9 +248,12 @@ def _public(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"activated_loras": [without_secrets(entry) for entry in settings["activated_loras"]]}
 
 
-def _descent(failed: Sequence[str], model: LoadedModel) -> list[str]:
-    if not failed or model.plan is None:
+def _descent(failed: Sequence[str], model: LoadedModel, killed: bool) -> list[str]:
+    """What is said of a plan that was not the first one. killed: together with the worker that tried it."""
+    if model.plan is None or not (failed or killed):
         return []
+    if not failed:
+        return [f"Tried again with the smallest files and less memory: '{model.plan.sentence()}'."]
     tried = "; ".join(f"'{plan}'" for plan in failed)
     return [f"It did not fit at {tried}: made with '{model.plan.sentence()}'."]
 
@@ -291,6 +309,7 @@ def main(arguments: Sequence[str] | None = None, handler_for: HandlerFor | None 
         lora_folders=LoraFolders(options.loras, json.loads(options.lora_dirs)) if options.loras else None,
         save_quantized=options.save_quantized,
         handler_for=handler_for,
+        agreed=Agreed(store.database).given,
     )
     rules = saving.Rules(**json.loads(options.saving))
     worker = Worker(store, host, options.output_dir, options.database.with_name("zgp.log"), rules)

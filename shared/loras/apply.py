@@ -201,7 +201,7 @@ def _adapted(base: type) -> Any:
 
 
 def _dtype(layer: nn.Module, model: nn.Module) -> torch.dtype:
-    weight = getattr(layer, "weight", None)
+    weight = None if hasattr(layer, "dequantized") else getattr(layer, "weight", None)
     if isinstance(weight, Tensor) and weight.dtype in (torch.float32, torch.bfloat16, torch.float16):
         return weight.dtype
     return getattr(model, "dtype", torch.get_default_dtype())
@@ -249,7 +249,7 @@ class LowRankSide(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> None:
         """Into y, within the product: it is read and written once, and rounded once."""
-        inner = (F.linear(x, self.down) * self.strength.on(x)).to(x.dtype)
+        inner = F.linear(x, self.down).mul_(self.strength.on(x))
         if y.is_contiguous() and y.dtype == inner.dtype:
             y.view(-1, y.shape[-1]).addmm_(inner.reshape(-1, inner.shape[-1]), self.up.t())
         else:

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from shared.cards import source_problem
@@ -20,8 +21,10 @@ from shared.errors import UserError
 from shared.loras.layout import LORA_SUFFIXES
 from shared.loras.names import ModelNames
 from shared.loras.verdict import Verdict, inspect
-from shared.weights.downloads import DownloadProgress, ensure
 from shared.weights.files import Folders, Required, file_name, is_url
+
+if TYPE_CHECKING:
+    from shared.weights.downloads import DownloadProgress
 
 PREVIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".preview.png", ".preview.jpg", ".preview.webp")
 INCOMING = ".incoming"  # downloads that have not been judged yet
@@ -114,6 +117,8 @@ class Library:
         cancelled: Callable[[], bool] | None,
     ) -> Path:
         """The download under a LoRA's name in a folder of its own, where no list shows it."""
+        from shared.weights.downloads import ensure  # with the network's libraries: lists do without
+
         folders = Folders(self.folder, self.folder / INCOMING)
         target = hashlib.sha256(url.encode()).hexdigest()[:16]  # two addresses may end in the same name
         required = [Required("lora", [url], target)]

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from starlette.requests import Request
 
+from shared.engine.consent import NotAgreed
 from shared.engine.engine import Engine
 from shared.errors import QueueFull, UserError
 from shared.server.refused import Refused
@@ -29,15 +30,22 @@ async def json_body(request: Request) -> Any:
         ) from None
 
 
-def submit_all(engine: Engine, uploads: Path, many: list[Any]) -> list[tuple[int, Validated]]:
-    """Queue what a list of settings stands for. Refused names every problem; then nothing is queued."""
+def submit_all(
+    engine: Engine, uploads: Path, many: list[Any], download: bool = False
+) -> list[tuple[int, Validated]]:
+    """Queue what a list of settings stands for. Refused names every problem; then nothing is queued.
+
+    download: a yes to large downloads that it takes.
+    """
     if not 1 <= len(many) <= MAX_JOBS:
         raise Refused(400, f"The list has {len(many)} jobs; expected 1 to {MAX_JOBS}, send more lists.")
     _check(engine, many)
     try:
         with engine.store.together():
             return [
-                job for values in many for job in engine.submit_all(values, source=SOURCE, uploads=uploads)
+                job
+                for values in many
+                for job in engine.submit_all(values, source=SOURCE, uploads=uploads, download=download)
             ]
     except UserError as error:
         refuse(error)
@@ -47,6 +55,8 @@ def refuse(error: UserError) -> NoReturn:
     """Raise the error as an answer."""
     if isinstance(error, QueueFull):
         raise Refused(429, str(error), retry=RETRY_SECONDS) from error
+    if isinstance(error, NotAgreed):
+        raise Refused(409, str(error)) from error
     raise Refused(400, str(error), getattr(error, "problems", ())) from error
 
 

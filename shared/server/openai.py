@@ -59,10 +59,10 @@ def openai_router(engine: Engine, uploads: Path, shelf: Shelf) -> APIRouter:
         return {"object": "list", "data": listed}
 
     @router.post("/images/generations", openapi_extra=TAKES)
-    async def generate(request: Request) -> dict[str, Any]:
-        """Make pictures and wait for them. Who hangs up cancels."""
+    async def generate(request: Request, download: bool = False) -> dict[str, Any]:
+        """Make pictures and wait for them. Who hangs up cancels. download: as for /api/v1/jobs."""
         wanted, form = translated(await json_body(request), engine)
-        queued = await run_in_threadpool(submit_all, engine, uploads, [wanted])
+        queued = await run_in_threadpool(submit_all, engine, uploads, [wanted], download)
         jobs = [await _ended(engine, job_id, request) for job_id, _ in queued]
         records = [record for job in jobs for record in engine.store.images(job.id)]
         base = str(request.base_url).rstrip("/")

@@ -57,11 +57,14 @@ def rest_router(engine: Engine, uploads: Path, shelf: Shelf) -> APIRouter:
     store = engine.store
 
     @router.post("/jobs", status_code=201, openapi_extra=TAKES_SETTINGS)
-    async def submit(request: Request) -> AcceptedJobs:
-        """Queue a job, or a list of jobs: all of them or, when one is wrong, none."""
+    async def submit(request: Request, download: bool = False) -> AcceptedJobs:
+        """Queue a job, or a list of jobs: all of them or, when one is wrong, none.
+
+        download: fetch the model's missing files, however large; without it, more than 1 GB is refused.
+        """
         values = await json_body(request)
         many = values if isinstance(values, list) else [values]
-        queued = await run_in_threadpool(submit_all, engine, uploads, many)
+        queued = await run_in_threadpool(submit_all, engine, uploads, many, download)
         return AcceptedJobs([accepted(job_id, validated) for job_id, validated in queued])
 
     @router.get("/jobs")

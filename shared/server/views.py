@@ -69,7 +69,10 @@ class JobView:
 
 @dataclass(frozen=True)
 class ModelView:
-    """A model. `settings`: what acts on it, each as a JSON schema with this model's default."""
+    """A model. `settings`: what acts on it, each as a JSON schema with this model's default.
+
+    download_bytes: about what its first picture brings; 0 also where nobody knows.
+    """
 
     id: str
     name: str
@@ -78,6 +81,7 @@ class ModelView:
     on_disk: bool
     missing_files: int
     size_bytes: int
+    download_bytes: int
     default: bool
     settings: dict[str, Any]
 
@@ -140,6 +144,7 @@ def model_view(model: ModelInfo, engine: Engine) -> ModelView:
         on_disk=model.available,
         missing_files=len(model.missing),
         size_bytes=model.size_bytes,
+        download_bytes=0 if model.available else engine.downloads.outlook(model).left,
         default=model.id == engine.catalog.default_model,
         settings={
             name: {**setting_schema(SETTINGS[name]), "default": model.defaults[name]}

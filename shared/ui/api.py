@@ -29,16 +29,19 @@ def add_generate(engine: Engine) -> None:
 def generate_with(engine: Engine) -> Callable[[dict], Awaitable[dict]]:
     """The endpoint's function. Named and typed for its page in the API documentation."""
 
-    async def generate(settings: dict) -> dict:
+    async def generate(settings: dict, download: bool = False) -> dict:
         """Make pictures and wait for them.
 
         Parameters:
             settings: names and values as in a settings file, for example {"prompt": "a red circle"}
+            download: fetch the model's missing files first, even if they are more than 1 GB
         Returns:
             {"images": [path, …], "metadata": [object, …]}, one of each per picture
         """
         try:
-            queued = engine.submit_all(settings, source="api", uploads=uploads())
+            queued = engine.submit_all(
+                settings, source="api", uploads=uploads(), download=download
+            )
             made = [record for job_id, _ in queued for record in await _pictures(engine, job_id)]
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from None

@@ -93,6 +93,10 @@ def _model(setting: Setting, **options: Any) -> Any:
     return gr.Dropdown(filterable=False, **options)
 
 
+def _precision(setting: Setting, **options: Any) -> Any:
+    return gr.Dropdown(filterable=False, **options)
+
+
 def _preprocessor(setting: Setting, **options: Any) -> Any:
     return gr.Dropdown(filterable=False, **options)
 
@@ -109,6 +113,7 @@ _BY_NAME: dict[str, Builder] = {
     "model_type": _model,
     "prompt": _prompt,
     "negative_prompt": _negative_prompt,
+    "precision": _precision,
     "resolution": _resolution,
     "seed": _seed,
     "loras_multipliers": _strengths,

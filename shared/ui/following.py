@@ -10,6 +10,7 @@ import gradio as gr
 
 from shared.engine.engine import Engine
 from shared.engine.records import CANCELLED, FAILED, LIVE, Job
+from shared.ui.downloads import DownloadQuestion
 from shared.ui.errors import QUIET
 from shared.ui.form import Form, Updates
 from shared.ui.notice import notice_html
@@ -34,6 +35,7 @@ class Following:
         pictures: Pictures,
         *,
         notice: Any,
+        question: DownloadQuestion,
         welcome: Welcome,
         stage: Any,
         viewer: Any,
@@ -41,6 +43,7 @@ class Following:
     ):
         self._engine, self._form, self._queue, self._pictures = engine, form, queue, pictures
         self._notice, self._welcome, self._stage = notice, welcome, stage
+        self._question = question
         self._viewer, self._recent = viewer, recent
         self.seen = gr.State(None)  # the newest event this tab has shown; None until its first look
         self.on_stage = gr.State(None)  # the job this tab shows as the current one
@@ -63,7 +66,7 @@ class Following:
             yield await asyncio.to_thread(self._arrival)
         shown: Updates = {}
         async for sight in watch(store, seen):
-            state = await asyncio.to_thread(self._state, sight)
+            state = await asyncio.to_thread(self._state, sight, tab)
             changed = {part: value for part, value in state.items() if shown.get(part) != value}
             yield {self.seen: sight.seq, **changed, **self._ends(sight, tab)}
             shown |= changed
@@ -74,14 +77,16 @@ class Following:
         if seen is None or store.last_seq() == seen:
             return gr.skip()
         sight = await asyncio.to_thread(look, store, seen)
-        state = await asyncio.to_thread(self._state, sight)
+        state = await asyncio.to_thread(self._state, sight, tab)
         return {self.seen: sight.seq, **state, **self._ends(sight, tab)}
 
     @property
     def _followed(self) -> list[Any]:
         form = self._form
-        areas = [self._notice, self._stage, self._queue.panel, self._viewer, self._recent]
-        told = [form.controls["model_type"], form.generate, form.cancel, form.forever]
+        areas = [
+            self._notice, self._question.area, self._stage, self._queue.panel, self._viewer, self._recent
+        ]  # fmt: skip
+        told = [form.controls["model_type"], form.stock, form.generate, form.cancel, form.forever]
         return [self.seen, self.on_stage, self._welcome.column, *areas, *told]
 
     def _arrival(self) -> Updates:
@@ -90,12 +95,13 @@ class Following:
         told = {self._notice: notice_html(self._engine.notices)} if self._engine.notices else {}
         return {**self._form.refresh(), **pictures, **told}
 
-    def _state(self, sight: Sight) -> Updates:
+    def _state(self, sight: Sight, tab: str) -> Updates:
         """What follows from the queue alone; nothing but this tab's follower changes it."""
         job, forever = sight.current, self._engine.forever
         state: Updates = {
             self.on_stage: job and job.id,
             self._queue.panel: self._queue.html(sight),
+            self._question.area: self._question.html(sight, tab),
             self._welcome.column: gr.update(visible=not sight.queue and self._pictures.none_yet()),
             self._form.generate: "Add to queue" if sight.queue else "Generate",
             self._form.cancel: gr.update(visible=job is not None),
@@ -105,7 +111,18 @@ class Following:
             state[self._stage] = stage_html(sight)
         if forever.ended:
             state[self._notice] = notice_html([forever.ended], "error")
-        return {**state, self._recent: self._pictures.recent()} if sight.ended else state
+        if not sight.ended:
+            return state
+        return {**state, **self._arrived(sight), self._recent: self._pictures.recent()}
+
+    def _arrived(self, sight: Sight) -> Updates:
+        """The list of models, where a job has fetched one that was not here."""
+        models = self._engine.catalog.models
+        used = {str(self._engine.store.job(one.job_id).settings.get("model_type")) for one in sight.ended}
+        if all(models[name].available for name in used if name in models):
+            return {}
+        found = self._engine.reload_catalog()
+        return {**self._form.refresh(), self._form.stock: self._form.stock_of(found)}
 
     def _ends(self, sight: Sight, tab: str) -> Updates:
         """What became of this tab's own jobs. Those of others are seen among the recent pictures alone."""

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from html import escape
 from typing import Any
 
 import gradio as gr
 
 from shared.engine import machine
-from shared.engine.catalog import ModelInfo
+from shared.engine.catalog import Catalog, ModelInfo
 from shared.engine.engine import Engine
 from shared.errors import UserError
-from shared.settings import OF_THE_USER, SETTINGS, TEMPLATES, idle
+from shared.settings import ANY_PRECISION, OF_THE_USER, SETTINGS, TEMPLATES, idle
 from shared.ui.controls import control
+from shared.ui.downloads import about_html, outlook_of, precision_choices
 from shared.ui.errors import QUIET
 from shared.ui.grid import GridGroup
 from shared.ui.images import NO_PICTURES, PICTURE_SETTINGS, Images
 from shared.ui.loras import Loras
 from shared.ui.presets import Presets
 from shared.ui.prompt import Prompts, as_typed
-from shared.ui.text import plural
 from shared.ui.time_grid import problem_html, time_grid_html
 from shared.ui.upscale import Enlarging, upscaler_names
 
 Updates = dict[Any, Any]
-
-SMALL_FILES = (".json", ".txt")  # configurations and vocabularies: counted, not named
 
 LAST_OF_SAMPLER = [name for name, setting in SETTINGS.items() if setting.group == "sampler"][-1]
 
@@ -47,7 +44,8 @@ class Form:
         self.controls: dict[str, Any] = {}
         model = self.first = catalog.model(catalog.default_model)  # shown by every new page
         self._add(model, "model_type", choices=self._models(), value=model.id)
-        self.about = gr.HTML(self._about(model), elem_id="about")
+        self.about = gr.HTML(self._about(model, model.defaults), elem_id="about")
+        self._add(model, "precision", choices=precision_choices(engine, model, model.defaults))
         self._add(model, "prompt")
         self.prompts = Prompts(engine)
         self.live = gr.Checkbox(
@@ -94,6 +92,12 @@ class Form:
             trigger_mode="always_last", **QUIET,
         )  # fmt: skip
         self.grid.wire(self.controls["model_type"], self.inputs, self.read)
+        self.stock = gr.State("")  # another value makes `tell` look again: what is on this computer
+        planned = [self.controls[name].change for name in ("precision", "resolution", "batch_size")]
+        told = [self.about, self.controls["precision"]]
+        gr.on(
+            [*planned, self.stock.change], self.tell, self.inputs, told, trigger_mode="always_last", **QUIET
+        )
 
     @property
     def inputs(self) -> list[Any]:
@@ -175,7 +179,7 @@ class Form:
         model = self._engine.catalog.model(settings["model_type"])
         values = {**model.defaults, **as_typed(settings)}
         updates: Updates = {
-            self.about: self._about(model),
+            self.about: self._about(model, values),
             self.live: gr.update(visible=redraws(model)),
             self.time_grid: self._grid({**values, "model_type": model.id}),
             **self.prompts.suit(model, values),
@@ -187,6 +191,9 @@ class Form:
         for name, component in self.controls.items():
             if name not in model.settings:
                 updates[component] = gr.update(visible=False)
+            elif name == "precision":
+                choices = precision_choices(self._engine, model, values)
+                updates[component] = gr.update(visible=True, value=values[name], choices=choices)
             elif name in CHOICES:
                 updates[component] = gr.update(visible=True, value=values[name], choices=CHOICES[name](model))
             else:
@@ -197,8 +204,27 @@ class Form:
         """The models as they are now: after a download or an edited card."""
         return {self.controls["model_type"]: gr.update(choices=self._models())}
 
-    def _about(self, model: ModelInfo) -> str:
-        return about_html(model, is_slow(model, self._engine.config.gpu))
+    @staticmethod
+    def stock_of(catalog: Catalog) -> str:
+        """What `stock` holds: the models that the line below the model may say something of."""
+        found = ((one, one.defaults.get("precision", ANY_PRECISION)) for one in catalog.models.values())
+        return " ".join(
+            f"{one.id} {kind}" for one, kind in found if not one.available or kind != ANY_PRECISION
+        )
+
+    def tell(self, *values: Any) -> Updates:
+        """What a job with these settings downloads, if anything."""
+        settings = self._acting(values)
+        model = self._engine.catalog.model(settings["model_type"])
+        precision = gr.skip()
+        if "precision" in settings:
+            precision = gr.update(choices=precision_choices(self._engine, model, settings))
+        return {self.about: self._about(model, settings), self.controls["precision"]: precision}
+
+    def _about(self, model: ModelInfo, settings: Mapping[str, Any]) -> str:
+        whole = model.available and "precision" not in model.settings
+        found = None if whole else outlook_of(self._engine, model, settings)
+        return about_html(model, is_slow(model, self._engine.config.gpu), found)
 
     def _add(self, model: ModelInfo, name: str, **options: Any) -> Any:
         setting = SETTINGS[name]
@@ -241,17 +267,3 @@ def label(model: ModelInfo) -> str:
 def is_slow(model: ModelInfo, gpu: str) -> bool:
     """Whether the model is too large for this computer, which has no graphics card."""
     return "transformer_config" not in model.card.model and not machine.has_card(gpu)
-
-
-def about_html(model: ModelInfo, slow: bool = False) -> str:
-    """The description; for a model that is not on disk, also the files that come with its first picture."""
-    text = escape(model.description)
-    if slow:
-        text += "<br>No graphics card was found: one picture of this model takes many minutes."
-    if model.available:
-        return text
-    names = [source.rsplit("/", 1)[-1] for source in model.missing]
-    weights = [name for name in names if not name.endswith(SMALL_FILES)]
-    small = len(names) - len(weights)
-    parts = [*map(escape, weights), *([plural(small, "small file")] if small else [])]
-    return f"{text}<br>Its first picture downloads {', '.join(parts)}."

@@ -9,12 +9,14 @@ from typing import Any
 
 import gradio as gr
 
+from shared.engine.consent import NotAgreed
 from shared.engine.engine import Engine
 from shared.engine.records import LIVE
 from shared.errors import UserError
 from shared.ui import recall
 from shared.ui.api import uploads
 from shared.ui.defaults import Defaults
+from shared.ui.downloads import DownloadQuestion
 from shared.ui.dropping import drop_anywhere, refusal
 from shared.ui.errors import QUIET, shows_errors, toast
 from shared.ui.following import FOREVER, STOP_FOREVER, Following
@@ -60,6 +62,7 @@ class Generate:
                 )
             with gr.Column(scale=6, min_width=320, elem_id="results"):
                 self.notice = notice_area()
+                self.question = DownloadQuestion(engine)
                 self.welcome = Welcome(self.form.first, self._pictures.none_yet())
                 self.stage = stage_area()
                 self.queue.lay_out_panel()
@@ -67,8 +70,8 @@ class Generate:
                 self.upscale = Upscale(engine)
                 self.recent = picture_area("recent")
         self.following = Following(
-            engine, self.form, self.queue, self._pictures, notice=self.notice, welcome=self.welcome,
-            stage=self.stage, viewer=self.viewer, recent=self.recent,
+            engine, self.form, self.queue, self._pictures, notice=self.notice, question=self.question,
+            welcome=self.welcome, stage=self.stage, viewer=self.viewer, recent=self.recent,
         )  # fmt: skip
         self.acts = PictureActs(engine, self._pictures, self.viewer, self.recent, self.notice)
         self._wire(page)
@@ -156,12 +159,16 @@ class Generate:
         except UserError as error:
             raise toast(str(error)) from None
 
-    def _submit_live(self, settings: dict[str, Any], tab: str) -> int:
+    def _submit_live(self, settings: dict[str, Any], tab: str) -> Any:
         if settings["seed"] == -1:
             settings["seed"] = LIVE_SEED  # or every letter would give another picture
         first = self._engine.catalog.validate_all(settings)[0].settings
-        job_id, _ = self._engine.submit(first, source=LIVE, newest_wins=True, uploads=uploads(), client=tab)
-        return job_id
+        try:
+            return self._engine.submit(
+                first, source=LIVE, newest_wins=True, uploads=uploads(), client=tab
+            )[0]
+        except NotAgreed:  # the first picture is one that Generate was pressed for
+            return gr.skip()
 
     @shows_errors
     def cancel(self, job_id: int | None) -> None:

@@ -11,9 +11,10 @@ from html import escape
 from itertools import groupby
 
 from shared.cards import source_problem
-from shared.engine.downloading import FAILED, PAUSED, RUNNING, WAITING, Download
+from shared.engine.downloading import ACTIVE, FAILED, PAUSED, RUNNING, WAITING, Download
 from shared.engine.inventory import Forecast, Item, Removal, Stock
 from shared.engine.records import Job
+from shared.settings import ANY_PRECISION
 from shared.ui.text import DOT, duration_text, plural, size_text
 from shared.weights.files import is_url
 
@@ -42,6 +43,7 @@ class Shelf:
     folder: str
     running: Job | None = None
     broken: Sequence[str] = ()  # why some cards are left out
+    vram: float = 0  # GB of the card that is planned for besides this computer
 
 
 def shelf_html(shelf: Shelf) -> str:
@@ -99,7 +101,7 @@ def state_of(stock: Stock, download: Download | None) -> str:
         return download.status
     if any(item.problem for item in stock.here):
         return "damaged"
-    if stock.info.available:
+    if not stock.missing:
         return "ready"
     if not _can_download(stock):
         return "lost"
@@ -121,16 +123,17 @@ def _row(stock: Stock, shelf: Shelf) -> str:
         f'<li class="zgp-model" data-model="{escape(info.id)}"><div class="zgp-model-head">'
         f'<h3>{escape(info.name)}</h3><b class="zgp-badge {colour}">{words}</b>{own}</div>'
         f"<p>{escape(info.description)}</p>"
-        + "".join(f'<p class="zgp-line">{line}</p>' for line in _lines(stock))
+        + "".join(f'<p class="zgp-line">{line}</p>' for line in _lines(stock, shelf.vram))
         + "".join(f'<p class="zgp-problem">{escape(line)}</p>' for line in _problems(stock, download, state))
         + _progress(stock, download, shelf.running)
         + _files(stock)
+        + _precision(stock, state)
         + _buttons(stock, state)
         + "</li>"
     )
 
 
-def _lines(stock: Stock) -> Iterable[str]:
+def _lines(stock: Stock, vram: float) -> Iterable[str]:
     """What it has, what it lacks, what it takes and on which terms."""
     if stock.here and not stock.built_in:
         formats = dict.fromkeys(i.format for i in stock.here if i.role == "transformer" and i.format)
@@ -139,6 +142,8 @@ def _lines(stock: Stock) -> Iterable[str]:
         named = ", ".join(dict.fromkeys(_role(item) for item in stock.missing if item.size))
         yield f"To download: about {size_text(stock.missing_size)} ({escape(named)})"
     yield escape(forecast_text(stock.forecast))
+    if stock.elsewhere:
+        yield escape(f"On a card of {vram:g} GB (planned, not measured): {stock.elsewhere}")
     if terms := _terms(stock):
         yield terms
 
@@ -236,6 +241,22 @@ def _file(item: Item) -> str:
     where = escape(str(item.path)) if item.path else "to download"
     cells = (_role(item), escape(item.name), escape(item.format), size, where)
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _precision(stock: Stock, state: str) -> str:
+    """The choice between the model's files, where there is one; it becomes the model's default."""
+    kinds = stock.info.capabilities.get("precisions", ())
+    if not kinds or state in ACTIVE:
+        return ""
+    chosen = stock.info.defaults.get("precision", ANY_PRECISION)
+    options = "".join(
+        f'<option value="{escape(kind)}"{" selected" if kind == chosen else ""}>{escape(kind)}</option>'
+        for kind in (ANY_PRECISION, *kinds)
+    )
+    return (
+        f'<label class="zgp-line">Precision <select data-act="precision" data-id="{escape(stock.info.id)}" '
+        f'aria-label="Precision: {escape(stock.info.name)}">{options}</select></label>'
+    )
 
 
 # ---- what can be done --------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from shared.ui.own_models import OwnModels
 from shared.ui.text import size_text
 
 POLL_SECONDS = 0.5
+CARDS = (6, 8, 10, 12, 16, 24, 32)  # GB, that a plan can be shown for
 
 # 'act' carries what was pressed and for which model; 'use' needs the form of Create, too. A question is
 # closed by its own button, by Escape and by a press beside it. A page that comes back into view looks again.
@@ -34,6 +35,10 @@ _CLICKS = """element.addEventListener('click', (event) => {
   if (act === 'close') props.value = '';
   else if (act === 'edit') document.querySelector('#own-model').scrollIntoView({block: 'center'});
   if (act !== 'close') trigger(act === 'use' ? 'use' : 'act', {act, id, mark: mark || ''});
+});
+element.addEventListener('change', (event) => {
+  const {act, id} = event.target.dataset;
+  if (act === 'precision') trigger('act', {act, id, mark: event.target.value});
 });
 element.addEventListener('keydown', (event) => {
   if (event.key === 'Escape' && element.querySelector('.zgp-question')) props.value = '';
@@ -75,6 +80,10 @@ class Models:
             self.pulse = gr.State(0)  # a new number makes `follow` look again
             self.notice = notice_area("models-notice")
             self.question = _html("models-question")
+            self.card = gr.Dropdown(
+                [("this computer alone", 0), *((f"a card of {size} GB, too", size) for size in CARDS)],
+                value=0, label="Plan for", filterable=False, elem_id="models-card",
+            )  # fmt: skip
             self.own = OwnModels(engine)
             self.list = _html("models-list")
             gr.HTML(DOWNLOADS, apply_default_css=False)
@@ -83,8 +92,8 @@ class Models:
     def _wire(self) -> None:
         models = self._create.form.controls["model_type"]
         gr.on(
-            [self.tab.select, self.pulse.change, self.list.focus], self.follow, None, [self.list, models],
-            trigger_mode="always_last", **QUIET,
+            [self.tab.select, self.pulse.change, self.list.focus, self.card.input], self.follow, self.card,
+            [self.list, models, self._create.form.stock], trigger_mode="always_last", **QUIET,
         )  # fmt: skip
         acted = [self.pulse, self.question, self.notice, *self.own.outputs]
         for area in (self.list, self.question):
@@ -112,6 +121,8 @@ class Models:
             case "delete":
                 freed = inventory.remove(engine, model_id, str(event.mark))
                 return self._done(f"{size_text(freed)} were freed.")
+            case "precision":
+                engine.preferences.prefer(model_id, "precision", str(event.mark))
             case "edit":
                 return self.own.edit(model_id)
             case "forget":
@@ -139,29 +150,33 @@ class Models:
 
     # -- what the tab shows -------------------------------------------------------------------------------
 
-    async def follow(self) -> AsyncIterator[Updates]:
-        """The list now, and again whenever something has changed for as long as anything is downloaded."""
+    async def follow(self, vram: float) -> AsyncIterator[Updates]:
+        """The list now, and again whenever something has changed for as long as anything is downloaded.
+
+        vram: as for take_stock.
+        """
         engine, shown, fetched = self._engine, "", ""
-        stocks, known = await asyncio.to_thread(self._take_stock), engine.catalog
+        stocks, known = await asyncio.to_thread(self._take_stock, vram), engine.catalog
         while True:
             downloads, running = engine.downloads.look(), self._running()
             before, fetched = fetched, _fetches(running)
             if before != fetched:  # a job has begun or ended a download
                 await asyncio.to_thread(engine.reload_catalog)
             if known is not engine.catalog:  # here, or in another tab, or when a download ended
-                known, stocks = engine.catalog, await asyncio.to_thread(inventory.take_stock, engine)
+                known, stocks = engine.catalog, await asyncio.to_thread(inventory.take_stock, engine, vram)
             free, folder = engine.downloads.free_bytes(), str(engine.config.ckpts)
-            html = shelf_html(Shelf(stocks, downloads, free, folder, running, known.errors))
+            html = shelf_html(Shelf(stocks, downloads, free, folder, running, known.errors, vram))
             if html != shown:
                 shown = html
-                yield {self.list: html, **self._create.form.refresh()}
+                form = self._create.form
+                yield {self.list: html, **form.refresh(), form.stock: form.stock_of(known)}
             if not fetched and not any(one.status in ACTIVE for one in downloads.values()):
                 return
             await asyncio.sleep(POLL_SECONDS)
 
-    def _take_stock(self) -> list[inventory.Stock]:
+    def _take_stock(self, vram: float) -> list[inventory.Stock]:
         self._engine.reload_catalog()
-        return inventory.take_stock(self._engine)
+        return inventory.take_stock(self._engine, vram)
 
     def _running(self) -> Job | None:
         queue = self._engine.store.queue(limit=1)

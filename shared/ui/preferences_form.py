@@ -83,6 +83,11 @@ FIELDS: dict[str, Field] = {
         "Without them a file tells nobody how it was made, and cannot be dropped on the page.", "choice",
         [("metadata", "written into every picture"), ("none", "left out")],
     ),
+    "offload": Field(
+        "Memory", "What moves the weights",
+        "Between RAM and card, while they compute. mmgp is Wan2GP's; the other one is ZGP's own.", "choice",
+        [("", "mmgp, where it is installed"), ("mmgp", "mmgp"), ("stream", "ZGP's own streamer")],
+    ),
     "profile": Field(
         "Memory", "What lies where", "", "choice",
         [(f"{number:g}", _PROFILE_WORDS[number]) for number in PROFILES], _number,

@@ -252,10 +252,11 @@ _FAILED = {"retry": ("Retry", "Retry"), "dismiss": ("×", "Take it off this list
 def _row(job: Job, names: dict[str, str]) -> str:
     running = job.status == RUNNING
     tools = _tools(_RUNNING if running else _WAITING, job.id)
-    if job.held:
+    if job.held and not job.asks:
         tools = _button("release", "Start it", job.id) + tools
     grip = '<span class="zgp-grip" title="Drag to reorder" aria-hidden="true">⠿</span>'
-    state = "running" if running else "being edited, does not start" if job.held else ""
+    held = "waits for a yes to its download" if job.asks else "being edited, does not start"
+    state = "running" if running else held if job.held else ""
     return (
         f'<li class="zgp-job" data-id="{job.id}" data-waits="{int(not running)}">{"" if running else grip}'
         f'{_about(job, names, state)}<span class="zgp-job-tools">{tools}</span></li>'

@@ -6,18 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from shared.settings import SETTINGS
+from shared.wording import size_text as size_text
 
 DOT = " · "
 LONG_VALUES = 80  # characters
-_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
-
-
-def size_text(count: float) -> str:
-    """Bytes as "20.5 GB"."""
-    for unit, size in _UNITS:
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} bytes"
 
 
 def duration_text(seconds: float) -> str:

@@ -35,6 +35,7 @@ from shared.lock import ProcessLock
 from shared.version import VERSION
 from shared.weights import hub
 from shared.weights.files import (
+    PART_SUFFIX,
     DamagedFile,
     Folders,
     Required,
@@ -417,8 +418,8 @@ class _Part:
 
     def __init__(self, remote: _Remote) -> None:
         self.remote = remote
-        self.path = remote.path.with_name(remote.path.name + ".part")
-        self.etag_path = remote.path.with_name(remote.path.name + ".part.etag")
+        self.path = remote.path.with_name(remote.path.name + PART_SUFFIX)
+        self.etag_path = remote.path.with_name(f"{self.path.name}.etag")
         self.rejected = 0
 
     @property

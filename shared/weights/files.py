@@ -27,6 +27,7 @@ UNSAFE_NAME = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors)")
 SHARD_SUFFIX = "-of-*.safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
+PART_SUFFIX = ".part"  # of a file that has not come whole yet
 WORKING_FORMATS = "bf16, fp16 or fp32, int8 (optimum-quanto), fp8 or Nunchaku int4/fp4 as .safetensors"
 # What other files begin with. The first byte of a safetensors file is the low byte of its header's length, so
 # these are only asked after that length turned out to be impossible.
@@ -98,9 +99,16 @@ def file_name(source: str) -> str:
 def destination(source: str, folders: Folders, target: str = "") -> Path:
     """The place of a download: ckpts/<target>/<name>. UserError when `target` leads out of ckpts/."""
     folder = folders.ckpts / target
-    if not folder.resolve().is_relative_to(folders.ckpts.resolve()):
+    if target and not folder.resolve().is_relative_to(folders.ckpts.resolve()):
         raise UserError(f"'{target}' for '{source}' leads out of {folders.ckpts}: name one inside it.")
     return folder / file_name(source)
+
+
+def arrived(source: str, folders: Folders, target: str = "") -> int:
+    """Bytes that have come of a download of `source` that is not complete."""
+    part = destination(source, folders, target)
+    part = part.with_name(part.name + PART_SUFFIX)
+    return part.stat().st_size if part.is_file() else 0
 
 
 def locate(source: str, folders: Folders, target: str = "") -> Path | None:

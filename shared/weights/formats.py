@@ -25,6 +25,8 @@ from shared.weights.layouts import FLOATS, ROLES, Part, Stored, kind_of, parts_o
 log = logging.getLogger(__name__)
 
 MAX_MARKER_BYTES = 4096
+HALVES = ("BF16", "F16")
+LARGE = 1 << 30  # bytes of 16-bit weights; smaller models are faster with float32 copies, larger ones leaner
 #: tensors that no weight depends on: activations' scales, the copy of Nunchaku's smoothing, ComfyUI's
 #: sentinel
 IGNORED = re.compile(
@@ -58,6 +60,7 @@ class Names:
     mistaken: (expression, what a file with such a name is), for files without any `known` tensor.
     plain: modules that compute unquantized even where the file has them quantized.
     quantizable: modules that `quantize` and `save_quantized` quantize.
+    as_stored: tensors that keep the file's dtype, because few of their rows are used, which are cast then.
     """
 
     family: str = "this model"
@@ -69,6 +72,7 @@ class Names:
     mistaken: tuple[tuple[str, str], ...] = ()
     plain: str = r"(?!)"
     quantizable: str = r"(?!)"
+    as_stored: str = r"(?!)"
 
     def canonical(self, name: str, prefix: str = "") -> str:
         name = name.removeprefix(prefix)
@@ -117,6 +121,12 @@ class Checkpoint:
     entries: dict[str, Entry]
     quantized: dict[str, str]
     label: str
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its weights in 16 bits are too many to be kept in 32."""
+        halves = [entry.bytes for entry in self.entries.values() if entry.dtype in HALVES]
+        return sum(halves) >= LARGE
 
     def bytes_under(self, prefix: str = "", float_bits: int | None = None) -> int:
         """Bytes of the tensors whose names begin with `prefix`; what the parts of a fused layer share counts

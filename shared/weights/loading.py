@@ -23,10 +23,11 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from shared.errors import UserError
-from shared.weights import quantized
+from shared import interrupt
+from shared.errors import UserError, is_out_of_memory
+from shared.weights import heap, quantized
 from shared.weights.files import DamagedFile
-from shared.weights.formats import Checkpoint, Entry, Names, inspect
+from shared.weights.formats import HALVES, Checkpoint, Entry, Names, inspect
 
 M = TypeVar("M", bound=nn.Module)
 DATA = ".weight._data"
@@ -67,37 +68,63 @@ def load_weights(
     allow_missing: Callable[[str], bool] = lambda name: False,
 ) -> Checkpoint:
     """Fill `model` (made by `build`) from files or folders of shards; floats become `dtype` (None keeps the
-    file's). Linear layers that the file has quantized become QuantizedLinear.
+    file's). Linear layers that the file has quantized become QuantizedLinear, those of a large model in 16
+    bits that is to compute in float32 HalfLinear.
 
     names: the family's names. unused, allow_missing: tell by canonical name which tensors of the file the
     model does not need, and which of the model's the file may lack. Raises UserError when a file is missing,
-    damaged, of another model or quantized in a way that is not supported; nothing has been read then.
+    damaged, of another model or quantized in a way that is not supported (nothing has been read then), and
+    Cancelled between two layers.
     """
     names = names or Names(family=type(model).__name__)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     checkpoint = inspect(paths, names, expected=expected, unused=unused, allow_missing=allow_missing)
-    reader = _Reader(checkpoint, dtype)
-    state = {}
+    _fill(model, checkpoint, dtype, names, expected)
+    heap.trim()  # of what was unpacked
+    return checkpoint
+
+
+def _fill(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None,
+    names: Names,
+    expected: Mapping[str, tuple[int, ...]],
+) -> None:
+    reader, state = _Reader(checkpoint, dtype, names.as_stored), {}
+
+    def replaceable(module: str) -> bool:
+        return type(model.get_submodule(module)) is nn.Linear and not re.search(names.plain, f"{module}.")
+
     for module, kind in checkpoint.quantized.items():
+        interrupt.check()
         layer = reader.layer(module, kind)
-        if type(model.get_submodule(module)) is nn.Linear and not re.search(names.plain, f"{module}."):
+        if replaceable(module):
             model.set_submodule(module, layer)
             continue
         state[f"{module}.weight"] = layer.dequantized().to(dtype or torch.bfloat16)
         if layer.bias is not None:
             state[f"{module}.bias"] = layer.bias
-    for name in checkpoint.entries:
-        if name.rpartition(".")[0] not in checkpoint.quantized:
+    large = dtype == torch.float32 and checkpoint.is_large
+    for name, entry in checkpoint.entries.items():
+        module, _, attribute = name.rpartition(".")
+        if module in checkpoint.quantized:
+            continue
+        interrupt.check()
+        if large and attribute == "weight" and entry.dtype in HALVES and replaceable(module):
+            bias = reader.tensor(f"{module}.bias") if f"{module}.bias" in checkpoint.entries else None
+            weight = reader.stored(name).reshape(expected[name])
+            model.set_submodule(module, quantized.HalfLinear(weight, bias))
+        else:
             state[name] = reader.tensor(name).reshape(expected[name])
     model.load_state_dict(state, strict=False, assign=True)
-    return checkpoint
 
 
 class _Reader:
-    """Tensors of a checkpoint's files, in the model's order and dtype."""
+    """Tensors of a checkpoint's files, in the model's order and dtype. as_stored: see Names."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype | None) -> None:
-        self.entries, self.dtype = checkpoint.entries, dtype
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype | None, as_stored: str) -> None:
+        self.entries, self.dtype, self.as_stored = checkpoint.entries, dtype, as_stored
         self.files = {file: _open(file) for file in checkpoint.files}
         self.unpacked: dict[tuple[Path, str], Tensor] = {}  # fused layers: unpacked once, shared by the parts
         self.attributes: dict[str, list[str]] = {}
@@ -107,8 +134,12 @@ class _Reader:
 
     def tensor(self, name: str) -> Tensor:
         """A plain tensor."""
+        return self._cast(self.stored(name), None if re.search(self.as_stored, name) else self.dtype)
+
+    def stored(self, name: str) -> Tensor:
+        """A plain tensor in the file's dtype."""
         entry = self.entries[name]
-        return self._cast(_rows(self._stored(entry), entry))
+        return _rows(self._stored(entry), entry)
 
     def layer(self, module: str, kind: str) -> quantized.QuantizedLinear:
         return quantized.make(kind, {a: self._attribute(module, kind, a) for a in self.attributes[module]})
@@ -120,14 +151,16 @@ class _Reader:
         if key not in self.unpacked:
             tensor = self._stored(entry)
             tensor = tensor if unpack is None else unpack(tensor)
-            self.unpacked[key] = tensor if attribute in AS_STORED else self._cast(tensor)
+            tensor = tensor if attribute in AS_STORED else self._cast(tensor, self.dtype)
+            self.unpacked[key] = tensor.data  # no view; what layers share stays one tensor
         return _rows(self.unpacked[key], entry)
 
     def _stored(self, entry: Entry) -> Tensor:
         return self.files[entry.file].get_tensor(entry.source)
 
-    def _cast(self, tensor: Tensor) -> Tensor:
-        dtype = self.dtype or (torch.bfloat16 if tensor.dtype.itemsize == 1 else tensor.dtype)
+    @staticmethod
+    def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+        dtype = dtype or (torch.bfloat16 if tensor.dtype.itemsize == 1 else tensor.dtype)
         return tensor.to(dtype)
 
 
@@ -135,6 +168,8 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except SafetensorError as error:
+        if is_out_of_memory(error):
+            raise
         raise DamagedFile(file, f"cannot be read ({error})") from error
 
 
@@ -145,9 +180,19 @@ def _rows(tensor: Tensor, entry: Entry) -> Tensor:
 def quantize(model: nn.Module, names: Names) -> None:
     """Turn the linear layers that `names.quantizable` matches into int8, in place, one after the other."""
     for name, layer in list(model.named_modules()):
-        if type(layer) is nn.Linear and re.search(names.quantizable, name):
-            weight, scale = quantized.quantize_int8(layer.weight.detach())
-            model.set_submodule(name, quantized.Int8Linear(weight, scale, layer.bias))
+        weight = _plain_weight(layer)
+        if weight is not None and re.search(names.quantizable, name):
+            interrupt.check()
+            codes, scale = quantized.quantize_int8(weight())
+            model.set_submodule(name, quantized.Int8Linear(codes, scale, layer.bias))
+
+
+def _plain_weight(layer: nn.Module) -> Callable[[], Tensor] | None:
+    """What gives the weight of an unquantized linear layer, in the dtype that it computes in; None for all
+    other modules."""
+    if isinstance(layer, quantized.HalfLinear):
+        return layer.dequantized
+    return layer.weight.detach if type(layer) is nn.Linear else None
 
 
 def save_quantized(
@@ -195,8 +240,10 @@ def _int8_pieces(model: nn.Module, names: Names) -> Iterator[_Piece]:
     for name, tensor in model.state_dict().items():
         module, _, attribute = name.rpartition(".")
         layer = model.get_submodule(module)
-        chosen = type(layer) is nn.Linear and re.search(names.quantizable, module)
-        if isinstance(layer, quantized.QuantizedLinear) and not isinstance(layer, quantized.Int8Linear):
+        chosen = _plain_weight(layer) is not None and re.search(names.quantizable, module)
+        if isinstance(layer, quantized.QuantizedLinear) and not isinstance(
+            layer, (quantized.Int8Linear, quantized.HalfLinear)
+        ):
             raise UserError(f"{module} is {layer.kind} already: save int8 from the bf16 model.")
         if attribute == "weight" and (chosen or isinstance(layer, quantized.Int8Linear)):
             yield from _int8_layer(module, layer)
@@ -209,6 +256,8 @@ def _int8_layer(module: str, layer: nn.Module) -> Iterator[_Piece]:
     weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     if isinstance(layer, quantized.Int8Linear):
         scale_dtype, make = layer.weight_scale.dtype, lambda: (weight, layer.weight_scale)
+    elif isinstance(layer, quantized.HalfLinear):
+        scale_dtype, make = torch.float32, lambda: quantized.quantize_int8(layer.dequantized())
     else:
         scale_dtype, make = weight.dtype, partial(quantized.quantize_int8, weight)
     yield _Piece(f"{module}{DATA}", torch.int8, tuple(weight.shape), lambda: make()[0])

@@ -1,4 +1,5 @@
-"""Quantized linear layers: how each format's weights are laid out, and what they compute.
+"""Linear layers whose weights are not in the dtype they compute in: how each format's are laid out, and what
+they compute.
 
 Every layer computes its format's exact weights in plain torch; where `kernels` has a faster operator for the
 device, that is used instead. State lies in buffers only, so that moving and saving see it and training
@@ -32,12 +33,35 @@ class QuantizedLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.register_buffer("bias", bias)
 
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Without its past as a view: a view's `_base` keeps the file's memory after the values have moved
+        elsewhere."""
+        view = tensor is not None and tensor._base is not None
+        super().register_buffer(name, tensor.data if view and tensor is not None else tensor, persistent)
+
     def dequantized(self) -> Tensor:
         """W [out_features, in_features] in fp32, exact by the format's formula."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.kind}"
+
+
+class HalfLinear(QuantizedLinear):
+    """W in bfloat16 or float16, cast at each use: exact in float32, at half of its memory."""
+
+    kind = "16 bits"
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], bias)
+        self.register_buffer("weight", weight)
+
+    def dequantized(self) -> Tensor:
+        return self.weight.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), _as(self.bias, x))
 
 
 class ScaledLinear(QuantizedLinear):
@@ -54,15 +78,21 @@ class ScaledLinear(QuantizedLinear):
     def dequantized(self) -> Tensor:
         return self.weight.float() * self.weight_scale.float()
 
+    def scaled_weight(self, dtype: torch.dtype) -> Tensor:
+        """W in a floating dtype."""
+        return self.weight.to(dtype) * self.weight_scale.to(dtype)
+
+    def scaled_first(self, x: Tensor) -> Tensor:
+        """y from W, each weight of which is rounded to x's dtype."""
+        return F.linear(x, self.scaled_weight(x.dtype), _as(self.bias, x))
+
     def forward(self, x: Tensor) -> Tensor:
         """8-bit values are exact in every float that computes here, so the scale can wait for the result,
-        which is the smaller and keeps bf16's rounding out of the weights. In fp16 the unscaled sums would
-        overflow."""
-        weight, scale = self.weight.to(x.dtype), self.weight_scale.to(x.dtype)
+        where it is the smaller product. In fp16 the unscaled sums would overflow."""
         if x.dtype == torch.float16:
-            return F.linear(x, weight * scale, _as(self.bias, x))
-        y = F.linear(x, weight) * scale.flatten()
-        return y if self.bias is None else y + self.bias.to(x.dtype)
+            return self.scaled_first(x)
+        y = F.linear(x, self.weight.to(x.dtype)).mul_(self.weight_scale.to(x.dtype).flatten())
+        return y if self.bias is None else y.add_(self.bias.to(x.dtype))
 
 
 class Int8Linear(ScaledLinear):
@@ -70,10 +100,15 @@ class Int8Linear(ScaledLinear):
 
     kind = "int8"
 
+    def scaled_weight(self, dtype: torch.dtype) -> Tensor:
+        return self.weight * self.weight_scale.to(dtype)  # a card casts within the product; not from fp8
+
     def forward(self, x: Tensor) -> Tensor:
+        """On a card the scaled weights are one kernel, where the result would need a pass of its own, and are
+        as exact: the rounding of each weight stands for one of each result. A CPU casts into a copy first."""
         if kernel := kernels.find("int8_linear", x.device):
             return kernel(x, self.weight, self.weight_scale, self.bias)
-        return super().forward(x)
+        return super().forward(x) if x.device.type == "cpu" else self.scaled_first(x)
 
 
 class Fp8Linear(ScaledLinear):
@@ -120,9 +155,9 @@ class SvdqLinear(QuantizedLinear):
     def quantized_part(self, dtype: torch.dtype) -> Tensor:
         """Wq [N, K]: the 4-bit weights, of the smoothed input."""
         values = F.embedding(self.qweight.int(), self.code_pairs.to(dtype)).flatten(1)
-        scales = self.wscales.float()
+        scales = self.wscales
         if self.channel_scale is not None:
-            scales = scales * self.channel_scale.float()[:, None]
+            scales = scales.float() * self.channel_scale.float()[:, None]
         return (values.unflatten(1, (scales.shape[1], -1)) * scales.to(dtype)[..., None]).flatten(1)
 
     def dequantized(self) -> Tensor:
@@ -138,7 +173,9 @@ class SvdqLinear(QuantizedLinear):
                 x, self.qweight, self.wscales, self.smooth, self.down, self.up, self.channel_scale, self.bias
             )
         y = F.linear(x / self.smooth.to(x.dtype), self.quantized_part(x.dtype), _as(self.bias, x))
-        return y + F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
+        low = F.linear(x, self.down.to(x.dtype)).reshape(-1, len(self.down))
+        y.view(-1, self.out_features).addmm_(low, self.up.to(x.dtype).t())
+        return y
 
 
 def _as(tensor: Tensor | None, x: Tensor) -> Tensor | None:
