@@ -1,9 +1,10 @@
-"""Seconds per forward and per picture on a CUDA card, against diffusers, everything resident.
+"""Seconds per forward and per picture on a CUDA card: against diffusers, everything resident; then streamed.
 
     python -m benchmarks.gpu [--size 1024] [--steps 8] [--caption 128] [--rounds 5]
 
 Models of Z-Image's size with random weights; medians of alternating runs after a warm-up, by CUDA events. The
 int8 rows compute on the int8 tensor cores where comfy-kitchen is installed; their PSNR is against our bf16.
+The second table streams the weights by either engine and compares with the same forward all resident.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from benchmarks import models
 from benchmarks.report import card, header
+from shared.offload_engines import SLOTS
 
 Runs = Mapping[str, Callable[[], Any]]
 
@@ -91,6 +93,33 @@ def measure(work: models.Work, rounds: int, backend: str) -> list[str]:
     return lines
 
 
+@torch.inference_mode()
+def measure_streamed(work: models.Work, rounds: int) -> list[str]:
+    """The second table's lines: each engine with nothing and with half of the blocks on the card."""
+    from shared.offloading import Residency
+    from shared.placement import Placement
+
+    lines = [f"| {'':32} | ms per forward | of resident |", f"|{'-' * 34}|----------------|-------------|"]
+    for kind, layer in (("bf16", None), ("int8", models.int8)):
+        model = models.transformer(work, torch.device("cpu"))
+        model = model if layer is None else models.quantized(model, layer)
+        blocks = len(model.noise_refiner) + len(model.context_refiner) + len(model.layers)
+        resident = 0.0
+        for name, engine, count in (
+            ("all resident", "stream", None), *((f"{engine}, {k} of {blocks} blocks resident", engine, k)
+            for engine in SLOTS for k in (blocks // 2, 0)),
+        ):  # fmt: skip
+            residency = Residency(work.device, engine=engine)
+            residency.place(model, Placement(resident_blocks=count))
+            with residency.use(model):
+                forward = models.our_forward(work, model)
+                (time_,) = medians({name: forward}, rounds, work.device).values()
+            residency.forget()
+            resident = resident or time_
+            lines.append(f"| {kind + ', ' + name:32} | {time_ * 1000:14.1f} | {time_ / resident:10.2f}x |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -107,7 +136,8 @@ def main() -> None:
     config, backend = (models.TINY, "aot_eager") if args.tiny else (models.FULL, "inductor")
     work = models.Work(args.size, args.caption, args.steps, device, config)
     print(f"{name}\n{header()}\n{args.size}x{args.size}, {args.caption} caption tokens, {args.steps} steps\n")
-    print("\n".join(measure(work, args.rounds, backend)))
+    print("\n".join(measure(work, args.rounds, backend)) + "\n", flush=True)
+    print("\n".join(measure_streamed(work, args.rounds)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "diffusers", "transformers", "gradio", "comfy-kitchen")
+PACKAGES = ("torch", "diffusers", "transformers", "gradio", "mmgp", "comfy-kitchen")
 
 
 def commit() -> str:

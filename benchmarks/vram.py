@@ -1,6 +1,6 @@
-"""Peak memory and seconds per picture on simulated 8, 10, 12 and 16 GB cards, against diffusers' offloading.
+"""Peak memory and seconds per picture on simulated 8, 10, 12 and 16 GB cards: both engines, and diffusers'.
 
-    python -m benchmarks.vram [--cards 8 10 12 16] [--size 1024] [--steps 8] [--caption 128]
+    python -m benchmarks.vram [--cards 8 10 12 16] [--size 1024] [--steps 8] [--caption 128] [--only WORD ...]
 
 Each measurement is a process of its own that may allocate no more than the simulated card has; what the CUDA
 context takes is subtracted. Random weights of Z-Image's size; transformer and VAE, without text encoder.
@@ -21,17 +21,13 @@ import torch
 
 from benchmarks import models
 from benchmarks.report import card, header
+from shared.offload_engines import SLOTS
 
 CONTEXT_GB = 0.6  # what CUDA itself and its libraries take of a card
-RESERVE_GB = (
-    1.6  # activations of one layer and of the latents at 1024 x 1024, and the two slots of the streamer
-)
+RESERVE_GB = 0.9  # activations of one layer and of the latents at 1024 x 1024
 
-OURS: dict[str, Callable[[Any], Any] | None] = {
-    "ours bf16": None,
-    "ours int8": models.int8,
-    "ours int4": models.int4,
-}
+KINDS: dict[str, Callable[[Any], Any] | None] = {"bf16": None, "int8": models.int8, "int4": models.int4}
+OURS = {f"{engine} {kind}": (engine, make) for engine in SLOTS for kind, make in KINDS.items()}
 DIFFUSERS = ("diffusers model offload", "diffusers group offload", "diffusers sequential")
 VARIANTS = (*OURS, *DIFFUSERS)
 
@@ -50,11 +46,11 @@ def simulate(device: torch.device, gigabytes: float) -> None:
     mock.patch.object(torch.cuda, "mem_get_info", memory).start()
 
 
-def resident_blocks(model: Any, gigabytes: float) -> int:
-    """How many of the main layers stay on a card of that size."""
+def resident_blocks(model: Any, gigabytes: float, slots: int) -> int:
+    """How many of the main layers stay on a card of that size beside those that pass through."""
     layer = sum(t.numel() * t.element_size() for t in model.layers[0].state_dict().values())
     whole = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    room = (gigabytes - CONTEXT_GB - RESERVE_GB) * 1e9 - (whole - len(model.layers) * layer)
+    room = (gigabytes - CONTEXT_GB - RESERVE_GB) * 1e9 - (whole - len(model.layers) * layer) - slots * layer
     return max(0, min(len(model.layers), int(room / layer)))
 
 
@@ -63,10 +59,11 @@ def ours(work: models.Work, variant: str, gigabytes: float) -> Callable[[], Any]
     from shared.placement import Placement
 
     model = models.transformer(work, torch.device("cpu"))
-    if (layer := OURS[variant]) is not None:
+    engine, layer = OURS[variant]
+    if layer is not None:
         model = models.quantized(model, layer)
-    residency = Residency(work.device)
-    residency.place(model, Placement(resident_blocks=resident_blocks(model, gigabytes)))
+    residency = Residency(work.device, engine=engine)
+    residency.place(model, Placement(resident_blocks=resident_blocks(model, gigabytes, SLOTS[engine])))
     decoder = models.vae(work)
     latents = models.our_pipeline(work, model, decoder, output_type="latent")
 
@@ -138,6 +135,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024, help="pixels of a side")
     parser.add_argument("--steps", type=int, default=8, help="forwards per picture")
     parser.add_argument("--caption", type=int, default=128, help="tokens of the prompt")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="columns with such a word")
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=2, metavar=("VARIANT", "GB"), help=argparse.SUPPRESS)
@@ -150,12 +148,13 @@ def main() -> None:
         print(json.dumps(measure(work, args.one[0], float(args.one[1]))))
         return
     print(f"{name}\n{header()}\n{args.size}x{args.size}, {args.caption} caption tokens, {args.steps} steps\n")
-    print("| " + " | ".join([f"{'card':7}", *(f"{variant:23}" for variant in VARIANTS)]) + " |")
-    print("|" + "|".join(["-" * 9, *["-" * 25 for _ in VARIANTS]]) + "|")
+    columns = [variant for variant in VARIANTS if any(word in variant for word in args.only)]
+    print("| " + " | ".join([f"{'card':7}", *(f"{variant:23}" for variant in columns)]) + " |")
+    print("|" + "|".join(["-" * 9, *["-" * 25 for _ in columns]]) + "|")
     passed = [f"--{key}={getattr(args, key)}" for key in ("size", "steps", "caption", "device")]
     passed += ["--tiny"] if args.tiny else []
     for gigabytes in args.cards:
-        cells = (f"{in_a_process(passed, variant, gigabytes):23}" for variant in VARIANTS)
+        cells = (f"{in_a_process(passed, variant, gigabytes):23}" for variant in columns)
         print("| " + " | ".join([f"{gigabytes:4.0f} GB", *cells]) + " |", flush=True)
 
 

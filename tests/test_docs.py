@@ -28,6 +28,7 @@ def known_flags() -> set[str]:
         "benchmarks.cpu",
         "benchmarks.gpu",
         "benchmarks.vram",
+        "benchmarks.card",
         "benchmarks.page",
         "benchmarks.gallery",
         "benchmarks.full_size",

@@ -65,7 +65,8 @@ def test_one_line_for_each_model_and_card(wgp, models, capsys):
 def test_the_words_of_a_row_are_those_of_its_plan(wgp, capsys):
     assert wgp("--plan", "--vram", "8", "--ram", "16", "--model", "z_image", "--json") == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["plan"].startswith(f"mmgp, {record['file']}, {record['resident_layers']} of {record['layers']}")
+    layers = f"{record['resident_layers']} of {record['layers']}"
+    assert record["plan"].startswith(f"mmgp, {record['file']}, {layers}")
     assert wgp("--plan", "--vram", "8", "--ram", "16", "--model", "z_image") == 0
     row = capsys.readouterr().out.splitlines()[-1]
     assert f"{record['resident_layers']} of {record['layers']} layers" in row

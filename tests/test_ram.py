@@ -263,6 +263,8 @@ def test_the_planner_counts_what_a_large_model_holds(tmp_path: Path, state: dict
     config = packers.TINY | {"dim": 3840, "n_heads": 30, "n_layers": 30, "n_refiner_layers": 2}
     config |= {"cap_feat_dim": 2560}
     assert memory.published_size("transformer", "bf16", config, 4).total < 13e9
+    assert memory.published_size("transformer", "int8", config, 4).total < 7.2e9
+    assert memory.published_size("transformer", "fp32", config, 4).total > 24e9
     assert memory.published_size("text_encoder", "bf16", memory.QWEN3_4B, 4).total < 8e9
     assert memory.published_size("text_encoder", "int8", memory.QWEN3_4B, 4).ram_bytes < 0.8e9
 

@@ -455,10 +455,10 @@ def published_size(
 
 
 def _large_or_cast(size: Callable[[int], PartSize], kind: str, float_bytes: int) -> PartSize:
-    """The size with floats of `float_bytes`, but for a large model's in 16 bits, which stay as they are."""
-    halves = size(2)
-    large = kind in ("bf16", "fp16") and halves.total >= formats.LARGE
-    return halves if large else size(float_bytes)
+    """The size with floats of `float_bytes`; where they are many and the file has them in 16 bits, they stay
+    as they are."""
+    many = size(2).total - size(0).total >= formats.LARGE
+    return size(2 if many and kind not in ("fp32", "fp64") else float_bytes)
 
 
 def download_bytes(

@@ -410,6 +410,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
 
     def _encode(self, texts: list[str], limit: int) -> dict[str, Encoded]:
         """From the cache; the encoder works once, for all that are missing there."""
+        if not texts:  # features were given, and there may be no tokenizer
+            return {}
         template = str(self.tokenizer.chat_template)
         keys = {text: prompt_cache.key(self.encoder_id, template, text, limit) for text in texts}
         encoded = {text: hit for text in texts if (hit := self.prompt_cache.get(keys[text])) is not None}

@@ -30,7 +30,7 @@ from shared.engine.catalog import HandlerFor, LoraFolders
 from shared.engine.consent import Agreed, NotAgreed
 from shared.engine.host import LoadedModel, ModelHost, Silent
 from shared.engine.inputs import without_folders
-from shared.engine.planner import Overrides
+from shared.engine.planner import Overrides, Plan
 from shared.engine.progress import Progress
 from shared.engine.records import CANCELLED, DONE, FAILED, ON_A_PAGE, Job
 from shared.engine.store import JobStore
@@ -179,7 +179,10 @@ class Worker:
             on_step=progress.step,
             interrupt=progress.cancelled,
         )
-        substituted = [*_descent(failed, model, killed), *model.loras.notes, *result.notes]
+        usual = model.plan
+        if killed and usual is not None:
+            usual = self._host.plan(model.info, settings, lora_bytes=model.loras.bytes)
+        substituted = [*_descent(failed, model, usual), *model.loras.notes, *result.notes]
         for note in substituted:
             self._store.note(job.id, note)
         notes = [*job.notes, *substituted]
@@ -248,12 +251,12 @@ def _public(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"activated_loras": [without_secrets(entry) for entry in settings["activated_loras"]]}
 
 
-def _descent(failed: Sequence[str], model: LoadedModel, killed: bool) -> list[str]:
-    """What is said of a plan that was not the first one. killed: together with the worker that tried it."""
-    if model.plan is None or not (failed or killed):
+def _descent(failed: Sequence[str], model: LoadedModel, usual: Plan | None) -> list[str]:
+    """What is said of a plan that is not the `usual` one, or before which others failed."""
+    if model.plan is None or not (failed or model.plan != usual):
         return []
     if not failed:
-        return [f"Tried again with the smallest files and less memory: '{model.plan.sentence()}'."]
+        return [f"Tried again with less: made with '{model.plan.sentence()}'."]
     tried = "; ".join(f"'{plan}'" for plan in failed)
     return [f"It did not fit at {tried}: made with '{model.plan.sentence()}'."]
 
