@@ -26,11 +26,10 @@ from models.z_image.z_image_handler import family_handler
 from shared import cli
 from shared.engine import planner
 from shared.errors import UserError
-from shared.offloading import Residency
 from shared.weights import downloads
 from shared.weights.files import Folders, describe
 from tests import diffusers_folder, mini
-from tests.counting import CountingTransport
+from tests.cards import Card
 from tests.hub_stand_in import HubStandIn, Stored
 
 TURBO, BASE = "Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image"
@@ -81,7 +80,7 @@ def hf_download(*more: str) -> None:
     )
 
 
-def card(name: str, **changes: object) -> dict:
+def small_card(name: str, **changes: object) -> dict:
     """A card of the program, with the Mini's sizes."""
     found = json.loads((mini.ROOT / "defaults" / f"{name}.json").read_text("utf-8"))
     small = {key: mini.model_def("z_image_mini")[key] for key in ("transformer_config", "vae_config")}
@@ -90,9 +89,9 @@ def card(name: str, **changes: object) -> dict:
 
 
 def required(name: str) -> list:
-    definition = card(name)["model"]
+    definition = small_card(name)["model"]
     if isinstance(definition["URLs"], str):
-        definition["URLs"] = card(definition["URLs"])["model"]["URLs"]
+        definition["URLs"] = small_card(definition["URLs"])["model"]["URLs"]
     return family_handler.query_model_files(definition["architecture"], definition)
 
 
@@ -206,7 +205,7 @@ def test_the_program_draws_offline_with_what_hf_downloaded(
     net = "Z-Image-Turbo-Fun-Controlnet-Union-2.1.safetensors"
     shutil.copy(mini.ROOT / "models/z_image/mini/control.safetensors", folders.ckpts / net)
     for name in ("z_image", "z_image_control2_1"):
-        (tmp_path / "defaults" / f"{name}.json").write_text(json.dumps(card(name)))
+        (tmp_path / "defaults" / f"{name}.json").write_text(json.dumps(small_card(name)))
     job = {"prompt": PROMPT, "resolution": "128x128", "seed": 3, "num_inference_steps": 8}
     jobs = [job | {"model_type": name} for name in ("z_image", "z_image_control2_1")]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
@@ -234,8 +233,20 @@ def test_a_configuration_that_computes_differently_is_refused(official: Path, fo
     (copy / "vae/config.json").write_text(json.dumps(config | {"scaling_factor": 0.18215}))
     with pytest.raises(UserError, match=r"config\.json has scaling_factor = 0\.18215, and .* with 0\.3611"):
         family_handler.load_model(
-            copy / "transformer", "z_image", card("z_image")["model"], device="cpu", folders=folders
+            copy / "transformer", "z_image", small_card("z_image")["model"], device="cpu", folders=folders
         )
+
+
+def test_the_int8_form_of_shards_goes_where_the_card_looks(official: Path, folders: Folders) -> None:
+    """Not into the hub's cache. The next start then has the choice of both."""
+    copy = shutil.copytree(official, folders.ckpts / "Z-Image-Turbo")
+    definition = small_card("z_image")["model"]
+    family_handler.load_model(
+        copy / "transformer", "z_image", definition, device="cpu", folders=folders, save_quantized=True
+    )
+    offers = family_handler.query_offers("z_image", definition, folders)
+    here = [(variant.kind, Path(variant.source).name) for variant in offers.transformer if variant.on_disk]
+    assert here == [("int8", "ZImageTurbo_quanto_bf16_int8.safetensors"), ("fp32", "transformer")]
 
 
 # ---- from_pretrained ---------------------------------------------------------------------------------------
@@ -360,12 +371,13 @@ def test_a_card_that_is_not_there_is_told(pipe: ZImagePipeline, move: str, monke
         ("enable_sequential_cpu_offload", {"AutoencoderKL"}),
     ],
 )
-def test_where_the_parts_are_after_a_picture(official: Path, move: str, stay: set[str]) -> None:
+def test_where_the_parts_are_after_a_picture(
+    official: Path, card: Card, move: str, stay: set[str]
+) -> None:
     made = ZImagePipeline.from_pretrained(official, dtype=torch.float32)
     settings = dict(prompt=PROMPT, num_inference_steps=3, output_type="latent", **SIZE)
     plain = made(**settings, generator=torch.Generator().manual_seed(1)).images
-    transport = CountingTransport()
-    made.residency = Residency(torch.device("cpu"), transport=transport)
+    made.residency = card.residency()
     getattr(made, move)("cpu")
     made.prompt_cache = type(made.prompt_cache)()  # so that the text encoder works again
     again = made(**settings, generator=torch.Generator().manual_seed(1)).images

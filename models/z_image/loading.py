@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import AutoTokenizer, Qwen3Model
 
-from models.z_image import control, control_layout, names, sources, text_encoding
+from models.z_image import control, control_layout, memory, names, sources, text_encoding
 from models.z_image.generation import ZImageProcessor
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.preview import LatentRgb
@@ -35,7 +35,7 @@ from shared.offloading import Residency
 from shared.transport import default_device, pinned_bytes
 from shared.weights import formats
 from shared.weights import loading as weights
-from shared.weights.files import Folders, Required, check_safetensors, weight_files
+from shared.weights.files import Folders, Required, check_safetensors, file_name, is_url, weight_files
 from shared.weights.loading import build, load_weights, preferred_dtype
 
 log = logging.getLogger(__name__)
@@ -103,8 +103,8 @@ def load(
         f"{config} {dtype} {quantize}",
         lambda: _transformer(model_def, found, dtype, quantize),
     )
-    if save_quantized and not found.quantized and len(found.files) == 1:
-        _save_quantized(transformer, found.files[0])
+    if save_quantized and not found.quantized:
+        _save_quantized(transformer, _int8_file(found.files, model_def, folders))
     vae_config, vae_dtype = model_def.get("vae_config") or VAE_CONFIG, vae_dtype or torch.float32
     _check_beside("transformer", found.files[0], read_config(config))
     _check_beside("vae", vae_file, read_config(vae_config))
@@ -227,11 +227,24 @@ def _transformer(
     return model
 
 
-def _save_quantized(transformer: ZImageTransformer2DModel, source: Path) -> None:
-    """Beside `source`, unless it is there already: another start can then take it."""
-    stem = source.stem.replace("bf16", "quanto_bf16_int8")  # what the published int8 files are called
-    target = source.with_name((stem if stem != source.stem else f"{stem}_quanto_int8") + ".safetensors")
+def _int8_file(files: Sequence[Path], model_def: Mapping[str, Any], folders: Folders) -> Path:
+    """Where another start looks for the int8 form of these files: beside a single one; for shards, which lie
+    in another program's folder, in ckpts/ under the name that the card has for it.
+    """
+    if len(files) == 1:
+        stem = files[0].stem.replace("bf16", "quanto_bf16_int8")  # what the published int8 files are called
+        known = stem if stem != files[0].stem else f"{stem}_quanto_int8"
+        return files[0].with_name(f"{known}.safetensors")
+    published = [file_name(source) for source in model_def.get("URLs") or [] if is_url(source)]
+    int8 = [name for name in published if memory.kind_by_name(name) == "int8"]
+    own = f"{files[0].parent.parent.name}_quanto_bf16_int8.safetensors"
+    return folders.ckpts / (int8[0] if int8 else own)
+
+
+def _save_quantized(transformer: ZImageTransformer2DModel, target: Path) -> None:
+    """Unless it is there already."""
     if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
         weights.save_quantized(transformer, target, names.TRANSFORMER)
         log.warning("The int8 file %s was written; the next start can use it.", target)
 

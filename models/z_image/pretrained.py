@@ -17,6 +17,7 @@ from models.z_image.pipeline_z_image import ZImagePipeline as Pipeline
 from models.z_image.prompt_cache import PromptCache
 from models.z_image.z_image_handler import DEFAULT_FOLDERS
 from shared.errors import UserError
+from shared.offload_engines import default_engine
 from shared.offloading import Placement, Residency
 from shared.transport import default_device
 from shared.weights import hub, snapshot
@@ -118,7 +119,8 @@ class ZImagePipeline(Pipeline):
         place = device_of(device)
         if place != self.device:
             self.residency.forget()
-            self.device, self.residency, self.prompt_cache = place, Residency(place), PromptCache()
+            self.device, self.prompt_cache = place, PromptCache()
+            self.residency = Residency(place, engine=default_engine())
         self.placements = dict.fromkeys(self, placement)
         for part in self.placements:
             if part != "text_encoder" or self.text_encoder_loaded:
