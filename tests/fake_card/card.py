@@ -12,6 +12,7 @@ import ctypes
 import functools
 import subprocess
 import sys
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,7 +60,9 @@ def insert(folder: Path, capability: tuple[int, int] = (8, 6)) -> None:
     answers: dict[str, Any] = {
         "is_available": True, "is_initialized": True, "current_device": 0, "device_count": 1,
         "get_device_capability": capability, "get_device_name": "Fake", "mem_get_info": (MEMORY, MEMORY),
-        "empty_cache": None, "_lazy_init": None, "current_stream": _Stream(),
+        "empty_cache": None, "_lazy_init": None, "current_stream": _Stream(), "default_stream": _Stream(),
+        "get_device_properties": types.SimpleNamespace(total_memory=MEMORY, name="Fake"),
+        "synchronize": None, "memory_reserved": 0, "memory_allocated": 0,
     }  # fmt: skip
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *_, answer=answer: answer)

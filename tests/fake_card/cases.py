@@ -4,7 +4,7 @@ it."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 FULL = 30  # layers
@@ -109,6 +109,15 @@ CASES: dict[str, Case] = {
     "lora int4": Case(647, file="turbo int4", lora=True, steps=3, copies=3, waits=6),
     "lora fp16": Case(613, dtype=HALF, lora=True, steps=3, copies=3, waits=6),
 }  # fmt: skip
+
+
+#: those that are driven once more with mmgp moving the weights, block by block
+BY_MMGP = (
+    "turbo fp16", "int8 fp16", "nunchaku fp16", "quantize on load", "twinflow 2", "base cfg",
+    "base int8 cfg", "nag", "batch 2", "inpaint", "hires", "vae bf16", "control 2.1", "control 2.1 int8 nag",
+    "control 2.0", "control v1", "lora bf16", "lora int8", "lora int4", "lora fp16",
+)  # fmt: skip
+CASES |= {f"{name}, by mmgp": replace(CASES[name], residency="mmgp") for name in BY_MMGP}
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from models.z_image import pipeline_z_image
 from models.z_image.z_image_handler import SAMPLER_SETTINGS, family_handler
-from shared import kernels, offloading
+from shared import kernels, placement
 from shared.loras import multipliers
+from shared.offloading import Residency
+from shared.offloading_mmgp import ManagedPart, load_mmgp
+from shared.placement import Placement
 from shared.settings import SETTINGS
 from shared.weights import quantized
 from shared.weights.files import Folders
@@ -49,11 +52,12 @@ def begin(folder: Path) -> None:
     """In a process of its own, once: insert the card. folder: for the files."""
     global _folder
     _folder = folder
+    load_mmgp()._get_tensor_ref = id  # tensors without memory have no address
     card.insert(folder)
     torch.set_num_threads(1)
     kernels.find = lambda op, device: None  # plain torch: of the kernels, their own tests tell
     pipeline_z_image.make_sigmas = _with_values(pipeline_z_image.make_sigmas)
-    offloading.Tensor = FakeTensor  # the type that it demands of weights
+    placement.Tensor = FakeTensor  # the type that it demands of weights
     quantized.quantize_int8 = _without_values(quantized.quantize_int8)
     quantized._reorder = lambda stored, *_: stored.reshape(-1)
     for size, name in ((side, kind) for side in (512, 1024) for kind in (PICTURE, MASK)):
@@ -108,6 +112,7 @@ def _run(case: Case, watched: FakeCard, mutation: str) -> Report:
         processor = _load(case, watched)
         stack.enter_context(_mode)
         stack.enter_context(watched)
+        stack.callback(processor.pipe.residency.forget)
         result = processor.generate(
             _settings(case),
             seeds=range(1, case.pictures + 1),
@@ -202,7 +207,7 @@ class WholeParts:
     def __init__(self, device: torch.device, watched: FakeCard) -> None:
         self.device, self._watched = device, watched
 
-    def place(self, part: nn.Module, placement: offloading.Placement) -> None: ...
+    def place(self, part: nn.Module, placement: Placement) -> None: ...
 
     def evict(self, part: nn.Module | None = None) -> None: ...
 
@@ -210,7 +215,7 @@ class WholeParts:
 
     @contextlib.contextmanager
     def use(self, part: nn.Module) -> Iterator[None]:
-        moving = {id(x) for tensors in offloading._tensors_by_unit(part).values() for x in tensors}
+        moving = {id(x) for tensors in placement.tensors_by_unit(part).values() for x in tensors}
         tables = [table for module in part.modules() for table in (module._parameters, module._buffers)]
         homes = [(table, name, x) for table in tables for name, x in table.items() if id(x) in moving]
         with self._watched.during(card.MOVING):
@@ -231,5 +236,33 @@ class WholeParts:
         return _on_card[x]
 
 
+class ByMmgp(Residency):
+    """The real one, with mmgp as the engine: every block is streamed. Its copies of weights are not noted."""
+
+    def __init__(self, device: torch.device, watched: FakeCard) -> None:
+        super().__init__(device, engine="mmgp", pinned_limit=0)
+        self._watched = watched
+
+    @contextlib.contextmanager
+    def use(self, part: nn.Module) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            with self._watched.during(card.MOVING):
+                self.place(part, Placement(0, pinned=False))
+                stack.enter_context(super().use(part))
+                self._quieten(self._parts[part].card)
+            yield
+
+    def _quieten(self, managed: Any) -> None:
+        """Its copies in the middle of a step, too."""
+        assert isinstance(managed, ManagedPart)
+        copy = managed._load_blocks
+
+        def quiet(*arguments: Any) -> None:
+            with self._watched.during(card.MOVING):
+                copy(*arguments)
+
+        managed._load_blocks = quiet
+
+
 #: how a case's parts get to the card: from a device and what watches it to what a pipeline's `residency` is
-RESIDENCIES: dict[str, Callable[[torch.device, FakeCard], Any]] = {"whole": WholeParts}
+RESIDENCIES: dict[str, Callable[[torch.device, FakeCard], Any]] = {"whole": WholeParts, "mmgp": ByMmgp}
