@@ -116,7 +116,7 @@ class Following:
         return {**state, **self._arrived(sight), self._recent: self._pictures.recent()}
 
     def _arrived(self, sight: Sight) -> Updates:
-        """The list of models, of which a job may have fetched one; each tab is told, whichever looks first."""
+        """The list of models, of which a job may have fetched one; every tab is told, whichever is first."""
         models = self._engine.catalog.models
         used = {str(self._engine.store.job(one.job_id).settings.get("model_type")) for one in sight.ended}
         if not all(models[name].available for name in used if name in models):
