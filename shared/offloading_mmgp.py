@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +36,8 @@ from shared import interrupt
 from shared.errors import Cancelled, UserError
 from shared.placement import Placement, Units, block_lists, resident_blocks, tensors_by_unit
 from shared.weights import heap
+
+log = logging.getLogger(__name__)
 
 VERSION = "3.8.2"  # the one whose internals this file knows
 MIB = 1 << 20
@@ -60,13 +64,15 @@ def load_mmgp() -> Any:
         ) from error
     for module, name, original in replaced:
         setattr(module, name, original)
+    if (found := importlib.metadata.version("mmgp")) != VERSION:
+        log.warning("mmgp %s is installed; ZGP knows %s: --offload stream does without it.", found, VERSION)
     return offload
 
 
 class MmgpEngine:
     """See `placement.Engine`. Each part has a manager of mmgp's own, so that a part that comes, goes or
-    changes leaves the others alone. Two parts may not have a module in common, nor a parameter
-    and a buffer their memory.
+    changes leaves the others alone. Two parts may not have a module in common, nor a parameter and a buffer
+    their memory.
     """
 
     def __init__(self, device: torch.device, pinned_limit: int) -> None:
@@ -81,12 +87,13 @@ class MmgpEngine:
         torch.cuda.empty_cache()
 
     def bring(self, part: nn.Module, units: Units, placement: Placement) -> ManagedPart:
-        known = self._known.get(part)
+        known = self._known.pop(part, None)  # should anything fail, it is made anew
         if known is None or known.placement != placement or not known.is_made_of(units):
             if known is not None:
                 known.release()
             load_mmgp().total_pinned_bytes = self.pinned()  # its own count forgets parts that came twice
-            known = self._known[part] = ManagedPart(part, units, placement, self._limit)
+            known = ManagedPart(part, units, placement, self._limit)
+        self._known[part] = known
         known.arrive()
         return known
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import logging
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -234,15 +236,16 @@ def test_cancel_is_heard_while_a_part_is_page_locked(card: Card) -> None:
     model = model_for(card)
     before, attributes, plain = state(model), attributes_of(model), copy.deepcopy(model)(inputs())
     residency = card.watched(model.blocks())
-    residency.place(model, Placement(0))
-    answers = iter([False, False, True])
-    with pytest.raises(Cancelled), interrupt.listening(lambda: next(answers, True)), residency.use(model):
-        raise AssertionError("not reached")
-    residency.evict()
-    assert card.live == 0 and equal(state(model), before)
-    assert attributes_of(model)[0] == attributes[0]
-    with residency.use(model):
-        assert equal(model(inputs()), plain)
+    for placement in (Placement(0), Placement(2)):
+        for cancelled in (True, False, True):
+            residency.place(model, replace(placement, prefetch=cancelled))
+            answers = iter([False, False, cancelled])
+            ends = pytest.raises(Cancelled) if cancelled else contextlib.nullcontext()
+            with ends, interrupt.listening(functools.partial(next, answers, cancelled)), residency.use(model):
+                assert not cancelled and equal(model(inputs()), plain)
+        residency.evict()
+        assert card.live == 0 and equal(state(model), before)
+        assert attributes_of(model)[0] == attributes[0]
 
 
 def test_no_room_on_the_device_leaves_the_part_in_ram() -> None:

@@ -339,6 +339,7 @@ def test_a_saved_queue_that_is_dropped_on_the_page_is_loaded(visit, engine):
     page.tab.evaluate(DROP, [base64.b64encode(file.getvalue()).decode(), "mine.zip"])
     page.tab.locator("#notice").get_by_text("1 of 1 job loaded from mine.zip.").wait_for()
     assert engine.store.jobs(limit=1)[0].settings["prompt"] == "a green star"
+    engine.store.resume()
     page.wait_until_idle()
 
 

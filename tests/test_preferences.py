@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from shared.engine.configuration import EngineConfig, worker_arguments
 from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.ui.form import about_html, is_slow
+from shared.ui.preferences import machine_text
 from shared.ui.preferences_form import FIELDS, GROUPS, form_html, read_form
 from tests.browser import free_port
 from tests.fake_family import handler_for, make_root
@@ -267,3 +268,18 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(root: Path, capsys):
     said = capsys.readouterr().err
     assert said.startswith("wgp.py: ") and said.count("\n") == 1 and str(root / "outputs") in said
     logging.getLogger().handlers.clear()
+
+
+def test_the_report_names_what_moves_the_weights():
+    card = machine.Machine("RTX 9", 16 << 30, 12 << 30, 8 << 30, 7 << 30, (8, 9))
+    assert machine_text(card).endswith("RTX 9, 8 GB, with 16 GB of RAM. mmgp moves the weights there.")
+    assert machine_text(card, "stream").endswith("RAM. stream moves the weights there.")
+    assert machine_text(replace(card, mmgp=False)).endswith("RAM. stream moves the weights there.")
+    assert "no graphics card" in machine_text(machine.Machine("CPU", 16 << 30, 12 << 30))
+
+
+def test_the_engine_is_the_flags_then_the_files(root: Path):
+    assert configured(root).overrides.offload == ""
+    config_file.write(root, {"offload": "stream"})
+    assert configured(root).overrides.offload == "stream"
+    assert configured(root, "--offload", "mmgp").overrides.offload == "mmgp"

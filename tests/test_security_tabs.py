@@ -414,7 +414,7 @@ def test_no_other_model_is_used_while_locked(house):
         assert answer.status == 400 and "--lock-model" in answer.json["detail"]
     assert page.ask("POST", "/v1/images/generations", {"prompt": "a", "model": OTHER}).status == 404
     generate = page.numbers("generate")[0]
-    assert "--lock-model" in page.run(generate, [{"prompt": "a", "model_type": OTHER}]).text
+    assert "--lock-model" in page.run(generate, [{"prompt": "a", "model_type": OTHER}, False]).text
     for name in ("submit", "forever", "submit_grid", "save_changes", "change_model"):
         for number in page.numbers(name):
             values = [OTHER if value == MINI else value for value in page.usual(number)]

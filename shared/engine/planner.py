@@ -209,6 +209,11 @@ class Plan:
         }
 
 
+def engine_of(machine: Machine, offload: str) -> str:
+    """What moves the weights on a card. offload: the user's choice, "" for none."""
+    return offload or ("mmgp" if machine.mmgp else "stream")
+
+
 def plan(
     machine: Machine,
     offers: Offers,
@@ -293,7 +298,7 @@ class _Planner:
 
     @property
     def engine(self) -> str:
-        return self.overrides.offload or ("mmgp" if self.machine.mmgp else "stream")
+        return engine_of(self.machine, self.overrides.offload)
 
     @property
     def as_wan2gp(self) -> Profile | None:

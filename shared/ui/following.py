@@ -116,13 +116,12 @@ class Following:
         return {**state, **self._arrived(sight), self._recent: self._pictures.recent()}
 
     def _arrived(self, sight: Sight) -> Updates:
-        """The list of models, where a job has fetched one that was not here."""
+        """The list of models, of which a job may have fetched one; every tab is told, whichever is first."""
         models = self._engine.catalog.models
         used = {str(self._engine.store.job(one.job_id).settings.get("model_type")) for one in sight.ended}
-        if all(models[name].available for name in used if name in models):
-            return {}
-        found = self._engine.reload_catalog()
-        return {**self._form.refresh(), self._form.stock: self._form.stock_of(found)}
+        if not all(models[name].available for name in used if name in models):
+            self._engine.reload_catalog()
+        return {**self._form.refresh(), self._form.stock: self._form.stock_of(self._engine.catalog)}
 
     def _ends(self, sight: Sight, tab: str) -> Updates:
         """What became of this tab's own jobs. Those of others are seen among the recent pictures alone."""

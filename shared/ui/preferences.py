@@ -16,6 +16,7 @@ from shared import config as config_file
 from shared.config import Config
 from shared.engine import machine
 from shared.engine.engine import Engine
+from shared.engine.planner import engine_of
 from shared.report import report, tail
 from shared.ui.errors import QUIET, shows_errors
 from shared.ui.notice import notice_html
@@ -155,7 +156,7 @@ class Preferences:
 
     def _about(self, config: Config) -> str:
         engine = self._engine.config
-        card = machine_text(machine.survey(engine.gpu))
+        card = machine_text(machine.survey(engine.gpu), engine.overrides.offload)
         different = {name: value for name, value in asdict(config).items() if value != asdict(Config())[name]}
         places = {
             "Pictures": engine.output_dir,
@@ -175,12 +176,13 @@ class Preferences:
         )
 
 
-def machine_text(found: machine.Machine) -> str:
-    """What ZGP computes on, in a sentence."""
+def machine_text(found: machine.Machine, offload: str = "") -> str:
+    """What ZGP computes on; on a card, what moves the weights there. offload: the user's choice."""
     ram = f"{found.ram_total / 2**30:.0f} GB of RAM"
     if found.capability is None:
         return f"It computes on the CPU, with {ram}: no graphics card that it can use was found."
-    return f"It computes on {found.name}, {found.vram_total / 2**30:.0f} GB, with {ram}."
+    card = f"{found.name}, {found.vram_total / 2**30:.0f} GB"
+    return f"It computes on {card}, with {ram}. {engine_of(found, offload)} moves the weights there."
 
 
 def _plain(value: Any) -> Any:
