@@ -113,9 +113,10 @@ def pack_svdq(codes: str, scales: str = "usual", rank: int = RANK) -> Callable[[
         n, k = weight.shape
         smooth = (0.5 + torch.rand(k, generator=g)).bfloat16()
         smoothed = weight.float() * smooth.float()
-        u, s, vh = torch.linalg.svd(smoothed, full_matrices=False)
-        up = (u[:, :rank] * s[:rank]).bfloat16()
-        down = vh[:rank].bfloat16().float()
+        sketch = smoothed @ (smoothed.T @ (smoothed @ torch.randn(k, rank, generator=g)))
+        basis = torch.linalg.qr(sketch).Q  # [n, rank]: the largest directions, near enough
+        up = basis.bfloat16()
+        down = (basis.T @ smoothed).bfloat16().float()
         rest = smoothed - up.float() @ down
         down = (down / smooth.float()).bfloat16()
         if codes == "int4":
@@ -156,7 +157,9 @@ def _fp4(rest: Tensor, parts: int, scales: str) -> Packed:
     outer = scalar.float() * channel[:, None]
     groups = (rest / outer).unflatten(1, (-1, 16))
     inner = (groups.abs().amax(2) / 6).clamp(min=2**-9, max=448).to(torch.float8_e4m3fn)
-    code = ((groups / inner.float()[..., None])[..., None] - E2M1).abs().argmin(-1)
+    exact = groups / inner.float()[..., None]
+    code = torch.bucketize(exact.abs(), (E2M1[:7] + E2M1[1:8]) / 2)  # of the nearest magnitude
+    code += 8 * ((exact < 0) & (code > 0))
     tensors = {"qweight": pack_qweight(code.flatten(1)), "wscales": pack_fp4_scales(inner)}
     if scales in ("scalar", "both"):
         tensors["wtscale"] = scalar.reshape(1)
