@@ -1,11 +1,10 @@
-"""What start.py does: makes the environment in .venv on the first run, then runs wgp.py or the tests in it.
+"""What start.py does: makes the environment in .venv on the first run, then runs wgp.py in it.
 
 Standard library only: it runs before anything is installed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import importlib.util
@@ -13,12 +12,9 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +28,6 @@ REQUIREMENTS = ROOT / "requirements.txt"
 TEST_REQUIREMENTS = ROOT / "requirements-dev.txt"
 
 WITHOUT_PAGE = {"--process", "--list-models", "--help", "-h", "--version", "--open-browser"}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-TEST_SECONDS = 25 * 60
-NO_TESTS_RAN = 5  # pytest's exit code
-COUNT = re.compile(r"(\d+) (failed|passed|skipped|xfailed|xpassed|error)")
 
 SHOWN = re.compile(
     r"\s*(Collecting|Downloading|Downloaded|Using cached|Building|Installing|Resolved|Prepared|Installed)\b"
@@ -78,6 +70,8 @@ def main(arguments: Sequence[str], usage: str) -> int:
     try:
         first, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
         if first == "--test":
+            from shared.testing import test  # here, as it stands on this module
+
             return test(rest)
         if first == "--setup-only":
             print("ZGP is installed." if set_up([REQUIREMENTS]) else "ZGP was installed already.")
@@ -294,130 +288,3 @@ class LiveLine:
             self.show("")
             self.stream.write("\r")
             self.stream.flush()
-
-
-# Testing
-
-
-@dataclass(frozen=True)
-class Check:
-    """One command of --test. `tests`: it is a run of pytest, whose last line counts what passed."""
-
-    name: str
-    command: list[str]
-    tests: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a check ended. `verdict`: "passed", "FAILED" or "out of time"; `closing`: its last line."""
-
-    check: Check
-    verdict: str
-    seconds: float
-    closing: str
-
-
-def test(flags: Sequence[str]) -> int:
-    """Set up, then run every check even if an earlier one fails. Returns 0 when all passed."""
-    end = time.monotonic() + TEST_SECONDS
-    set_up([REQUIREMENTS, TEST_REQUIREMENTS])
-    browser = find_browser()
-    outcomes = [run_check(check, end, flags) for check in checks(venv_python(), flags)]
-    print(summary(outcomes, browser), flush=True)
-    return int(any(outcome.verdict != "passed" for outcome in outcomes))
-
-
-def checks(python: Path, flags: Sequence[str]) -> list[Check]:
-    """Quick ones first, so that a slip is told early."""
-    tool = [str(python), "-m"]
-    colour = ["--color=yes"] if sys.stdout.isatty() else []
-    pytest = [*tool, "pytest", *colour, *flags]
-    return [
-        Check("ruff", [*tool, "ruff", "check", "."]),
-        Check("mypy", [*tool, "mypy"]),
-        Check("fast tests", [*pytest, "-m", "not slow and not browser"], tests=True),
-        Check("slow tests", [*pytest, "-m", "slow or browser"], tests=True),
-    ]
-
-
-def find_browser() -> str:
-    """The path of a browser for the tests, installed if this is root on a system with apt; else ""."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), "")
-    if found or not shutil.which("apt-get") or not is_root():
-        return found
-    print("Installing Chromium for the browser tests.")
-    try:
-        install(["apt-get", "update"])
-        install(["apt-get", "install", "-y", "--no-install-recommends", "chromium"])
-    except StartError as error:
-        print(f"Chromium was not installed: {error}", file=sys.stderr)
-    return next(filter(None, map(shutil.which, BROWSERS)), "")
-
-
-def is_root() -> bool:
-    return hasattr(os, "geteuid") and os.geteuid() == 0
-
-
-def run_check(check: Check, end: float, flags: Sequence[str]) -> Outcome:
-    """Run one check, passing its output on, and interrupt it when time.monotonic() reaches `end`."""
-    print(f"\n--- {check.name}", flush=True)
-    began = time.monotonic()
-    left = max(0.0, end - began)
-    with subprocess.Popen(
-        check.command, cwd=ROOT, stdout=subprocess.PIPE, text=True, errors="replace", start_new_session=True
-    ) as child:
-        alarms = [threading.Timer(left, stop, [child]), threading.Timer(left + 20, stop, [child, True])]
-        try:
-            for alarm in alarms:
-                alarm.start()
-            closing = pass_on(child.stdout or ())
-        except KeyboardInterrupt:
-            stop(child)
-            raise
-        finally:
-            for alarm in alarms:
-                alarm.cancel()
-    good = {0, NO_TESTS_RAN} if check.tests and flags else {0}
-    verdict = "passed" if child.returncode in good else "out of time" if time.monotonic() > end else "FAILED"
-    return Outcome(check, verdict, time.monotonic() - began, closing)
-
-
-def pass_on(lines: Iterable[str]) -> str:
-    """Print lines as they come and return the last one that is not empty."""
-    closing = ""
-    for line in lines:
-        print(line, end="", flush=True)
-        closing = line.strip() or closing
-    return closing
-
-
-def stop(child: subprocess.Popen[str], at_once: bool = False) -> None:
-    """Interrupt a check and all that it started, as Ctrl-C would, or kill them."""
-    if os.name != "posix":
-        child.kill() if at_once else child.terminate()
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL if at_once else signal.SIGINT)
-
-
-def summary(outcomes: Sequence[Outcome], browser: str) -> str:
-    """What --test prints at the end: a line for each check, then one in pytest's form with all its counts."""
-    lines = ["", "--- summary"]
-    for outcome in outcomes:
-        closing = outcome.closing.strip("= ") if outcome.check.tests else ""
-        line = f"{outcome.check.name:12}{outcome.verdict:12}{outcome.seconds:7.1f} s   {closing}"
-        lines.append(line.rstrip())
-    if not browser:
-        lines.append(f"The browser tests were skipped: none of {', '.join(BROWSERS)} is installed.")
-    return "\n".join([*lines, total([outcome for outcome in outcomes if outcome.check.tests])])
-
-
-def total(outcomes: Sequence[Outcome]) -> str:
-    """The closing lines of several pytest runs as one: "===== 1 failed, 300 passed in 83.10s ====="."""
-    counts: Counter[str] = Counter()
-    for outcome in outcomes:
-        for number, word in COUNT.findall(outcome.closing):
-            counts[word] += int(number)
-    told = ", ".join(f"{number} {word}" for word, number in sorted(counts.items())) or "no tests ran"
-    return f"===== {told} in {sum(outcome.seconds for outcome in outcomes):.2f}s ====="

@@ -22,7 +22,7 @@ from shared.ui.downloads import about_html, outlook_of, precision_choices
 from shared.weights.files import Folders
 from tests.mini import ROOT
 
-CARD = Machine("Card", 16 * GIB, 12 * GIB, 8 * GIB, int(7.5 * GIB), (8, 9))
+CARD = Machine("Card", 16 * GIB, 12 * GIB, 8 * GIB, int(7.5 * GIB), (8, 9), frozenset({"int8"}))
 INT8, BF16 = "ZImageTurbo_quanto_bf16_int8.safetensors", "ZImageTurbo_bf16.safetensors"
 
 

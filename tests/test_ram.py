@@ -26,7 +26,7 @@ from shared.loras import apply
 from shared.loras.adapters import Dora, LowRank
 from shared.loras.reader import LoraFile
 from shared.loras.verdict import Verdict
-from shared.offloading import Segment
+from shared.offloading_stream import Segment
 from shared.weights import formats, loading, quantized
 from shared.weights.files import Folders
 from shared.weights.formats import inspect

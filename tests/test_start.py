@@ -3,18 +3,23 @@
 import ast
 import io
 import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import start as front
 from shared import installing as start
-from shared.installing import Check, Machine, Outcome, StartError
+from shared import testing
+from shared.installing import Machine, StartError
+from shared.testing import Check, Outcome
 
 PYTHON = Path("python")
 FILES = [Path("requirements.txt")]
@@ -51,6 +56,15 @@ def test_any_python_3_understands_the_front_doors(script: str):
     assert not [one for node in functions for one in node.args.args if one.annotation]
     at_once = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert {ast.unparse(node) for node in at_once} <= {"import sys", "from start import main"}
+
+
+@pytest.mark.parametrize("module", ["installing", "testing"])
+def test_what_start_needs_is_in_every_python(module: str):
+    tree = ast.parse((ROOT / "shared" / f"{module}.py").read_text("utf-8"))
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names}
+    ours = {"shared", "shared.installing", "shared.testing"}
+    assert {str(name).partition(".")[0] for name in imported - ours} <= sys.stdlib_module_names
 
 
 def test_wgp_without_its_packages_names_start():
@@ -318,26 +332,79 @@ def outcomes(closings: Iterable[str]) -> list[Outcome]:
 
 def test_the_closing_line_adds_up_the_runs_of_pytest():
     closings = ["=== 1 failed, 300 passed, 2 skipped in 3s ===", "= 5 passed, 9 deselected, 2 errors in 9s ="]
-    assert start.total(outcomes(closings)) == "===== 2 error, 1 failed, 305 passed, 2 skipped in 3.00s ====="
-    assert start.total(outcomes([""])) == "===== no tests ran in 1.50s ====="
+    added = "===== 2 error, 1 failed, 305 passed, 2 skipped in 3.00s ====="
+    assert testing.total(outcomes(closings)) == added
+    assert testing.total(outcomes([""])) == "===== no tests ran in 1.50s ====="
 
 
 def test_the_summary_ends_with_the_closing_line_and_tells_of_skipped_browser_tests():
     ruff = Outcome(Check("ruff", []), "FAILED", 0.2, "Found 1 error.")
     checks = [ruff, *outcomes(["=== 3 passed in 1s ==="])]
-    text = start.summary(checks, browser="")
+    text = testing.summary(checks, browser="")
     assert re.search(r"^ruff +FAILED +0.2 s$", text, re.M)
     assert "browser tests were skipped" in text
     assert text.splitlines()[-1] == "===== 3 passed in 1.50s ====="
-    assert "skipped" not in start.summary(checks, browser="/usr/bin/chromium")
+    assert "skipped" not in testing.summary(checks, browser="/usr/bin/chromium")
 
 
 def run_python(code: str) -> Check:
     return Check("tests", [sys.executable, "-c", code], tests=True)
 
 
+class Piecewise:
+    """Stands for sys.stdout: hands each piece that is written to whoever waits for it."""
+
+    def __init__(self) -> None:
+        self.pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.buffer = self
+
+    def write(self, piece: bytes) -> None:
+        self.pieces.put(piece)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_what_runs_is_shown_before_its_line_ends(monkeypatch: pytest.MonkeyPatch):
+    shown = Piecewise()
+    monkeypatch.setattr(start.sys, "stdout", shown)
+    reading, writing = os.pipe()
+    with open(reading, "rb") as output, ThreadPoolExecutor(1) as pool:
+        with open(writing, "wb", buffering=0) as child:
+            closing = pool.submit(testing.pass_on, output)
+            child.write(b"[1 of 2] tests/test_page.py  ")
+            assert shown.pieces.get(timeout=60) == b"[1 of 2] tests/test_page.py  "
+            child.write(b"34 s\n= 5 passed =\n\n")
+        assert closing.result(timeout=60) == "= 5 passed ="
+
+
+PROGRESS = r"""\[1 of 2\] (\S*/)?test_one.py  s\d+ s
+\[2 of 2\] (\S*/)?test_two.py  F\d+ s
+"""
+
+
+@pytest.mark.parametrize(("flags", "shown"), [([], True), (["-q"], False), (["-v"], False)])
+def test_each_file_of_tests_has_a_line(tmp_path: Path, flags: list[str], shown: bool):
+    (tmp_path / "test_one.py").write_text(
+        "import pytest\ndef test_a(): pass\ndef test_b(): pass\ndef test_c(): pytest.skip('c')\n"
+    )
+    (tmp_path / "test_two.py").write_text("def test_a(): pass\ndef test_b(): assert not 'b'\n")
+    (_, _, check, _) = testing.checks(Path(sys.executable), [*flags, "-p", "no:cacheprovider"])
+    command = [*check.command, "--rootdir", str(tmp_path), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert bool(re.search(f"^{PROGRESS}$", done.stdout, re.M)) is shown, done.stdout
+    assert "1 failed, 3 passed, 1 skipped in" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "end"), [({}, None), ({"CI": ""}, None), ({"CI": "true"}, 100 + 45 * 60)]
+)
+def test_only_ci_has_a_limit(environment: dict[str, str], end: float | None):
+    assert testing.end_of_time(environment, 100) == end
+
+
 def test_a_check_passes_its_output_on(capfd: pytest.CaptureFixture[str]):
-    outcome = start.run_check(run_python("print('1 passed in 1s\\n')"), start.time.monotonic() + 60, [])
+    outcome = testing.run_check(run_python("print('1 passed in 1s\\n')"), None, [])
     assert (outcome.verdict, outcome.closing) == ("passed", "1 passed in 1s")
     assert "1 passed" in capfd.readouterr().out
 
@@ -347,19 +414,19 @@ EXIT_CODES = [(1, [], "FAILED"), (5, [], "FAILED"), (5, ["-k", "x"], "passed")]
 
 @pytest.mark.parametrize(("code", "flags", "verdict"), EXIT_CODES)
 def test_the_exit_code_decides(code: int, flags: list[str], verdict: str):
-    outcome = start.run_check(run_python(f"raise SystemExit({code})"), start.time.monotonic() + 60, flags)
+    outcome = testing.run_check(run_python(f"raise SystemExit({code})"), None, flags)
     assert outcome.verdict == verdict
 
 
 def test_a_check_that_hangs_is_stopped():
-    outcome = start.run_check(run_python("import time; time.sleep(600)"), start.time.monotonic() + 0.5, [])
+    outcome = testing.run_check(run_python("import time; time.sleep(600)"), time.monotonic() + 0.5, [])
     assert outcome.verdict == "out of time"
 
 
 def test_without_root_no_browser_is_installed(monkeypatch: pytest.MonkeyPatch, installer: Installer):
     monkeypatch.setattr(start.shutil, "which", lambda name: name if name == "apt-get" else None)
-    monkeypatch.setattr(start, "is_root", lambda: False)
-    assert start.find_browser() == ""
+    monkeypatch.setattr(testing, "is_root", lambda: False)
+    assert testing.find_browser() == ""
     assert installer.ran == []
 
 

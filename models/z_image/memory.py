@@ -123,9 +123,9 @@ def _padded(length: int) -> int:
 def transformer_bytes(shape: Shape, sizes: Sizes, value: int = ACTIVATION, quantized: bool = False) -> int:
     """Alive at the worst moment of a forward: inside one block, beside the other sequences' states.
 
-    Rotating the keys is that moment: the stream, its normed copy, queries, keys before and after their norm,
-    values and the result (7 of `value` bytes), and the keys in fp32 with their product (8 bytes). With NAG it
-    is the guidance: 7 of `value` bytes, and 20 per image token for the two answers in fp32.
+    Rotating queries and keys is that moment: the stream, its normed copy, values, queries and keys before and
+    after (7 of `value` bytes), and both in fp32 (8 bytes). With NAG it is the guidance: 7 of `value` bytes,
+    and 20 per image token for the two answers in fp32.
     quantized: integer products of the feed-forward layer, and one layer's weights unpacked.
     """
     inside = sizes.tokens * shape.dim * (7 * value + 8)

@@ -225,7 +225,8 @@ class Attention(nn.Module):
             weights = norm_weight(self.norm_q), norm_weight(self.norm_k)
             q, k = self.fused.rms_rope(q, k, rope, *weights, self.norm_q.eps)
         else:
-            q, k = apply_rope_to_both(self.norm_q(q), self.norm_k(k), rope)
+            q, k = self.norm_q(q), self.norm_k(k)  # a line of its own, so that the ones before are freed
+            q, k = apply_rope_to_both(q, k, rope)
         attend = self.attend if split is None else split(self.attend)
         return wide(in_range(self.to_out(attend(q, k, v))))
 
