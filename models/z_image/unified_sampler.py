@@ -27,8 +27,13 @@ MAX_STEPS = 100
 #: (most steps, style, gap at both ends) of unified_2s, unified_4s and unified_mul
 PRESETS = ((2, "few", (0.001, 0.6)), (4, "any", (0.001, 0.5)), (MAX_STEPS, "mul", (0.001, 0.0)))
 
-#: Ralston's third-order rule: where each prediction is made (part of the step) and its weight
-THIRD_ORDER = ((0.0, 2 / 9), (0.5, 1 / 3), (0.75, 4 / 9))
+#: sampling_order -> where each prediction is made (part of the step), from the one before, and its weight in
+#: the step's mean velocity: Euler's, Heun's and Ralston's rules
+RULES = {
+    1: ((0.0, 1.0),),
+    2: ((0.0, 1 / 2), (1.0, 1 / 2)),
+    3: ((0.0, 2 / 9), (0.5, 1 / 3), (0.75, 4 / 9)),
+}
 
 #: velocities of all samples at noise level t, asked to jump to noise level tt
 Predict = Callable[["list[Tensor]", float, float], "list[Tensor]"]
@@ -107,10 +112,6 @@ def time_grid(config: UnifiedConfig) -> list[float]:
             f"{_numbers(config.rfba_gap_steps)} put several steps at the same time; expected values nearer "
             "to 1,1,1 and 0.001,0.5."
         )
-    if config.sampling_order == 2 and levels[0] >= 1:
-        raise UserError(
-            "rfba_gap_steps begins with 0, where order 2 divides by zero; expected 0.001 or more."
-        )
     return levels
 
 
@@ -155,19 +156,10 @@ def sample(
         ratio = noise_ratio(config.stochast_ratio, t, t_next)
         kept, added = math.sqrt(1 - min(ratio, 1)), math.sqrt(ratio)
         fresh = [_noise(x, g) if ratio > 0 else 0.0 for x, g in zip(xs, generators, strict=True)]
-        nexts = [
+        xs = [
             (1 - t_next) * x_hat + t_next * (kept * z_hat + added * noise)
             for x_hat, z_hat, noise in zip(x_hats, z_hats, fresh, strict=True)
         ]
-        if config.sampling_order == 2:  # Heun-like: average the noise seen from both ends of the step
-            again = predict(nexts, t_next, _target(config.sampling_style, t_next, t_next))
-            ends = [x + (1 - t_next) * v for x, v in zip(nexts, again, strict=True)]
-            weight = t_next - (1 - t_next) * t / (1 - t)
-            nexts = [
-                (1 - t_next) / (1 - t) * x + weight * (z_hat + end) / 2
-                for x, z_hat, end in zip(xs, z_hats, ends, strict=True)
-            ]
-        xs = nexts
     return answer
 
 
@@ -181,12 +173,12 @@ def noise_ratio(stochast_ratio: float | str, t: float, t_next: float) -> float:
 def _velocities(
     predict: Predict, xs: list[Tensor], t: float, t_next: float, config: UnifiedConfig
 ) -> list[Tensor]:
-    """The velocities of a step: predicted at its begin, or averaged over it by the third-order rule."""
-    if config.sampling_order < 3:
-        return predict(xs, t, _target(config.sampling_style, t, t_next))
-    mean = [0.0 * x for x in xs]
-    velocities: list[Tensor] = mean
-    for part, weight in THIRD_ORDER:
+    """The velocities of a step, averaged over it by the order's rule. Its points lie on the way without fresh
+    noise; none is asked at the image itself (t = 0), where there is nothing to predict.
+    """
+    rule = RULES[1 if config.sampling_order == 2 and t_next == 0 else config.sampling_order]
+    mean = velocities = [0.0 * x for x in xs]
+    for part, weight in rule:
         now = t + part * (t_next - t)
         points = [x + (now - t) * v for x, v in zip(xs, velocities, strict=True)]
         velocities = predict(points, now, _target(config.sampling_style, now, t_next))
