@@ -30,6 +30,12 @@ OF_THE_USER = ("prompt", "negative_prompt", "multi_prompts_gen_type", "seed", "b
 TEMPLATES = {"prompt": "prompt_template", "negative_prompt": "negative_prompt_template"}
 
 
+def solver_name(text: str) -> str:
+    """A sampler preset as the table has it: any other unified_* is the documents' word for unified."""
+    name = text.strip().lower()
+    return "unified" if name.startswith("unified_") and name not in FIXED_STEPS else name
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """One generation parameter. For texts, `minimum` and `maximum` count characters; for lists, entries."""

@@ -99,6 +99,10 @@ def test_presets_and_names() -> None:
         assert resolve("twinflow", steps).sampling_style == style
     assert resolve("unified_2s", 8).sampling_steps == 2 and resolve("unified_4s", 1).sampling_steps == 4
     assert resolve("unified_mul", 8) == resolve("unified", 8) == resolve("UNIFIED_anything", 8)
+    for name in (" unified ", "Unified_Mul\n"):
+        assert is_unified(name) and resolve(name, 4) == resolve("unified", 4)
+    published = {"sampling_steps": 4, "stochast_ratio": 1.0, "rfba_gap_steps": [0.001, 0.5]}
+    assert resolve("unified", 8, published).sampling_style == "any"  # that of its own steps
     plain = UnifiedConfig(4, 1.0, 0.0, 1, "any", (1.0, 1.0, 1.0), (0.001, 0.5))
     assert resolve("unified_4s") == plain
     assert resolve("unified", 4, {"stochast_ratio": "sde", "sampling_style": ""}).stochast_ratio == "SDE"

@@ -541,7 +541,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         """The unified sampler's configuration, or None where the scheduler's steps are to run."""
         solver = sample_solver or ("unified" if self.unified_solver else "")
         if not unified_sampler.is_unified(solver):
-            if solver not in ("", "default", "euler"):
+            if solver.strip().lower() not in ("", "default", "euler"):
                 raise UserError(
                     f"sample_solver came as '{solver}'; expected unified, unified_2s, unified_4s, twinflow, "
                     "or no name for the model's own."

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import UserError
-from shared.settings import FIXED_STEPS
+from shared.settings import FIXED_STEPS, solver_name
 
 if TYPE_CHECKING:
     import torch
@@ -61,8 +61,7 @@ class UnifiedConfig:
 
 def is_unified(sample_solver: str | None) -> bool:
     """Whether a solver's name means this sampler: unified, twinflow, or any unified_*."""
-    name = (sample_solver or "").lower()
-    return name in ("unified", "twinflow") or name.startswith("unified_")
+    return solver_name(sample_solver or "") in ("unified", "twinflow", *FIXED_STEPS)
 
 
 def resolve(
@@ -70,18 +69,16 @@ def resolve(
     num_inference_steps: int = 2,
     overrides: Mapping[str, Any] | None = None,
 ) -> UnifiedConfig:
-    """The preset of the step count with single keys replaced; None and "" leave a key at its preset.
+    """The preset of the step count with single keys replaced; None and "" leave a key at its preset. Their
+    sampling_steps are the step count, in the place of num_inference_steps.
 
     Raises UserError: an unknown key, or a value outside its range.
     """
-    steps = FIXED_STEPS.get(sample_solver.lower(), num_inference_steps)
-    steps = _CHECKS["sampling_steps"]("num_inference_steps", steps)
-    style, gap = next((style, gap) for most, style, gap in PRESETS if steps <= most)
-    values: dict[str, Any] = {"sampling_steps": steps, "sampling_style": style, "rfba_gap_steps": gap}
     if overrides is not None and not isinstance(overrides, Mapping):
         raise UserError(
             f"unified_sampler_config came as {overrides!r}; expected an object of names and values."
         )
+    chosen: dict[str, Any] = {}
     for name, value in (overrides or {}).items():
         if name not in _CHECKS:
             near = difflib.get_close_matches(str(name), _CHECKS, n=1, cutoff=0)
@@ -89,8 +86,12 @@ def resolve(
                 f"unified_sampler_config has the unknown key '{name}'; the nearest known one is '{near[0]}'."
             )
         if value is not None and value != "":
-            values[name] = _CHECKS[name](name, value)
-    config = UnifiedConfig(**values)
+            chosen[name] = _CHECKS[name](name, value)
+    steps = _CHECKS["sampling_steps"]("num_inference_steps", num_inference_steps)
+    steps = FIXED_STEPS.get(solver_name(sample_solver), chosen.get("sampling_steps", steps))
+    style, gap = next((style, gap) for most, style, gap in PRESETS if steps <= most)
+    preset = {"sampling_steps": steps, "sampling_style": style, "rfba_gap_steps": gap}
+    config = UnifiedConfig(**preset | chosen)
     time_grid(config)
     return config
 
