@@ -92,10 +92,9 @@ def _without_sampler_config(given: dict[str, Any]) -> dict[str, Any]:
             [f"unified_sampler_config came as {show(config)}; expected an object of names and values"]
         )
     if unknown := [str(name) for name in config if name not in SAMPLER_KEYS]:
-        near = nearest(unknown[0], SAMPLER_KEYS) or ", ".join(SAMPLER_KEYS)
-        raise SettingsError(
-            [f"unified_sampler_config has the unknown key {show(unknown[0])}; the nearest known one is {near}"]
-        )
+        near = nearest(unknown[0], SAMPLER_KEYS) or next(iter(SAMPLER_KEYS))
+        sentence = f"has the unknown key {show(unknown[0])}; the nearest known one is {near}"
+        raise SettingsError([f"unified_sampler_config {sentence}"])
     set_ = {SAMPLER_KEYS[name]: value for name, value in config.items() if value is not None and value != ""}
     others = {name: value for name, value in given.items() if name != "unified_sampler_config"}
     return others | set_

@@ -309,6 +309,25 @@ def test_names_and_flags_choose_the_sampler(twin) -> None:
     assert torch.equal(own.images, run(pipe, num_inference_steps=1, unified_sampler_config={}).images)
 
 
+def test_what_does_nothing_at_so_few_levels_is_said_in_one_note(twin) -> None:
+    """The first is the example of the TwinFlow document: one level, and so one prediction."""
+    printed = {"stochast_ratio": 0.8, "extrapol_ratio": 0.1, "sampling_order": 2}
+    how = dict(height=64, width=64, output_type="latent", num_inference_steps=2)
+
+    def run(config: dict):
+        generator = torch.Generator().manual_seed(0)
+        return twin[1]("a star", generator=generator, **how, unified_sampler_config=config)
+
+    made = run(printed)
+    assert made.notes == [
+        "With 2 steps and order 2 the sampler visits 1 noise level, where sampling_order, stochast_ratio, "
+        "extrapol_ratio change nothing: more steps let them act."
+    ]
+    assert torch.equal(made.images, run({"sampling_steps": 1}).images)
+    assert "extrapol_ratio changes nothing" in run({"extrapol_ratio": 0.1}).notes[0]
+    assert run({"sampling_order": 3}).notes == run({"stochast_ratio": 0}).notes == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -556,6 +556,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
             notes.append(
                 f"{solver} takes {config.sampling_steps} steps; the {steps} asked for were not used."
             )
+        if idle := unified_sampler.without_effect(config):
+            notes.append(idle)
         if not self.transformer.has_second_time_embedder:
             notes.append(
                 "This model's file has no second time embedder; the first one is used for both, so pictures "

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import UserError
-from shared.settings import FIXED_STEPS, solver_name
+from shared.settings import FIXED_STEPS, SETTINGS, levels_of, solver_name
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +101,7 @@ def time_grid(config: UnifiedConfig) -> list[float]:
 
     Raises UserError for curves and gaps that leave no falling line of levels.
     """
-    count = math.ceil(config.sampling_steps / config.sampling_order)
+    count = levels_of(config.sampling_steps, config.sampling_order)
     first, last = config.rfba_gap_steps[0], 1 - config.rfba_gap_steps[1]
     points = count + 1 if last == 1 else count  # without a gap the line ends at the image, which is not asked
     line = [first + (last - first) * i / max(points - 1, 1) for i in range(points)][:count]
@@ -114,6 +114,24 @@ def time_grid(config: UnifiedConfig) -> list[float]:
             "to 1,1,1 and 0.001,0.5."
         )
     return levels
+
+
+def without_effect(config: UnifiedConfig) -> str:
+    """A sentence that names what was chosen and changes nothing at so few noise levels; "" for nothing."""
+    levels = levels_of(config.sampling_steps, config.sampling_order)
+    chosen = {
+        "sampling_order": config.sampling_order == 2 and levels == 1,  # its last level is one prediction
+        "stochast_ratio": config.stochast_ratio != 1 and levels < SETTINGS["stochast_ratio"].levels,
+        "extrapol_ratio": config.extrapol_ratio > 0 and levels < SETTINGS["extrapol_ratio"].levels,
+    }
+    names = [name for name, idle in chosen.items() if idle]
+    if not names:
+        return ""
+    return (
+        f"With {config.sampling_steps} steps and order {config.sampling_order} the sampler visits {levels} "
+        f"noise level{'s' if levels > 1 else ''}, where {', '.join(names)} "
+        f"change{'s' if len(names) == 1 else ''} nothing: more steps let them act."
+    )
 
 
 def sample(
