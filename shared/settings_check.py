@@ -36,7 +36,8 @@ def validate(
     """
     if not isinstance(values, Mapping):
         raise SettingsError([f"Settings came as {show(values)}; expected one object of names and values"])
-    given = in_our_words({str(name): value for name, value in values.items() if value is not None})
+    named = {str(name): value for name, value in values.items() if value is not None}
+    given = in_our_words(named, bool(capabilities.get("unified")))
     settings: dict[str, Any] = {}
     problems: list[str] = []
     for setting in SETTINGS.values():

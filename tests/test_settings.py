@@ -247,6 +247,51 @@ def test_numbers_are_written_out_where_a_text_of_numbers_is_expected():
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("unified_mul", "unified"),
+        (" unified ", "unified"),
+        ("Unified_anything", "unified"),
+        ("UNIFIED_2S", "unified_2s"),
+        ("TwinFlow", "twinflow"),
+    ],
+)
+def test_the_samplers_other_names_are_understood(name, meant):
+    assert check(UNIFIED, sample_solver=name).settings["sample_solver"] == meant
+
+
+def test_unified_sampler_config_sets_what_its_keys_say():
+    two = {
+        "sampling_steps": 2, "stochast_ratio": 0.5, "extrapol_ratio": None, "sampling_order": 1,
+        "time_dist_ctrl": [1.0, 1.0, 2.0], "rfba_gap_steps": [0.001, 0.6], "sampling_style": "",
+    }  # fmt: skip
+    found = check(UNIFIED, {"num_inference_steps": 8}, unified_sampler_config=two, sampling_order=3)
+    assert found.ignored == {} and found.settings["num_inference_steps"] == 2
+    expected = ("0.5", 0.0, 1, "1.0,1.0,2.0", "0.001,0.6", "")
+    names = ("stochast_ratio", "extrapol_ratio", "sampling_order", "time_dist_ctrl", "rfba_gap_steps")
+    assert tuple(found.settings[name] for name in (*names, "sampling_style")) == expected
+    assert check(UNIFIED, unified_sampler_config="").settings == check(UNIFIED).settings
+    elsewhere = check(TURBO, unified_sampler_config=two)
+    assert elsewhere.settings == check(TURBO).settings
+    assert "TwinFlow" in elsewhere.ignored["unified_sampler_config"]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ([1], "unified_sampler_config came as a list; expected an object"),
+        ({"style": "few"}, 'unknown key "style"; the nearest known one is sampling_style'),
+        ({"prompt": "no"}, 'unknown key "prompt"'),
+        ({"sampling_order": 4}, "sampling_order came as 4; expected a whole number from 1 to 3"),
+        ({"sampling_steps": 0}, "num_inference_steps came as 0; expected a whole number from 1 to 100"),
+    ],
+)
+def test_a_sampler_config_that_cannot_be_used_gets_one_sentence(config, said):
+    [problem] = problems(UNIFIED, unified_sampler_config=config)
+    assert said in problem
+
+
+@pytest.mark.parametrize(
     "name, value, said",
     [
         ("sampling_style", "xyz", "one of few, any, mul"),

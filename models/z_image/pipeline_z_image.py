@@ -541,7 +541,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         """The unified sampler's configuration, or None where the scheduler's steps are to run."""
         solver = sample_solver or ("unified" if self.unified_solver else "")
         if not unified_sampler.is_unified(solver):
-            if solver not in ("", "default", "euler"):
+            if solver.strip().lower() not in ("", "default", "euler"):
                 raise UserError(
                     f"sample_solver came as '{solver}'; expected unified, unified_2s, unified_4s, twinflow, "
                     "or no name for the model's own."
@@ -556,6 +556,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
             notes.append(
                 f"{solver} takes {config.sampling_steps} steps; the {steps} asked for were not used."
             )
+        if idle := unified_sampler.without_effect(config):
+            notes.append(idle)
         if not self.transformer.has_second_time_embedder:
             notes.append(
                 "This model's file has no second time embedder; the first one is used for both, so pictures "
