@@ -26,6 +26,20 @@ def show(value: Any) -> str:
     return _CONTAINER_WORDS.get(type(value), f"a value of type {type(value).__name__}")
 
 
+def printable(text: str, limit: int = 60) -> str:
+    """Text that a file brought along, as a part of one line that may be shown anywhere: at most `limit`
+    characters, and those that control a terminal or the direction of writing, break the line, or are halves
+    of others spelled as escapes.
+    """
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    shown = text if text.isprintable() else "".join(map(_shown, text))
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
 def size_text(count: float) -> str:
     """Bytes as "20.5 GB"."""
     for unit, size in _UNITS:

@@ -10,6 +10,7 @@ from shared.errors import UserError
 from shared.weights.files import (
     DamagedFile,
     Folders,
+    RefusedFile,
     Required,
     check_safetensors,
     describe,
@@ -103,7 +104,6 @@ WHOLE = {
     "no tensor": safetensors({}),
     "empty and scalar tensors": safetensors({"a": tensor(0, 0), "b": tensor(0, 4, "F32", [])}, b"1234"),
     "four-bit": safetensors({"a": tensor(0, 2, "F4", [4])}, b"12"),
-    "a dtype of the future": safetensors({"a": tensor(0, 3, "F3_E1M1", [8])}, b"123"),
 }  # fmt: skip
 DAMAGED = {
     "empty": (b"", "too short"),
@@ -141,6 +141,13 @@ def test_a_damaged_file_is_named_with_its_flaw(tmp_path: Path, data: bytes, word
     with pytest.raises(DamagedFile, match=words) as caught:
         check_safetensors(path)
     assert str(path) in str(caught.value) and "delete it and start again" in str(caught.value)
+
+
+def test_a_dtype_that_nothing_here_reads_is_named(tmp_path: Path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors({"a": tensor(0, 3, "F3_E1M1", [8])}, b"123"))
+    with pytest.raises(RefusedFile, match=r"is quantized as F3_E1M1 \('a'\), which is not supported: take bf16"):
+        check_safetensors(path)
 
 
 def test_the_sentence_compares_the_two_lengths(tmp_path: Path):

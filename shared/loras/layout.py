@@ -6,7 +6,6 @@ that it is told when the file is chosen and not when a picture is made.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import struct
@@ -18,7 +17,8 @@ from typing import Any, BinaryIO
 from shared.errors import UserError
 from shared.loras.names import ModelNames, Part, Target, foreign_family, is_text_encoder
 from shared.loras.peft import PeftConfig, read_config
-from shared.weights.files import DamagedFile, check_safetensors
+from shared.weights.files import DamagedFile, Header, RefusedFile, read_header
+from shared.wording import printable
 
 LORA_SUFFIXES = (".safetensors", ".sft")
 
@@ -41,7 +41,7 @@ SPELLINGS = {
     **{f"glora_{name}": (f".{name}.weight",) for name in ("a1", "a2", "b1", "b2")},
 }  # fmt: skip
 FACTOR = {spelling: factor for factor, spellings in SPELLINGS.items() for spelling in spellings}
-KEY = re.compile(rf"(.*?)({'|'.join(map(re.escape, sorted(FACTOR, key=len, reverse=True)))})")
+SPELLING_LENGTHS = sorted({len(spelling) for spelling in FACTOR}, reverse=True)
 ADAPTER_NAME = re.compile(r"\.default(?=\.|$)")
 
 LOKR_SIDES = {
@@ -82,6 +82,12 @@ MAGIC = (
 )
 
 
+MAX_KEYS = 8000  # every module of the model and of its text encoder has a few
+MAX_SHOWN = 80  # characters of a name in a sentence
+MAX_SENTENCE = 190  # of all that is said about a file, without its name
+MAX_FILE_NAME = 100
+
+
 class Flaw(Exception):
     """Why a module is damaged, without its name: its file is refused."""
 
@@ -98,6 +104,11 @@ class Source:
     dtype: str
     shape: tuple[int, ...]
     begin: int
+
+    @property
+    def called(self) -> str:
+        """The key in a sentence."""
+        return printable(self.key, MAX_SHOWN)
 
     @property
     def matrix(self) -> tuple[int, ...]:
@@ -131,7 +142,7 @@ class Module:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Modules of the file that are not used, by the names that the file has for them."""
+    """Modules of the file that are not used, by the names that the file has for them (`printable`)."""
 
     names: tuple[str, ...]
     reason: str
@@ -167,43 +178,46 @@ def read_layout(path: Path, names: ModelNames) -> Layout:
     Raises UserError with the nearest reason when it can do nothing, or is damaged.
     """
     path = Path(path)
-    entries, metadata, data_start = _read_header(path)
+    header = _header(path)
+    if len(header.entries) > MAX_KEYS:
+        many = f"{len(header.entries):,} tensors, at most {MAX_KEYS:,} are read"
+        raise _refused(path, f"is no LoRA: it has {many}")
     keys = _Keys(names)
     try:
-        for key, entry in entries.items():
-            keys.add(key, entry, data_start)
-        peft = read_config(path, metadata, keys.prefixes)
+        for key, entry in header.entries.items():
+            keys.add(key, entry, header.data_start)
+        peft = read_config(path, header.metadata, keys.prefixes)
         with path.open("rb") as file:
             modules, left_out = _modules(file, keys, peft)
     except Flaw as flaw:
-        raise UserError(f"{path.name} is damaged: {flaw}.") from flaw
+        raise _refused(path, f"is damaged: {flaw}") from flaw
     modules, doubled = _once(modules)
     left_out += doubled + _strangers(keys, names)
     if not modules:
-        raise UserError(f"{path.name} {_refusal(keys, left_out, names)}.")
-    spellings = frozenset(keys.spellings)
-    return Layout(path, tuple(modules), tuple(left_out), metadata, frozenset(keys.prefixes), spellings, peft)
+        raise _refused(path, _refusal(keys, left_out, names))
+    prefixes, spellings = frozenset(keys.prefixes), frozenset(keys.spellings)
+    return Layout(path, tuple(modules), tuple(left_out), header.metadata, prefixes, spellings, peft)
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
-    """(entries by key, metadata, where the data begins). UserError for what is no whole safetensors file."""
+def _header(path: Path) -> Header:
+    """UserError for what is no whole safetensors file."""
     if path.suffix.lower() not in LORA_SUFFIXES:
-        raise UserError(
-            f"{path.name} is not a {' or '.join(LORA_SUFFIXES)} file: other kinds are not opened."
-        )
+        raise _refused(path, f"is not a {' or '.join(LORA_SUFFIXES)} file: other kinds are not opened")
     if not path.is_file():
-        raise UserError(f"{path.name} cannot be read (there is no such file).")
+        raise _refused(path, "cannot be read (there is no such file)")
     try:
-        entries = check_safetensors(path)
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            metadata = json.loads(file.read(size)).get("__metadata__")
+        return read_header(path)
     except DamagedFile as error:
-        raise UserError(f"{path.name} {_flaw_of(path, error)}: fetch the file again.") from error
+        raise _refused(path, f"{_flaw_of(path, error)}: fetch the file again") from error
+    except RefusedFile as error:
+        raise _refused(path, error.flaw) from error
     except OSError as error:
-        raise UserError(f"{path.name} cannot be read ({error.strerror or error}).") from error
-    texts = metadata.items() if isinstance(metadata, dict) else ()
-    return entries, {str(name): value for name, value in texts if isinstance(value, str)}, 8 + size
+        raise _refused(path, f"cannot be read ({error.strerror or error})") from error
+
+
+def _refused(path: Path, reason: str) -> UserError:
+    """One sentence of at most 300 characters, whatever the file and its name hold."""
+    return UserError(f"{printable(path.name, MAX_FILE_NAME)} {printable(reason, MAX_SENTENCE)}.")
 
 
 def _flaw_of(path: Path, error: DamagedFile) -> str:
@@ -225,11 +239,11 @@ class _Keys:
 
     def add(self, key: str, entry: Mapping[str, Any], data_start: int) -> None:
         """Flaw when the module has this factor already, under another spelling."""
-        match = KEY.fullmatch(ADAPTER_NAME.sub("", key))
-        if match is None:
+        found_ends = _taken_apart(ADAPTER_NAME.sub("", key))
+        if found_ends is None:
             self.plain.append(key)
             return
-        stem, spelling = match.groups()
+        stem, spelling = found_ends
         self.spellings.add(spelling + (" default" if ADAPTER_NAME.search(key) else ""))
         name, found = stem, self.names.resolve(stem)
         if found is not None:
@@ -240,11 +254,19 @@ class _Keys:
         source = Source(key, entry["dtype"], tuple(entry["shape"]), data_start + entry["data_offsets"][0])
         other = self.groups.setdefault(name, {}).setdefault(FACTOR[spelling], source)
         if other is not source and found is not None:
-            raise Flaw(f"{name} has the same factor twice, as {other.key} and as {key}")
+            raise Flaw(f"{name} has the same factor twice, as {other.called} and as {source.called}")
 
     @property
     def strangers(self) -> list[str]:
         return [name for name in self.groups if name not in self.targets]
+
+
+def _taken_apart(key: str) -> tuple[str, str] | None:
+    """(module, the longest spelling of a factor that the key ends in); None where it ends in none."""
+    for length in SPELLING_LENGTHS:
+        if key[-length:] in FACTOR:
+            return key[:-length], key[-length:]
+    return None
 
 
 # ---------------------------------------------------------------- one module
@@ -269,7 +291,7 @@ def _module(file: BinaryIO, target: Target, group: Mapping[str, Source], peft: P
         if factor in UNSUPPORTED:
             raise Unused(UNSUPPORTED[factor])
         if factor != "alpha" and source.dtype not in FLOATS:
-            raise Flaw(f"stores {source.key} as {source.dtype}; expected {', '.join(FLOATS)}")
+            raise Flaw(f"stores {source.called} as {source.dtype}; expected {', '.join(FLOATS)}")
     alpha = _scalar(file, group["alpha"]) if "alpha" in group else None
     factors = {factor: source for factor, source in group.items() if factor != "alpha"}
     algorithm = _algorithm(factors)
@@ -299,7 +321,7 @@ def _algorithm(factors: Mapping[str, Source]) -> str:
         missing = sorted(nearest - given)
         if missing:
             has = ", ".join(
-                factors[factor].key.rpartition(".weight")[0] or factors[factor].key for factor in given
+                factors[factor].called.rpartition(".weight")[0] or factors[factor].called for factor in given
             )
             raise Flaw(f"has {has} without the factor {' and '.join(missing)} that belongs to it")
         raise Flaw(f"has {' and '.join(sorted(given))}, of which only some can be meant")
@@ -354,7 +376,7 @@ def _product(left: Source, right: Source) -> tuple[int, int, int]:
         raise Flaw(f"has factors of shapes {list(left.shape)} and {list(right.shape)}; expected two matrices")
     (rows, inner), (other, columns) = left.matrix, right.matrix
     if inner != other:
-        raise Flaw(f"has factors of different ranks: {left.key} of {inner}, {right.key} of {other}")
+        raise Flaw(f"has factors of different ranks: {left.called} of {inner}, {right.called} of {other}")
     if inner == 0:
         raise Flaw("has rank 0")
     return rows, inner, columns
@@ -484,10 +506,12 @@ def _once(modules: list[Module]) -> tuple[list[Module], list[LeftOut]]:
 def _strangers(keys: _Keys, names: ModelNames) -> list[LeftOut]:
     encoder = tuple(name for name in keys.strangers if is_text_encoder(name))
     unknown = tuple(name for name in keys.strangers if not is_text_encoder(name))
+    shown = [tuple(printable(name, MAX_SHOWN) for name in found) for found in (encoder, unknown, keys.plain)]
+    encoder, unknown, plain = shown
     found = (
         LeftOut(encoder, "it belongs to a text encoder, which LoRAs do not change here"),
         LeftOut(unknown, f"{names.family} has no such layer"),
-        LeftOut(tuple(keys.plain), "no known kind of LoRA has such a tensor"),
+        LeftOut(plain, "no known kind of LoRA has such a tensor"),
     )
     return [item for item in found if item.names]
 
@@ -504,7 +528,8 @@ def _refusal(keys: _Keys, left_out: list[LeftOut], names: ModelNames) -> str:
     if keys.strangers and not foreign:
         return f"changes only a text encoder: there is nothing in it for {names.family}'s image model"
     if foreign:
-        return f"does not fit {names.family}: it has no layer such as {foreign[0]}"
+        return f"does not fit {names.family}: it has no layer such as {printable(foreign[0], MAX_SHOWN)}"
     if keys.plain:
-        return f"is no LoRA: it holds plain tensors such as {keys.plain[0]}, perhaps a whole model"
+        plain = printable(keys.plain[0], MAX_SHOWN)
+        return f"is no LoRA: it holds plain tensors such as {plain}, perhaps a whole model"
     return "is empty"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
+from shared.wording import printable
 
 MAX_CONFIG_BYTES = 1_000_000
 
@@ -36,7 +37,10 @@ def read_config(path: Path, metadata: Mapping[str, str], prefixes: Iterable[str]
     its model and a dot; PEFT writes it to adapter_config.json.
     """
     if "lora_adapter_metadata" in metadata:
-        config = _object(metadata["lora_adapter_metadata"], f"the lora_adapter_metadata of {path.name}")
+        text, name = metadata["lora_adapter_metadata"], printable(path.name, 100)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise UserError(f"The lora_adapter_metadata of {name} is longer than a configuration.")
+        config = _object(text, f"the lora_adapter_metadata of {name}")
         names = ("transformer.", "diffusion_model.", "")
         config = {
             key.removeprefix(prefix): value
@@ -50,8 +54,8 @@ def read_config(path: Path, metadata: Mapping[str, str], prefixes: Iterable[str]
     if not saved_by_peft or not beside.is_file():
         return None
     if beside.stat().st_size > MAX_CONFIG_BYTES:
-        raise UserError(f"{beside} is larger than a configuration: put the right one there or remove it.")
-    return _config(_object(beside.read_bytes(), str(beside)))
+        raise UserError(f"{printable(str(beside), 200)} is larger than a configuration: put the right one there or remove it.")
+    return _config(_object(beside.read_bytes(), printable(str(beside), 200)))
 
 
 def _object(text: str | bytes, where: str) -> dict[str, Any]:
