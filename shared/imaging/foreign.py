@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.imaging import comfy, metadata
+from shared.imaging import comfy, comfy_graph, metadata
 
 MAX_LORAS = 20
 MAX_NAMES = 12  # of settings that are named as not taken over
@@ -214,7 +214,7 @@ def _from_comfy(texts: Mapping[str, str]) -> Raw | None:
         name, colon, rest = texts.get(tag, "").partition(":")
         if colon and name.strip().lower() in ("prompt", "workflow"):
             named.setdefault(name.strip().lower(), rest)
-    graphs = [(comfy.nodes, named.get("prompt")), (comfy.workflow_nodes, named.get("workflow"))]
+    graphs = [(comfy_graph.nodes, named.get("prompt")), (comfy_graph.workflow_nodes, named.get("workflow"))]
     for graph_of, text in graphs:
         found = comfy.walk(graph_of(_json(text))) if text else None
         if found:
