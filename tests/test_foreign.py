@@ -226,8 +226,8 @@ BOAT, NIGHT = ["71", 0], ["72", 0]
         ("Text Concatenate", {"delimiter": "\\n", "clean_whitespace": "true", "text_a": BOAT, "text_b": " ",
                               "text_c": NIGHT}, "a boat\nat night"),
         ("CR Text Concatenate", {"text1": BOAT, "text2": BOAT, "separator": "+"}, "a boat+a boat"),
-        ("ImpactWildcardProcessor", {"wildcard_text": "a __x__", "populated_text": "a boat", "mode": "populate",
-                                     "seed": 3}, "a boat"),
+        ("ImpactWildcardProcessor", {"wildcard_text": "a __x__", "populated_text": "a boat", "seed": 3},
+         "a boat"),
         ("ShowText|pysssssss", {"text": ["73", 0], "text_0": "a boat"}, "a boat"),
         ("ComfySwitchNode", {"switch": True, "on_false": BOAT, "on_true": NIGHT}, "at night"),
     ],
@@ -390,8 +390,8 @@ def subgraph(proxies, values, outer_link=None, depth=1):
                 "properties": {"proxyWidgets": proxies}}
     save = {"id": 9, "type": "SaveImage", "inputs": [{"name": "images", "link": 62}], "widgets_values": ["z"]}
     text = {"id": 10, "type": "PrimitiveStringMultiline", "inputs": [], "widgets_values": ["a kite"]}
-    return {"nodes": [save, instance, text], "links": [[62, 57, 0, 9, 0, "IMAGE"], [63, 10, 0, 57, 0, "STRING"]],
-            "definitions": {"subgraphs": made}}  # fmt: skip
+    outer = [[62, 57, 0, 9, 0, "IMAGE"], [63, 10, 0, 57, 0, "STRING"]]
+    return {"nodes": [save, instance, text], "links": outer, "definitions": {"subgraphs": made}}
 
 
 PORTS = [["-1", "text"], ["-1", "width"], ["-1", "height"]]
@@ -423,8 +423,10 @@ def test_subgraphs_without_end_do_no_harm():
 
 
 def test_a_text_that_doubles_at_every_node_does_no_harm():
-    doubled = {f"n{n}": node("StringConcatenate", string_a=[f"{n + 1}", 0], string_b=[f"{n + 1}", 0], delimiter="")
-               for n in range(70, 140)}  # fmt: skip
+    doubled = {
+        f"n{n}": node("StringConcatenate", string_a=[f"{n + 1}", 0], string_b=[f"{n + 1}", 0], delimiter="")
+        for n in range(70, 140)
+    }
     made = encoded("x") | doubled | {"n140": node("PrimitiveString", value="x" * 50)}
     found = foreign.from_texts({"prompt": json.dumps(graph(**made))})
     assert len(found.settings["prompt"]) <= 200_000 and found.settings["seed"]
@@ -436,7 +438,7 @@ def test_links_that_have_a_name():
     made["links"].append([7, 7, 0, 31, 0, "CONDITIONING"])
     made["nodes"] += [
         {"id": 30, "type": "GetNode", "inputs": [], "widgets_values": ["text"]},
-        {"id": 31, "type": "SetNode", "inputs": [{"name": "CONDITIONING", "link": 7}], "widgets_values": ["text"]},
+        {"id": 31, "type": "SetNode", "inputs": [{"name": "x", "link": 7}], "widgets_values": ["text"]},
     ]
     assert foreign.from_texts({"workflow": json.dumps(made)}).settings["prompt"] == "a lamp"
 
@@ -464,6 +466,100 @@ def test_invoke(tmp_path):
         "resolution": "1024x512",
     }  # fmt: skip
     assert (found.program, found.model, found.loras) == ("InvokeAI", "Z-Image Turbo", (("pixel", 0.75),))
+
+
+def test_invoke_s_shift_and_seed_variance_are_settings_here():
+    meta = {
+        "positive_prompt": "a lamp", "z_image_shift": 4.0, "z_image_seed_variance_enabled": True,
+        "z_image_seed_variance_strength": 0.4, "z_image_seed_variance_randomize_percent": 35,
+    }  # fmt: skip
+    found = foreign.from_texts({"invokeai_metadata": json.dumps(meta)})
+    assert found.settings == {
+        "prompt": "a lamp", "flow_shift": 4.0, "seed_variety": 0.4, "seed_variety_share": 35.0,
+        "seed_variety_until": 100.0,
+    }  # fmt: skip
+    assert any("seed variance" in line for line in found.lines)
+    off = meta | {"z_image_seed_variance_enabled": False, "z_image_shift": "auto"}
+    assert foreign.from_texts({"invokeai_metadata": json.dumps(off)}).settings == {"prompt": "a lamp"}
+
+
+# ---------------------------------------------------------------- programs that write one JSON object
+
+COMMON = {
+    "prompt": "a lamp", "num_inference_steps": 9, "seed": 42, "guidance_scale": 0.0, "resolution": "128x192",
+}  # fmt: skip
+SIZED = {"steps": 9, "seed": 42, "width": 128, "height": 192}
+SWARM = {"sui_image_params": {
+    **SIZED, "prompt": "a lamp", "negativeprompt": "", "model": "z_image_turbo_bf16", "images": 1,
+    "cfgscale": 1.0, "aspectratio": "Custom", "sampler": "euler", "scheduler": "simple", "sigmashift": 3.0,
+    "loras": ["style", "b"], "loraweights": ["0.8"], "swarm_version": "0.9.8.0", "refinerupscale": 2.0,
+}, "sui_extra_data": {"date": "2026-02-03"}}  # fmt: skip
+MFLUX = {
+    **SIZED, "mflux_version": "0.13.1", "model": "z-image-turbo", "guidance": 0.0, "prompt": "a lamp",
+    "negative_prompt": None, "lora_paths": ["/x/style.safetensors"], "lora_scales": [0.5],
+}  # fmt: skip
+FOOOCUS = {
+    **SIZED, "Prompt": "a lamp", "Negative": "", "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple",
+    "base_model_name": "z_image_turbo_bf16.safetensors", "loras": [["0f", "0.7 - style.safetensors"]],
+    "software": "RuinedFooocus",
+}  # fmt: skip
+
+
+def exif_png(path, comment):
+    tags = Image.Exif()
+    tags.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + comment.encode()
+    Image.new("RGB", (8, 8)).save(path, exif=tags.tobytes())
+    return path
+
+
+def test_swarm(tmp_path):
+    for found in (
+        foreign.read(png(tmp_path / "a.png", {"parameters": SWARM})),
+        foreign.read(with_comment(tmp_path / "a.jpg", b"UNICODE\0" + json.dumps(SWARM).encode("utf-16-le"))),
+    ):
+        assert found.settings == {**COMMON, "flow_shift": 3.0} and found.program == "SwarmUI"
+        assert (found.model, found.loras) == ("z_image_turbo_bf16", (("style", 0.8), ("b", 1.0)))
+        assert found.lines == ("Not taken over: refinerupscale.",)
+
+
+def test_mflux_writes_into_the_exif_of_png(tmp_path):
+    path = exif_png(tmp_path / "a.png", json.dumps(MFLUX))
+    found = foreign.read(path)
+    assert metadata.read(path) is None and found.settings == COMMON and found.lines == ()
+    assert (found.program, found.model) == ("mflux", "z-image-turbo")
+    assert found.loras == (("/x/style.safetensors", 0.5),)
+
+
+def test_ruined_fooocus(tmp_path):
+    found = foreign.read(png(tmp_path / "a.png", {"parameters": FOOOCUS}))
+    assert found.settings == COMMON and found.program == "RuinedFooocus"
+    assert (found.model, found.loras) == (FOOOCUS["base_model_name"], (("style.safetensors", 0.7),))
+
+
+def test_civitai_s_own_generator():
+    made = [
+        {"type": "checkpoint", "modelVersionId": 1, "modelName": "Z Image Turbo", "modelVersionName": "v1"},
+        {"type": "lora", "modelName": "Pixel, Art", "weight": 0.6},
+        {"type": "embed", "modelName": "easy"},
+    ]
+    site = f'Civitai resources: {json.dumps(made)}, Civitai metadata: {{"remixOfId":1,"Seed: 5, x":2}}'
+    text = infotext("a lamp", "", **{**USUAL, "Sampler": "Undefined"}) + f", {site}"
+    found = foreign.from_texts({"parameters": text})
+    assert (found.program, found.model) == ("Civitai", "Z Image Turbo")
+    assert found.loras == (("Pixel, Art", 0.6),) and found.settings["seed"] == USUAL["Seed"]
+    assert "Not taken over: embed easy." in found.lines and not any("Undefined" in x for x in found.lines)
+
+
+def test_the_first_field_of_a_name_wins():
+    text = infotext(
+        "a lamp", **{**USUAL, "Seed": 42, "Size": "128x192"}, Guidance="3.5", TE="Qwen3.gguf",
+        Unet="z_image_turbo-Q4_0.gguf", Version="stable-diffusion.cpp",
+    )  # fmt: skip
+    for trail in (', SDCPP: {"seed": 42, "note": "Seed: 7, Size: 8x8,"}', ", Seed: 7, Size: 8x8"):
+        found = foreign.from_texts({"parameters": text + trail})
+        assert (found.settings["seed"], found.settings["resolution"]) == (42, "128x192")
+        assert found.model == "z_image_turbo-Q4_0.gguf" and found.program == "stable-diffusion.cpp"
+        assert not any("Not taken over" in line for line in found.lines)
 
 
 # ---------------------------------------------------------------- into the form

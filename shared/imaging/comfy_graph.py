@@ -155,7 +155,7 @@ class _Opened:
                     return False
             else:
                 self.graph[name] = node
-        for link, origin, slot, target, port in links:
+        for _, origin, slot, target, port in links:
             if target == _OUT and prefix:
                 self.ports[prefix[:-1]][port] = Link(f"{prefix}{origin}", slot)
         self.ports |= {name: {0: named.get(key)} for name, key in wanted}

@@ -13,11 +13,12 @@ MAX_TEXT = 100_000  # characters; a short graph can double its text at every nod
 
 #: where a node has the text that it passes on, best first
 TEXTS = (
-    "text", "prompt", "positive_prompt", "string", "value", "source", "t5xxl", "clip_l", "text_g", "user_prompt",
+    "text", "prompt", "positive_prompt", "string", "value", "source", "t5xxl", "clip_l", "text_g",
+    "user_prompt",
 )  # fmt: skip
 NOT_TEXT = {
-    "clip", "model", "vae", "image", "images", "pixels", "mask", "control_net", "latent", "samples", "opt_model",
-    "opt_clip", "clip_vision", "control_after_generate",
+    "clip", "model", "vae", "image", "images", "pixels", "mask", "control_net", "latent", "samples",
+    "opt_model", "opt_clip", "clip_vision", "control_after_generate",
 }  # fmt: skip
 _SEPARATORS = ("delimiter", "separator")
 _JOINERS = re.compile(r"(?i)concat|join|combine")
@@ -116,7 +117,8 @@ class Reader:
         if "ZeroOut" in node.kind:
             return ""
         if node.kind == "ComfySwitchNode":
-            return self.text(inputs.get("on_true" if inputs.get("switch") is True else "on_false"), slot, depth)
+            taken = inputs.get("on_true" if inputs.get("switch") is True else "on_false")
+            return self.text(taken, slot, depth)
         work = _KNOWN.get(node.kind)
         texts = [name for name, x in inputs.items() if _is_text(name, x)]
         parts = sum(bool(_PARTS.fullmatch(name)) for name in texts)
