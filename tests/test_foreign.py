@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from shared.engine.catalog import catalog
+from shared.engine.tasks import read_tasks
+from shared.engine.translation import as_task
 from shared.errors import UserError
 from shared.imaging import foreign, metadata
 from shared.ui import recall
@@ -620,6 +624,49 @@ def test_differences_are_one_line():
     assert recall.differences({"flow_shift": 5}, {"flow_shift": 6.0}) == ["Changed: Flow shift 5 → 6."]
 
 
+# ---------------------------------------------------------------- workflows as files
+
+
+@pytest.mark.parametrize("made", [graph(), workflow(), subgraph(PORTS, ["a lamp", 640, 512])])
+def test_a_workflow_fills_the_form_and_is_a_task(tmp_path, models, made):
+    path = tmp_path / "flow.json"
+    path.write_text(json.dumps(made))
+    settings = recall.from_file(path, "flow.json", models, MINI).settings
+    assert (settings["prompt"], settings["model_type"]) == ("a lamp", "z_image")
+    [task] = read_tasks(path, tmp_path)
+    values, lines = as_task(task.values, models, MINI)
+    assert all(settings.get(name, value) == value for name, value in values.items()) and len(lines) > 1
+
+
+def test_a_workflow_runs_without_a_page(tmp_path):
+    (tmp_path / "flow.json").write_text(json.dumps(graph(n4=node("UNETLoader", unet_name="none.gguf"))))
+    done = subprocess.run(
+        [sys.executable, "wgp.py", "--process", str(tmp_path / "flow.json"), "--dry-run", "--json",
+         "--output-dir", str(tmp_path / "out")],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and json.loads(done.stdout)["settings"]["prompt"] == "a lamp"
+    assert "item 1: Its model 'none.gguf' is not here" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ('{"prompt": "x"}', "is no workflow of ComfyUI that samples"),
+        ("[" * 90_000, "is no workflow of ComfyUI ("),
+        ("{", "is no workflow of ComfyUI ("),
+        ("\xff", "is no workflow of ComfyUI ("),
+        ('{"nodes": [], "links": []}', "is no workflow of ComfyUI that samples"),
+    ],
+)
+def test_what_is_no_workflow_is_one_sentence(tmp_path, models, content, said):
+    path = tmp_path / "flow.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError) as refused:
+        recall.from_file(path, "flow.json", models, MINI)
+    assert said in str(refused.value) and "\n" not in str(refused.value) and len(str(refused.value)) < 300
+
+
 # ---------------------------------------------------------------- malformed
 
 
@@ -664,6 +711,12 @@ HOSTILE = [
     "9" * 5000,
     '{"positive_prompt": ' * 9000,
     "\0Steps: 3, a: \ud800",
+    '{"sui_image_params": {"loras": 3, "loraweights": [[]], "seed": {}, "\\ud800": 1}}',
+    '{"sui_image_params": {"loras": [[], {}, 3], "width": "9e9", "height": 1e300, "prompt": []}}',
+    '{"mflux_version": [], "lora_paths": [null, {}], "guidance": "nan"}',
+    '{"software": "RuinedFooocus", "loras": [[1, {}], ["a", "b - c"], [[], []]], "sampler_name": 3}',
+    'x\nSteps: 3, Civitai resources: [{"modelName": "a", "type": [], "weight": {}}, 3, ' + "[" * 90_000,
+    'x\nSteps: 3, Civitai resources: [{"modelName": "a", "type": [], "weight": {}}, 3]',
     "Steps: 3, CFG scale: 1e999, Seed: -5, Model: " + "m" * 9999,
 ]
 
