@@ -48,9 +48,13 @@ def size_text(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The name of `known` most like `name`, whatever its case; "" when none is alike."""
+def nearest(name: str, known: Iterable[str], alike: float = 0) -> str:
+    """The name of `known` most like `name`, whatever its case; "" when none is alike.
+
+    alike: how much, from 0 to 1, for names of which one may not stand for another because it holds it.
+    """
     by_lower = {candidate.lower(): candidate for candidate in known}
     holding = [candidate for candidate in by_lower if len(name) > 2 and name.lower() in candidate]
-    found = holding or difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=alike or 0.5)
+    found = close if alike else holding or close
     return by_lower[found[0]] if found else ""

@@ -202,6 +202,25 @@ def test_unknown_keys_name_the_nearest_known_one():
     assert ignored["qqqq"] == "unknown setting"
 
 
+def test_words_of_other_programs_are_named_in_ours():
+    ignored = check(cfg=5, width=64, height=64, sampler="euler", lora="x", shift=3, qqqq=1, flow=2).ignored
+    assert '"guidance_scale", where a CFG scale of 5 is 4' in ignored["cfg"]
+    assert '"resolution", such as "1024x768"' in ignored["width"] and '"resolution"' in ignored["height"]
+    assert '"activated_loras"' in ignored["lora"] and '"flow_shift"' in ignored["shift"]
+    assert ignored["qqqq"] == ignored["flow"] == "unknown setting"  # no hint rather than a wrong one
+    with pytest.raises(SettingsError) as refused:
+        validate({"positive_prompt": "a red heart", "Steps": 2}, {}, {})
+    assert '"positive_prompt" is "prompt" here, "Steps" is "num_inference_steps" here' in str(refused.value)
+
+
+def test_empty_values_of_wan2gp_s_files_are_not_listed():
+    empty = {"image_refs": [], "MMAudio_prompt": "", "custom_settings": {}, "skip_steps_start_step_perc": 0,
+             "slg_switch": False, "audio_guide": None, "temporal_upsampling": "", "new_in_13": "",
+             "control_net_weight2": 0.0, "image_mask": ""}  # fmt: skip
+    assert check(TURBO, **empty).ignored == {}
+    assert check(slg_switch=1, cfg=0).ignored.keys() == {"slg_switch", "cfg"}
+
+
 def test_a_settings_file_of_wan2gp_is_accepted_and_its_other_keys_are_listed():
     wan2gp = json.loads("""{"type": "WanGP v12.60 - Z-Image Base 6B", "settings_version": 2.74,
         "model_type": "z_image_base", "image_mode": 1, "prompt": "a lighthouse", "negative_prompt": "people",
