@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from shared.errors import UserError
 from shared.settings import MAX_SEED, SETTINGS, Setting, SettingsError, applies
 from shared.settings_texts import parse_resolution
 from shared.wan2gp_words import in_our_words, why_idle
@@ -55,6 +56,15 @@ def validate(
     if problems:
         raise SettingsError(problems)
     return Validated(settings, _ignored(given, capabilities))
+
+
+def check_argument(name: str, value: Any, called: str = "") -> None:
+    """UserError when this is no value of the setting `name`. called: what the caller's argument is called."""
+    setting = replace(SETTINGS[name], name=called or name)
+    try:
+        _convert(setting, value, setting.default)
+    except _Unusable as error:
+        raise UserError(f"{error}.") from None
 
 
 # ---------------------------------------------------------------- one value
