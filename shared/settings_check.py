@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from shared.errors import UserError
 from shared.other_words import hints, unknown
 from shared.settings import MAX_SEED, SETTINGS, Setting, SettingsError, applies
 from shared.settings_texts import parse_resolution
@@ -56,6 +57,15 @@ def validate(
     if problems:
         raise SettingsError([*problems, *hints(given, {*SETTINGS, *WAN2GP_SETTINGS})])
     return Validated(settings, _ignored(given, capabilities))
+
+
+def check_argument(name: str, value: Any, called: str = "") -> None:
+    """UserError when this is no value of the setting `name`. called: what the caller's argument is called."""
+    setting = replace(SETTINGS[name], name=called or name)
+    try:
+        _convert(setting, value, setting.default)
+    except _Unusable as error:
+        raise UserError(f"{error}.") from None
 
 
 # ---------------------------------------------------------------- one value
