@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models.z_image.lora_names import model_names
 from shared.errors import Cancelled, UserError
@@ -19,8 +20,23 @@ from shared.loras.library import Library, address
 from shared.loras.presets import Preset, find_preset, list_presets, read_preset, write_preset
 from shared.loras.reader import read
 from shared.loras.verdict import inspect
+from shared.settings_check import _to_texts
 from shared.weights import downloads
-from tests.lora_writers import CONFIG, OTHERS, WRITERS, deltas, dora, factors, loha, lokr, save
+from tests.lora_writers import (
+    CONFIG,
+    DIM,
+    OTHERS,
+    SHAPES,
+    WRITERS,
+    Style,
+    deltas,
+    dora,
+    factors,
+    loha,
+    lokr,
+    save,
+    underscored,
+)
 from tests.test_lora_files import FAMILIES, changes, distance, weights
 
 NAMES = model_names(CONFIG)
@@ -401,7 +417,8 @@ def test_a_lokr_with_magnitudes_stays_one(tmp_path: Path) -> None:
 
 
 def test_beside_other_adapters_a_lokr_becomes_one_of_them(tmp_path: Path) -> None:
-    content = lokr().tensors | Style("transformer.")(factors({"context_refiner.0.attention.to_q": (DIM, DIM)}))[0]
+    plain = Style("transformer.")(factors({"context_refiner.0.attention.to_q": (DIM, DIM)}))[0]
+    content = lokr().tensors | plain
     source = save(tmp_path / "a.safetensors", (content, {}))
     convert(source, tmp_path / "b.safetensors", NAMES)
     assert set(inspect(tmp_path / "b.safetensors", NAMES).algorithms) == {"diff", "LoRA"}
@@ -411,9 +428,12 @@ def test_a_name_may_begin_with_a_blank(tmp_path: Path) -> None:
     for name in (" lead.safetensors", "plain.safetensors"):
         save(tmp_path / name, WRITERS["musubi"][0](factors()))
     library = Library(tmp_path, NAMES)
-    assert [library.path(entry.name).name for entry in library.entries()] == [" lead.safetensors", "plain.safetensors"]
+    assert [library.path(entry.name).name for entry in library.entries()] == [
+        " lead.safetensors",
+        "plain.safetensors",
+    ]
     assert library.path("  plain.safetensors ").name == "plain.safetensors"
-    assert check({"activated_loras": [" lead.safetensors", " "]})["activated_loras"] == [" lead.safetensors"]
+    assert _to_texts([" lead.safetensors", " "]) == [" lead.safetensors"]
 
 
 def test_conversion_keeps_exact_factors_in_their_precision(tmp_path: Path) -> None:
