@@ -409,7 +409,6 @@ DAMAGED: dict[str, tuple[dict[str, Tensor], str]] = {
         one(lokr_w1=A, lokr_w1_a=A, lokr_w1_b=A, lokr_w2=A),
         "of which only some can be meant",
     ),
-    "alpha alone": (one(alpha=torch.tensor(1.0)), "to_q has an alpha and nothing else"),
     "long alpha": (one(lora_A__weight=A, lora_B__weight=B, alpha=M), r"to_q has an alpha of F32 \[96\]"),
     "NaN alpha": (
         one(lora_A__weight=A, lora_B__weight=B, alpha=torch.tensor(float("nan"))),

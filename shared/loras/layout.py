@@ -25,9 +25,9 @@ LORA_SUFFIXES = (".safetensors", ".sft")
 # The end of a key by the factor it names; ".default" (PEFT's adapter name) is taken out before.
 SPELLINGS = {
     "down": (".lora_A.weight", ".lora_down.weight", ".lora.A.weight", ".lora.down.weight",
-             "_lora.down.weight", ".lora_linear_layer.down.weight", ".lora_A", ".lora_down"),
+             "_lora.down.weight", "_lora.down", ".lora_linear_layer.down.weight", ".lora_A", ".lora_down"),
     "up": (".lora_B.weight", ".lora_up.weight", ".lora.B.weight", ".lora.up.weight", "_lora.up.weight",
-           ".lora_linear_layer.up.weight", ".lora_B", ".lora_up"),
+           "_lora.up", ".lora_linear_layer.up.weight", ".lora_B", ".lora_up"),
     "alpha": (".alpha",),
     "magnitude": (".dora_scale", ".magnitude", ".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
     **{name: (f".{name}",) for name in (
@@ -35,14 +35,23 @@ SPELLINGS = {
         "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t1", "lokr_t2",
         "oft_blocks", "oft_diag", "rescale", "diff", "diff_b", "w_norm", "b_norm", "set_weight", "on_input",
     )},
-    "oft_R": (".oft_R.weight",),
+    "oft_R": (".oft_R.weight", ".oft_R"),
+    "scaled_oft": (".oft_R.scaled_oft", ".scaled_oft"),
+    "boft_R": (".boft_R",),
+    "boft_s": (".boft_s",),
     "mid": (".lora_mid.weight",),
     "up_bias": (".lora_B.bias",),
     **{f"glora_{name}": (f".{name}.weight",) for name in ("a1", "a2", "b1", "b2")},
 }  # fmt: skip
 FACTOR = {spelling: factor for factor, spellings in SPELLINGS.items() for spelling in spellings}
 SPELLING_LENGTHS = sorted({len(spelling) for spelling in FACTOR}, reverse=True)
-ADAPTER_NAME = re.compile(r"\.default(?=\.|$)")
+# PEFT's name for an adapter, "default" or what its user called it, behind the factor's own name.
+ADAPTER_NAME = re.compile(
+    r"(?<=\.)(lora_[AB]|lora_magnitude_vector|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|oft_R|boft_[Rs])"
+    r"\.(?!weight$|bias$|scaled_oft$)([^.]+)(?=\.weight$|\.bias$|$)"
+)
+# Attention processors of old diffusers held the LoRAs of the attention that they belonged to.
+PROCESSOR = re.compile(r"([._])processor[._](?=to_(?:q|k|v|out)$)")
 
 LOKR_SIDES = {
     f"w{n}": (frozenset({f"lokr_w{n}"}), frozenset({f"lokr_w{n}_a", f"lokr_w{n}_b"})) for n in (1, 2)
@@ -56,6 +65,7 @@ ALGORITHMS: dict[str, tuple[frozenset[str], ...]] = {
     "diff": (frozenset({"diff"}), frozenset({"w_norm"})),
 }
 BIASES = ("diff_b", "b_norm")
+BOFT = "it is a BOFT adapter, whose butterflies are not computed here"
 UNSUPPORTED = {
     "hada_t1": "it is a convolution's (Tucker) LoHa",
     "hada_t2": "it is a convolution's (Tucker) LoHa",
@@ -65,11 +75,20 @@ UNSUPPORTED = {
     "oft_diag": "it is kohya's older form of OFT",
     "set_weight": "it replaces the weight instead of changing it",
     "on_input": "it is an IA3 adapter",
+    "boft_R": BOFT,
+    "boft_s": BOFT,
     "up_bias": "its LoRA has a bias of its own",
     **{f"glora_{name}": "it is a GLoRA adapter" for name in ("a1", "a2", "b1", "b2")},
 }
 FLOATS = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2")
-SCALARS = {"F16": "<e", "F32": "<f", "F64": "<d", "I32": "<i", "I64": "<q"}
+# How Python's struct reads one number. Bytes in front make a number of the next larger kind of it.
+SCALARS = {
+    "F16": "<e", "F32": "<f", "F64": "<d", "BOOL": "<?", "U8": "<B", "I8": "<b", "U16": "<H", "I16": "<h",
+    "U32": "<I", "I32": "<i", "U64": "<Q", "I64": "<q", "BF16": "<f", "F8_E5M2": "<e",
+}  # fmt: skip
+IN_FRONT = {"BF16": 2, "F8_E5M2": 1}
+SCALED_ALGORITHMS = ("LoRA", "LoHa", "LoKr", "OFT")  # the others have no use for an alpha
+MARKS = ("alpha", "scaled_oft")  # numbers that say how the factors are meant
 
 # What a file that is no safetensors begins with.
 MAGIC = (
@@ -121,7 +140,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Module:
-    """One module of the file. `algorithm` is "" where only a bias is changed; `scale` multiplies the delta.
+    """One module of the file. `algorithm` is "" where only a bias is changed.
+
+    scale: multiplies the delta; an OFT's angles, as OneTrainer's "scaled OFT" divides them by 2 sqrt(b - 1).
 
     parts: the modules of the model to change. magnitude: the axis that a DoRA's has, "out" or "in", or "".
     """
@@ -239,12 +260,15 @@ class _Keys:
 
     def add(self, key: str, entry: Mapping[str, Any], data_start: int) -> None:
         """Flaw when the module has this factor already, under another spelling."""
-        found_ends = _taken_apart(ADAPTER_NAME.sub("", key))
+        named = ADAPTER_NAME.search(key)
+        found_ends = _taken_apart(ADAPTER_NAME.sub(r"\1", key))
         if found_ends is None:
             self.plain.append(key)
             return
         stem, spelling = found_ends
-        self.spellings.add(spelling + (" default" if ADAPTER_NAME.search(key) else ""))
+        stem = PROCESSOR.sub(r"\1", stem)
+        name_of_it = "" if named is None else " default" if named[2] == "default" else " named"
+        self.spellings.add(spelling + name_of_it)
         name, found = stem, self.names.resolve(stem)
         if found is not None:
             prefix, target = found
@@ -290,17 +314,25 @@ def _module(file: BinaryIO, target: Target, group: Mapping[str, Source], peft: P
     for factor, source in group.items():
         if factor in UNSUPPORTED:
             raise Unused(UNSUPPORTED[factor])
-        if factor != "alpha" and source.dtype not in FLOATS:
+        if factor not in MARKS and source.dtype not in FLOATS:
             raise Flaw(f"stores {source.called} as {source.dtype}; expected {', '.join(FLOATS)}")
-    alpha = _scalar(file, group["alpha"]) if "alpha" in group else None
-    factors = {factor: source for factor, source in group.items() if factor != "alpha"}
+    factors = {factor: source for factor, source in group.items() if factor not in MARKS}
     algorithm = _algorithm(factors)
     shape, rank = SHAPES[algorithm](factors)
+    alpha = None
+    if "alpha" in group and rank is not None and "oft_R" not in factors:
+        alpha = _scalar(file, group["alpha"])
     _check_bias(target, factors)
     _check_fits(target, shape)
     if "oft_blocks" in factors and any(part.rows and part.rows[0] % (rank or 1) for part in target.parts):
         raise Unused("the blocks of its OFT reach over the layers that were stacked")
-    scale, alpha = _scale(target.name, algorithm, rank, alpha, peft)
+    if "scaled_oft" in group and "oft_R" not in factors:
+        raise Unused("it is marked as a scaled OFT and has no oft_R")
+    if "scaled_oft" in group and _is_true(file, group["scaled_oft"]):
+        assert rank is not None
+        scale = 1 / (2 * math.sqrt(rank - 1))
+    else:
+        scale, alpha = _scale(target.name, algorithm, rank, alpha, peft)
     axis = _magnitude_axis(target, factors["magnitude"]) if "magnitude" in factors else ""
     return Module(target, target.parts, factors, algorithm, rank, alpha, scale, axis)
 
@@ -328,7 +360,7 @@ def _algorithm(factors: Mapping[str, Source]) -> str:
     if "magnitude" in factors:
         raise Flaw("has a DoRA's magnitude without its factors")
     if not factors:
-        raise Flaw("has an alpha and nothing else")
+        raise Unused("it has an alpha and nothing else, so it does nothing")
     return ""
 
 
@@ -341,28 +373,42 @@ def _scale(
     """
     if algorithm == "OFT":
         return 1.0, alpha
-    if rank is None:
-        return 1.0, None
-    if alpha is None:
-        return (peft.scale(name, rank) if peft is not None and algorithm == "LoRA" else 1.0), None
-    if alpha == 0:
+    scale = 1.0
+    if alpha is not None and rank is not None:
+        scale = alpha / rank
+    elif peft is not None:
+        scale = peft.scale(name, algorithm, rank)
+    if scale == 0:
         raise Unused("its alpha is 0, so it does nothing")
-    return alpha / rank, alpha
+    return scale, alpha
+
+
+def _is_true(file: BinaryIO, source: Source) -> bool:
+    """Whether a mark is set: it is by being there, unless it is a number and 0."""
+    return math.prod(source.shape) != 1 or _scalar(file, source) != 0
 
 
 def _scalar(file: BinaryIO, source: Source) -> float:
     """The value of a tensor of one number. The only data that is read here."""
-    if math.prod(source.shape) != 1 or source.dtype not in (*SCALARS, "BF16"):
+    if math.prod(source.shape) != 1 or source.dtype not in (*SCALARS, "F8_E4M3"):
         raise Flaw(f"has an alpha of {source.dtype} {list(source.shape)}; expected one number")
     file.seek(source.begin)
-    if source.dtype == "BF16":
-        (value,) = struct.unpack("<f", b"\0\0" + file.read(2))
+    if source.dtype == "F8_E4M3":
+        value = _e4m3(file.read(1)[0])
     else:
-        form = SCALARS[source.dtype]
-        (value,) = struct.unpack(form, file.read(struct.calcsize(form)))
+        form, missing = SCALARS[source.dtype], IN_FRONT.get(source.dtype, 0)
+        (value,) = struct.unpack(form, bytes(missing) + file.read(struct.calcsize(form) - missing))
     if not math.isfinite(value):
         raise Flaw(f"has the alpha {value}")
     return float(value)
+
+
+def _e4m3(byte: int) -> float:
+    """One float8 of 4 bits of exponent (bias 7) and 3 of mantissa, which has no infinity and one NaN."""
+    sign, exponent, mantissa = 1 - 2 * (byte >> 7), byte >> 3 & 15, byte & 7
+    if byte & 127 == 127:
+        return math.nan
+    return sign * (math.ldexp(8 + mantissa, exponent - 10) if exponent else math.ldexp(mantissa, -9))
 
 
 # ---------------------------------------------------------------- shapes
@@ -419,6 +465,8 @@ def _oft_shape(factors: Mapping[str, Source]) -> tuple[Shape, int | None]:
             raise Flaw(f"has oft_R of shape {list(shape)}; expected triangles of square blocks")
         return (None, None if shape[0] == 1 else shape[0] * size), size
     shape = factors["oft_blocks"].shape
+    if len(shape) == 4:
+        raise Unused(BOFT)
     if len(shape) != 3 or shape[1] != shape[2]:
         raise Flaw(f"has oft_blocks of shape {list(shape)}; expected square blocks")
     if "rescale" in factors and math.prod(factors["rescale"].shape) != shape[0] * shape[1]:

@@ -83,6 +83,7 @@ FLAVOURS = (
     Flavour("LyCORIS", prefix="lycoris_"),
     Flavour("PEFT", prefix="base_model.model."),
     Flavour("DiffSynth", spelling=".lora_A.weight default"),
+    Flavour("PEFT", spelling=".lora_A.weight named"),
     Flavour("OneTrainer", prefix="transformer.", spelling=".lora_down.weight"),
     Flavour("OneTrainer", prefix="transformer.", spelling=".dora_scale"),
     Flavour("diffusers", prefix="transformer."),
