@@ -39,6 +39,13 @@ def wildcards(tmp_path):
     write("flood", " ".join(["__animals/birds__"] * 100))
     write("floods", " ".join(["__flood__"] * 100))
     write("empty", "# nothing\n")
+    write("colours-warm", "red\norange\n")
+    write("colours-cold", "blue\n")
+    write("coat", "a ${c:grey} coat\n")
+    table = "clothing: [T-shirt, '{wool|silk} scarf']\nartists:\n  dutch: [Piet, Jan]\n  flurp: 12345\n"
+    (tmp_path / "wildcards" / "table.yaml").write_text(table)
+    (tmp_path / "wildcards" / "more.json").write_text('{"sizes": {"big": ["huge"]}}')
+    (tmp_path / "wildcards" / "bomb.yaml").write_text("a: &a [x, x]\nb: [*a, *a]\n")
     (tmp_path / "secret.txt").write_text("secret")
     (tmp_path / "wildcards" / "latin.txt").write_bytes(b"caf\xe9")
     return Wildcards(tmp_path / "wildcards")
@@ -69,6 +76,7 @@ MACRO = '! {A}="cat","dog" : {B}="forest","city","boat"\na {A} in a {B}\n'
         ('! Subject {A}="1"\n{A}', "G", ["1"]),
         ("!important\n! wow", "G", ["!important", "! wow"]),
         ('{"json": {"a": 1}}', "G", ['{"json": {"a": 1}}']),
+        ('! {A}="x"\n${v={a|b}} ${v} {A}', "G", ["${v={a|b}} ${v} x"]),
     ],
 )  # fmt: skip
 def test_a_box_becomes_prompts(text, mode, expected):
@@ -116,6 +124,33 @@ def drawn(text, wildcards, count=200):
         ("{__animals/birds__|owl}", {"crane", "heron", "owl"}),
         ("__../secret__", {"__../secret__"}),
         ("snake_case and __ or ____", {"snake_case and __ or ____"}),
+        ("{1-2$$a|b}", {"a", "b", "a, b", "b, a"}),
+        ("{-2$$a|b|c}", {"a", "b", "c", "a, b", "b, a", "a, c", "c, a", "b, c", "c, b"}),
+        ("{1-$$a|b}", {"a", "b", "a, b", "b, a"}),
+        ("{1-9$$a|b}", {"a", "b", "a, b", "b, a"}),
+        ("{2$$ and $$a|b}", {"a and b", "b and a"}),
+        ("{1-2$$ + $$a|b}", {"a", "b", "a + b", "b + a"}),
+        ("{2$$$$a|b}", {"ab", "ba"}),
+        ("{2$$__animals/birds__}", {"crane, heron", "heron, crane"}),
+        ("{3$$__animals/birds__}", {"crane, heron", "heron, crane"}),
+        ("__colours*__", {"red", "orange", "blue"}),
+        ("__colours-*m__", {"red", "orange"}),
+        ("__artists/*__", {"Piet", "Jan"}),
+        ("__~animals/birds__ {~a|b}", {"crane a", "crane b", "heron a", "heron b"}),
+        ("${v={a|b}}${v}${v}", {"aa", "ab", "ba", "bb"}),
+        ("${v=!{a|b}}${v}${v}", {"aa", "bb"}),
+        ("${v:c} ${v:{d|e}}", {"c d", "c e"}),
+        ("${v=__animals/birds__}a ${v}", {"a crane", "a heron"}),
+        ("__coat(c=red)__, __coat__", {"a red coat, a red coat"}),
+        ("__coat__", {"a grey coat"}),
+        (r"$\{v}", {"${v}"}),
+        ("$5 ${", {"$5 ${"}),
+        ("{{a|b} on {c|d}}", {"a on c", "a on d", "b on c", "b on d"}),
+        ("__clothing__", {"T-shirt", "wool scarf", "silk scarf"}),
+        ("__artists/dutch__ __sizes/big__", {"Piet huge", "Jan huge"}),
+        ('{"subject": "a heart | big", "a": {"b": [1, {"c": "x"}]}}',
+         {'{"subject": "a heart | big", "a": {"b": [1, {"c": "x"}]}}'}),
+        ('[{"a": "{x|y}"}, "{ | __"]', {'[{"a": "x"}, "{ | __"]', '[{"a": "y"}, "{ | __"]'}),
     ],
 )
 def test_all_that_can_be_drawn_is_drawn_and_nothing_else(text, expected, wildcards):
@@ -146,6 +181,17 @@ def test_a_seed_draws_the_same_everywhere_and_for_ever(wildcards):
         ("__round/a__", "round/a > round/b > round/a"),
         ("__floods__", f"more than {MAX_DRAWS} times"),
         ("{4$$a|b}", "asks for 4 of 2"),
+        ("{4-5$$a|b}", "asks for 4 of 2"),
+        ("{2-1$$a|b|c}", "asks for 2 of 3"),
+        ("{!a|b}", "asks for every combination, which is not here: leave out the !"),
+        ("{@a|b}", "asks for one after the other"),
+        ("__@flood__", "one after the other, which is not here: leave out the @"),
+        ("__nothing*__", "No wildcard file is called like __nothing*__"),
+        ("a __init__ b", "Where the underscores are meant, write \\__init\\__."),
+        ("${season}", "The variable ${season} has no value: set it before"),
+        ("${a=${a}}${a}", "lead on and on (${a} > ${a})"),
+        ("${a={b|c", "is not closed"),
+        ("__bomb__", "cannot be read (it has aliases"),
         ("{0::a|0::b}", "asks for 1 of 2"),
         ("{" * 5000 + "a|b" + "}" * 5000, "braces within each other"),
     ],

@@ -25,7 +25,7 @@ _MACRO = re.compile(r"!(\s*\{|.*\{[^{}]*\}\s*=)")
 _DECLARATION = re.compile(
     r'[^{}"]*\{\s*(?P<name>[^{}"|]+?)\s*\}\s*=\s*(?P<values>"[^"]*"(?:\s*,\s*"[^"]*")*)\s*'
 )
-_REFERENCE = re.compile(r"(?<!\\)\{([^{}|]+)\}")
+_REFERENCE = re.compile(r"(?<![\\$])\{([^{}|]+)\}")
 
 Variables = Mapping[str, list[str]]
 
