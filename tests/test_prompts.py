@@ -18,6 +18,7 @@ from shared.errors import UserError
 from shared.prompts import jobs
 from shared.prompts.choices import MAX_DRAWS, draw, escape, is_random, parse
 from shared.prompts.lines import units
+from shared.prompts.remarks import remarks, without_tags
 from shared.prompts.wildcards import Wildcards
 from shared.settings import SETTINGS, SettingsError
 from shared.settings_check import validate
@@ -221,6 +222,60 @@ def test_escaped_texts_stand_for_themselves(wildcards):
         if text:
             [unit] = units(escape(text), "FG")
             assert not is_random(parse(unit)) and draw(parse(unit), "1", wildcards) == text
+
+
+# ---------------------------------------------------------------- what comes from other programs
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("a fox", []),
+        ("## Scene\na fox", ["Taken for a comment: 1 line that begins with # (## Scene)."]),
+        ("# a\n  # b\nx", ["2 lines that begin with # (# a)."]),
+        ("\\# a", []),
+        ("a (red:1.2) fox", ["(word:1.2)."]),
+        ("a fox BREAK a cat AND a dog", ["BREAK, AND."]),
+        ("STOP AND GO, a sign", []),
+        ("[cat|dog] [a:b:0.5]", ["[a|b], [a:b:0.5]."]),
+        ("<wildcard:a> <random:a,b> 3#__a__", ["<wildcard:a> (here: __a__), <random:a,b>"]),
+        ('{"a": ["x|y", "b: 3"], "t": "9:30 (at 8:15)"}', []),
+        ("# (a:1.2)\nx", ["Taken for"]),
+    ],
+)
+def test_what_a_prompt_has_of_other_programs_is_said_once(text, said):
+    found = remarks(text)
+    assert len(found) == len(said) and all(part in line for part, line in zip(said, found, strict=True))
+
+
+@pytest.mark.parametrize("text", ["(" * 100_000, "[a|" * 30_000, "<lora:" * 20_000, "# " * 50_000, "A:1." * 9])
+def test_hostile_prompts_are_remarked_upon_quickly(text):
+    assert len(" ".join(remarks(text))) < 400 and without_tags(text)[1] == []
+
+
+LORA = "mini/mini_outlines.safetensors"
+
+
+@pytest.mark.parametrize(
+    "given, prompt, loras, strengths, notes",
+    [
+        ({"prompt": "a cat <lora:Mini_Outlines:0.5>, red"}, "a cat, red", [LORA], "0.5", ["act: " + LORA]),
+        ({"prompt": "a cat <lora:gone:0.5><lora:mini_outlines>"}, "a cat", [LORA], "1",
+         ["no file is called so: gone.", "act: "]),
+        ({"prompt": "a cat<lora:mini_outlines:0.7>", "activated_loras": [LORA] * 2, "loras_multipliers": "0.3"},
+         "a cat", [LORA] * 3, "0.3 1 0.7", ["act: "]),
+        ({"prompt": "a {cat|cat} <lora:mini_outlines:0.2:lbw=x>"}, "a cat", [LORA], "0.2", ["act: "]),
+        ({"prompt": "# note\na (cat:1.3)"}, "a (cat:1.3)", [], "", ["Taken for", "Means nothing here"]),
+    ],
+)  # fmt: skip
+def test_lora_tags_act_and_the_rest_is_noted(given, prompt, loras, strengths, notes):
+    models = catalog(ROOT, ROOT / "ckpts")
+    [job] = models.validate_all({"model_type": "z_image_mini", "seed": 1, **given})
+    assert job.settings["prompt"] == prompt
+    assert (job.settings["activated_loras"], job.settings["loras_multipliers"]) == (loras, strengths)
+    assert len(job.notes) == len(notes) and all(part in x for part, x in zip(notes, job.notes, strict=True))
+    [again] = models.validate_all(job.settings)
+    assert (again.settings["prompt"], again.settings["activated_loras"]) == (prompt, loras)
 
 
 # ---------------------------------------------------------------- jobs

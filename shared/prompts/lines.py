@@ -43,6 +43,11 @@ def units(text: str, mode: str) -> list[str]:
     return [line for line in lines if line]
 
 
+def comments(text: str) -> list[str]:
+    """The lines of a box that are comments, stripped."""
+    return [line for line in map(str.strip, text.split("\n")) if line.startswith("#")]
+
+
 def tidy(text: str) -> str:
     """`text` without empty lines and without blanks around the others."""
     return "\n".join(stripped for line in text.split("\n") if (stripped := line.strip()))
