@@ -248,7 +248,7 @@ def test_what_a_prompt_has_of_other_programs_is_said_once(text, said):
     assert len(found) == len(said) and all(part in line for part, line in zip(said, found, strict=True))
 
 
-@pytest.mark.parametrize("text", ["(" * 100_000, "[a|" * 30_000, "<lora:" * 20_000, "# " * 50_000, "A:1." * 9])
+@pytest.mark.parametrize("text", ["(" * 100_000, "[a|" * 30_000, "<lora:" * 20_000, "# " * 50_000])
 def test_hostile_prompts_are_remarked_upon_quickly(text):
     assert len(" ".join(remarks(text))) < 400 and without_tags(text)[1] == []
 
