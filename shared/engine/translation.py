@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from shared.engine.catalog import Catalog, ModelInfo
+from shared.engine.loras import bare
 from shared.errors import UserError
 from shared.imaging.foreign import Foreign
 from shared.settings_texts import parse_resolution
@@ -51,23 +51,17 @@ def as_task(values: Any, catalog: Catalog, model_id: str) -> tuple[Any, list[str
 
 def _model_named(name: str, catalog: Catalog) -> ModelInfo | None:
     """The model whose file or name is called so, whatever the case, signs, extension and number format."""
-    wanted = _bare(_FORMAT.sub("", name.lower()))
+    wanted = bare(_FORMAT.sub("", name.lower()))
     if not wanted:
         return None
     for model in catalog.models.values():
         files = [source.lower() for one in model.required[:1] for source in one.alternatives]
-        if wanted in (_bare(model.name), *(_bare(_FORMAT.sub("", file)) for file in files)):
+        if wanted in (bare(model.name), *(bare(_FORMAT.sub("", file)) for file in files)):
             return model
     return None
 
 
 _FORMAT = re.compile(r"[-_.](bf16|fp16|fp32|fp8|e4m3fn|e5m2|scaled|int8|quanto|nvfp4|q\d\w*)(?=[-_.]|$)")
-
-
-def _bare(name: str) -> str:
-    """Letters and digits of a file's name without its folders and extension."""
-    stem = re.sub(r"\.(safetensors|gguf|ckpt|pt|sft)$", "", PurePosixPath(name.replace("\\", "/")).name)
-    return re.sub(r"[^a-z0-9]", "", stem.lower())
 
 
 def _fitting(settings: Mapping[str, Any], model: ModelInfo, report: list[str]) -> dict[str, Any]:
@@ -92,10 +86,10 @@ def _loras_here(loras: tuple[tuple[str, float], ...], model: ModelInfo, report: 
     if model.lora_folder is None:
         report.append(f"Its LoRAs were left out: {model.name} has none.")
         return {}
-    by_name = {_bare(entry.name): entry.name for entry in reversed(model.loras().entries())}
-    here = [(by_name[_bare(name)], strength) for name, strength in loras if _bare(name) in by_name]
+    by_name = {bare(entry.name): entry.name for entry in reversed(model.loras().entries())}
+    here = [(by_name[bare(name)], strength) for name, strength in loras if bare(name) in by_name]
     for name, _ in loras:
-        if _bare(name) not in by_name:
+        if bare(name) not in by_name:
             report.append(f"Its LoRA '{name}' was left out: it is not in the LoRA folder.")
     names, strengths = [name for name, _ in here], [f"{strength:g}" for _, strength in here]
     return {"activated_loras": names, "loras_multipliers": " ".join(strengths)} if here else {}

@@ -6,7 +6,6 @@ The files may be anyone's: nothing in them is trusted, and whatever has an unexp
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from shared.imaging import metadata, programs
 from shared.imaging.comfy_graph import is_graph
 from shared.imaging.programs import Raw
+from shared.prompts.remarks import signs, without_tags
 
 MAX_LORAS = 20
 MAX_NAMES = 12  # of settings that are named as not taken over
@@ -28,8 +28,6 @@ _NUMBERS = {
     "seed_variety_share": "seed_variety_share", "seed_variety_until": "seed_variety_until",
 }  # fmt: skip
 
-_LORA_TAG = re.compile(r"[ ,]{0,4}<lora:([^:<>]{1,200}):([-+.\d]{1,20})[^<>]{0,200}>")
-_WEIGHT = re.compile(r"\([^()]{1,200}:\d*\.?\d+\)")
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,8 @@ def as_metadata(found: Foreign | None) -> dict[str, Any] | None:
 
 def _translated(raw: Raw) -> Foreign:
     values, lines = raw.values, list(raw.lines)
-    prompt, tags = _without_tags(_text(values.get("prompt")))
-    loras = [*raw.loras, *tags]
+    prompt, tags = without_tags(_text(values.get("prompt")))
+    prompt, loras = prompt.strip(" ,\n\t"), [*raw.loras, *tags]
     settings: dict[str, Any] = {"prompt": prompt, "negative_prompt": _text(values.get("negative_prompt"))}
     for name, source in (("num_inference_steps", "steps"), ("seed", "seed")):
         number = _number(values.get(source))
@@ -95,8 +93,7 @@ def _translated(raw: Raw) -> Foreign:
     sampler = _text(values.get("sampler")).strip()
     if sampler.lower() not in PLAIN_SAMPLERS:
         lines.append(f"Its sampler {_shown(sampler)} is not here: the model's own is used.")
-    if _WEIGHT.search(prompt):
-        lines.append("Weights such as (word:1.2) mean nothing here: they stay in the prompt as plain text.")
+    lines += signs(prompt)
     if raw.others:
         more = len(raw.others) - MAX_NAMES
         named = ", ".join(map(_shown, raw.others[:MAX_NAMES])) + (f" and {more} more" if more > 0 else "")
@@ -121,11 +118,6 @@ def _guidance(scale: float | None, ours: bool, lines: list[str]) -> dict[str, An
         off = " It acts above 1 only." if guidance <= 1 else ""
         lines.append(f"CFG scale {scale:g} became guidance {guidance:g}: here the count begins at 0.{off}")
     return {"guidance_scale": guidance}
-
-
-def _without_tags(prompt: str) -> tuple[str, list[tuple[str, str]]]:
-    tags = _LORA_TAG.findall(prompt)
-    return re.sub(r"[ \t]{2,}", " ", _LORA_TAG.sub("", prompt)).strip(" ,\n\t"), tags
 
 
 def _known_loras(loras: list[tuple[Any, Any]]) -> tuple[tuple[str, float], ...]:

@@ -40,6 +40,12 @@ LONG_LIST = re.compile(rb"\[[^][]{1024}")
 STRANGE_NUMBER = re.compile(rb"\d{21}|-0(?!\d)")  # the library refuses a negative zero
 BRACKETS = b"[]{}"
 OTHER_BYTES = bytes(set(range(256)) - set(BRACKETS))
+#: the folders of ComfyUI, SwarmUI, Forge and their kind for these files, as _kind spells them
+KIND_FOLDERS = (
+    "diffusionmodels", "unet", "checkpoints", "stablediffusion", "textencoders", "textencoder", "clip", "vae",
+)  # fmt: skip
+GENERIC_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+MAX_FOLDERS = 300  # that are looked into, of one folder
 UNSAFE_NAME = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors)")
 SHARD_SUFFIX = "-of-*.safetensors"
@@ -149,8 +155,8 @@ def locate(source: str, folders: Folders, target: str = "") -> Path | None:
 
     A path is taken from the project's root, then from ckpts/ and the user's other folders. It or a URL is
     also looked for by its bare name in <target>/ of these folders and in them directly, where users of a flat
-    layout have it. A repository of the hub is looked for in these folders, as NAME or OWNER/NAME. What the
-    hub has is last looked for in its own cache.
+    layout have it, and in the folders that other programs have in these. A repository of the hub is looked
+    for in these folders, as NAME or OWNER/NAME. What the hub has is last looked for in its own cache.
     """
     if source.startswith(hub.SCHEME):
         paths = in_repository(source, folders)
@@ -161,10 +167,35 @@ def locate(source: str, folders: Folders, target: str = "") -> Path | None:
         paths += [destination(source, folders, target), folders.ckpts / name]
         paths += [folder / part / name for folder in folders.others for part in (target, "")]
     found = next((path for path in paths if is_whole(path)), None)
+    if found is None and not source.startswith(hub.SCHEME):
+        found = _of_other_programs(file_name(source), folders)
     if found is None and (is_url(source) or source.startswith(hub.SCHEME)):
         cached = hub.in_cache(source)
         found = cached if cached is not None and is_whole(cached) else None
     return found
+
+
+def _of_other_programs(name: str, folders: Folders) -> Path | None:
+    """The file in a folder that other programs have for its kind, or one folder deeper, where people sort
+    theirs by model. A name that any model's file has proves nothing.
+    """
+    if not name.endswith(".safetensors") or name in GENERIC_NAMES:
+        return None
+    places = (folders.ckpts, *folders.others)
+    kinds = [one for place in places for one in _folders_in(place) if _kind(one.name) in KIND_FOLDERS]
+    deeper = (below for kind in kinds for below in _folders_in(kind))
+    return next((path for one in (*kinds, *deeper) if (path := one / name).is_file()), None)
+
+
+def _kind(folder: str) -> str:
+    return re.sub(r"[^a-z]", "", folder.lower())
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())[:MAX_FOLDERS]
+    except OSError:
+        return []  # not there, or not to be looked into
 
 
 def in_repository(source: str, folders: Folders) -> list[Path]:
