@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,14 +20,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.waiting import LIMIT, until
+
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-START_SECONDS = 120.0
-WAIT = 60_000  # milliseconds for what a slow computer may take
 
 # The page as `python wgp.py` shows it, but with pictures and jobs in a folder of the test.
 _SERVE = """
@@ -104,26 +104,26 @@ def serve(folder: Path, script: str = _SERVE, port: int = 0) -> Iterator[Server]
         finally:
             process.send_signal(signal.SIGINT if os.name != "nt" else signal.SIGTERM)
             try:
-                process.wait(timeout=30)
+                process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
 def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+    def answers() -> bool:
         if process.poll() is not None:
             said = log.read_text(errors="replace")
             raise RuntimeError(f"The server ended with code {process.returncode}: {said}")
         try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
+            with urllib.request.urlopen(url, timeout=LIMIT):
+                return True
         except urllib.error.HTTPError:
-            return  # it answers: one has to log in first
+            return True  # one has to log in first
         except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise RuntimeError(f"The server did not answer at {url}: {log.read_text(errors='replace')}")
+            return False
+
+    until(answers)
 
 
 class Visit:
@@ -132,7 +132,7 @@ class Visit:
     def __init__(self, browser, url, **options):
         self.context = browser.new_context(**options)
         self.tab = self.context.new_page()
-        self.tab.set_default_timeout(WAIT)
+        self.tab.set_default_timeout(1000 * LIMIT)
         self.complaints: list[str] = []
         self.tab.on("console", lambda m: self.complaints.append(m.text) if m.type == "error" else None)
         self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -151,6 +151,10 @@ class Visit:
         self.tab.reload()
         self.tab.wait_for_selector("#generate")
         self.complaints[:] = before
+
+    def until(self, condition, pause=None):
+        """The condition's answer, once it is true; the page goes on meanwhile."""
+        return until(condition, pause or functools.partial(self.tab.wait_for_timeout, 50))
 
     def choose_model(self, name):
         self.tab.locator("#model_type input").click()

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
+
+# One thread computes, here and in the processes that tests start. Threads of one computation wait for each
+# other spinning: where something else keeps the processor busy, two took ten times as long as one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ctrl-C is what ends servers, and who runs tests in the background of a shell has it ignored.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 

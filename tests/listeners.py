@@ -15,6 +15,7 @@ from gradio.context import LocalContext
 from gradio.state_holder import SessionState
 
 from tests.asgi import HOST, Answer, send
+from tests.waiting import LIMIT
 
 JSON = (*HOST, ("Content-Type", "application/json"))
 _sessions = itertools.count()
@@ -78,7 +79,7 @@ class Page:
         return self._wait(alone())
 
     def _wait(self, going: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(going, self._loop).result(60)
+        return asyncio.run_coroutine_threadsafe(going, self._loop).result(LIMIT)
 
     def _sent(self, method: str, target: str, body: Any, headers: Any = JSON) -> Coroutine[Any, Any, Answer]:
         data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.browser import ROOT, chromium, serve
+from tests.waiting import LIMIT
 
 USER, PASSWORD, TOKEN = "me", "correct-horse", "0123456789-my-own-token"
 DOCUMENT = (ROOT / "docs" / "api.md").read_text("utf-8")
@@ -56,7 +57,7 @@ def ask(server, path, body=None, **headers):
         {"Authorization": f"Bearer {TOKEN}", **headers},
         method=headers.pop("method", None),
     )
-    return urllib.request.urlopen(request, timeout=60)
+    return urllib.request.urlopen(request, timeout=LIMIT)
 
 
 def test_curl_does_what_the_document_says(server, tmp_path):
@@ -181,7 +182,7 @@ def test_no_file_and_no_server_of_this_computer_is_read_for_the_page(server):
 )  # fmt: skip
 def test_on_the_wire(server, head, status):
     port = int(server.url.rsplit(":", 1)[1].strip("/"))
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as line:
         line.sendall(head + b"Connection: close\r\n\r\n0\r\n\r\n")
         answer = line.recv(65536)
     assert int(answer.split()[1]) == status and b"root:" not in answer
@@ -190,6 +191,7 @@ def test_on_the_wire(server, head, status):
 def test_one_logs_in_makes_a_picture_and_logs_out(server):
     with chromium() as browser:
         context = browser.new_context(viewport={"width": 390, "height": 800})
+        context.set_default_timeout(1000 * LIMIT)
         tab = context.new_page()
         complaints = []
         tab.on("pageerror", lambda error: complaints.append(str(error)))

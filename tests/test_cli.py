@@ -24,10 +24,10 @@ from shared.errors import UserError
 from shared.server.access import Access
 from shared.version import VERSION
 from tests.fake_family import Planned, handler_for, make_root
+from tests.waiting import LIMIT, until
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE_WORKER = (sys.executable, "-m", "tests.fake_family")
-TIMEOUT = 60
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_help_and_listing_import_nothing_heavy():
             [sys.executable, "-c", code, flag],
             cwd=ROOT,
             check=True,
-            timeout=TIMEOUT,
+            timeout=LIMIT,
             stdout=subprocess.DEVNULL,
         )
 
@@ -96,7 +96,7 @@ def test_the_front_door_answers_from_any_folder(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT,
+        timeout=LIMIT,
     )
     assert (done.returncode, done.stdout) == (0, f"ZGP {VERSION}\n")
 
@@ -303,10 +303,9 @@ def test_ctrl_c_cancels_and_ends_with_130(root, tasks, tmp_path, number):
         stderr=subprocess.PIPE,
     )
     store = JobStore(root / "outputs" / ".zgp" / "zgp.sqlite3")
-    while not any(job.step for job in store.jobs()):
-        assert process.poll() is None
+    until(lambda: any(job.step for job in store.jobs()) or process.poll() is not None)
     process.send_signal(number)
-    output, errors = process.communicate(timeout=TIMEOUT)
+    output, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 130 and b"Traceback" not in errors
     assert [json.loads(line)["status"] for line in output.splitlines()] == [CANCELLED, CANCELLED]
     assert {job.status for job in store.jobs()} == {CANCELLED}

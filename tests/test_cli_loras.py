@@ -20,6 +20,7 @@ from shared.engine.catalog import LoraFolders
 from shared.engine.configuration import EngineConfig, read_catalog, worker_arguments
 from shared.weights.files import Folders
 from tests.lora_writers import WRITERS, factors, save
+from tests.waiting import LIMIT
 
 MINI = {"layers.0.attention.to_q": (128, 128), "layers.1.feed_forward.w2": (128, 341)}
 LARGE = {"layers.0.attention.to_q": (3840, 3840)}
@@ -58,7 +59,7 @@ def test_checking_imports_no_torch(folder: Path) -> None:
         "code = cli.main(['--check-loras', '--lora-dir-z-image', sys.argv[1]])\n"
         "sys.exit('torch' if 'torch' in sys.modules else code)"
     )
-    subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, check=True, timeout=LIMIT)
 
 
 def test_a_file_is_converted_for_other_programs(folder: Path, capsys: pytest.CaptureFixture) -> None:
@@ -140,7 +141,7 @@ def test_a_damaged_configuration_is_said_on_the_screen_and_in_the_log(tmp_path: 
     tasks.write_text(json.dumps({"prompt": "x", "model_type": "nothing"}))
     said = subprocess.run(
         [sys.executable, "wgp.py", "--config", tmp_path, "--process", tasks],
-        cwd=ROOT, capture_output=True, text=True, timeout=60,
+        cwd=ROOT, capture_output=True, text=True, timeout=LIMIT,
     )  # fmt: skip
     assert "wgp_config.json cannot be read" in said.stderr and said.returncode == 1
     from shared.engine.engine import Engine

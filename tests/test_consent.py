@@ -23,6 +23,7 @@ from shared.errors import UserError
 from shared.weights.files import Folders
 from tests import fake_family
 from tests.browser import ROOT
+from tests.waiting import LIMIT
 
 CARD = Machine("Card", 64 * GIB, 60 * GIB, 24 * GIB, 23 * GIB, (8, 6))
 URL = "https://models.example/large.safetensors"
@@ -231,7 +232,7 @@ def command_line(root, *arguments, **options):
 
 def test_the_command_line_refuses_without_a_terminal(root):
     process = command_line(root, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=LIMIT)
     assert process.returncode == 2 and "8.0 GB (bf16)" in said and "--download" in said
     assert not agreed_in(root / "outputs" / ".zgp" / "zgp.sqlite3")
 
@@ -244,7 +245,7 @@ def test_the_command_line_asks_on_a_terminal(root, answer, agreed):
     os.close(theirs)
     os.write(ours, answer.encode())
     database = root / "outputs" / ".zgp" / "zgp.sqlite3"
-    process.communicate(timeout=120)  # after a yes it fails, as it is offline
+    process.communicate(timeout=LIMIT)  # after a yes it fails, as it is offline
     os.close(ours)
     assert process.returncode == (1 if agreed else 2) and agreed_in(database) == agreed
 

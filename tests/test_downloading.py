@@ -12,9 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import namedtuple
-from collections.abc import Callable
 
 import pytest
 from huggingface_hub import constants
@@ -30,6 +28,7 @@ from tests import fake_family
 from tests.browser import ROOT
 from tests.hub_stand_in import REPOSITORY, Fault, HubStandIn, Stored
 from tests.test_files import safetensors, tensor
+from tests.waiting import until
 
 CONTENT = random.Random(1).randbytes(200_000)
 MODEL = safetensors({"a": tensor(0, len(CONTENT))}, CONTENT)
@@ -84,13 +83,6 @@ def page(hub, ckpts, tmp_path):
     yield made
     made.stop()
     until(lambda: made._thread is None)
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 def rests(page: Downloads) -> bool:

@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 import types
 from pathlib import Path
 
@@ -36,10 +35,10 @@ from shared.weights.downloads import DownloadProgress
 from shared.weights.files import Folders
 from tests import fake_family
 from tests.fake_family import Handler, handler_for, make_root
+from tests.waiting import LIMIT, until
 
 ROOT = Path(__file__).resolve().parents[1]
 FAKE_WORKER = (sys.executable, "-m", "tests.fake_family")
-TIMEOUT = 60.0
 posix_only = pytest.mark.skipif(os.name == "nt", reason="Windows has no kill -9")
 
 
@@ -65,21 +64,13 @@ def values(prompt="a circle", **others):
     return {"model_type": "fake", "prompt": prompt, "seed": 5, **others}
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + TIMEOUT
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.005)
-    return result
-
-
 def run(engine, prompt="a circle", **others):
     job_id, _ = engine.submit(values(prompt, **others))
     return finished(engine, job_id)
 
 
 def finished(engine, job_id):
-    wait_until(lambda: engine.store.job(job_id).finished)
+    until(lambda: engine.store.job(job_id).finished)
     return engine.store.job(job_id)
 
 
@@ -156,7 +147,7 @@ def test_a_worker_keeps_its_model_until_another_is_wanted(engine, root):
 
 def test_previews_come_while_a_job_runs(engine, tmp_path):
     job_id, _ = engine.submit(values(f"hold {tmp_path / 'go'}", batch_size=2))
-    _, jpeg = wait_until(lambda: engine.store.preview(job_id))
+    _, jpeg = until(lambda: engine.store.preview(job_id))
     assert jpeg.startswith(b"\xff\xd8")
     (tmp_path / "go").touch()
     assert finished(engine, job_id).status == "done"
@@ -168,7 +159,7 @@ def test_previews_come_while_a_job_runs(engine, tmp_path):
 def test_a_running_job_is_cancelled_and_the_next_one_runs(engine, tmp_path):
     job_id, _ = engine.submit(values(f"hold {tmp_path / 'never'}"))
     next_id, _ = engine.submit(values())
-    wait_until(lambda: engine.store.job(job_id).step)
+    until(lambda: engine.store.job(job_id).step)
     engine.cancel(job_id)
     assert finished(engine, job_id).status == "cancelled"
     assert finished(engine, next_id).status == "done"
@@ -409,10 +400,10 @@ def test_images_saved_before_a_crash_are_not_made_again(engine, tmp_path):
 @posix_only
 def test_kill_9_in_the_middle_of_a_job(engine, tmp_path):
     job_id, _ = engine.submit(values(f"hold {tmp_path / 'go'}"))
-    wait_until(lambda: engine.store.job(job_id).step)
+    until(lambda: engine.store.job(job_id).step)
     pid = engine.worker_pid
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: engine.store.job(job_id).attempts == 2)
+    until(lambda: engine.store.job(job_id).attempts == 2)
     (tmp_path / "go").touch()
     job = finished(engine, job_id)
     assert job.status == "done" and engine.worker_pid != pid
@@ -423,7 +414,7 @@ def test_kill_9_in_the_middle_of_a_job(engine, tmp_path):
 def test_a_job_killed_twice_is_told_what_to_do(engine, tmp_path):
     job_id, _ = engine.submit(values(f"hold {tmp_path / 'never'}"))
     for attempt in (1, 2):
-        wait_until(lambda n=attempt: engine.store.job(job_id).attempts == n and engine.store.job(job_id).step)
+        until(lambda n=attempt: engine.store.job(job_id).attempts == n and engine.store.job(job_id).step)
         os.kill(engine.worker_pid, signal.SIGKILL)
     job = finished(engine, job_id)
     assert job.status == "failed" and job.error.endswith(f"the memory ran out). {supervisor.AFTER_A_KILL}")
@@ -438,7 +429,7 @@ def test_kill_9_of_an_idle_worker_costs_nothing(engine):
 
 
 def test_an_error_that_ruins_the_device_gets_a_fresh_worker(engine, tmp_path):
-    pid = wait_until(lambda: engine.worker_pid)
+    pid = until(lambda: engine.worker_pid)
     assert "CUDA error" in run(engine, f"cuda_error {tmp_path / 'marker'}").error
     assert run(engine, f"cuda_error {tmp_path / 'marker'}").status == "done"
     assert engine.worker_pid != pid
@@ -455,11 +446,11 @@ def test_a_worker_that_cannot_start_fails_what_waits_and_is_not_started_for_noth
     store, supervisor = supervisor_of(tmp_path, "raise SystemExit(3)")
     job_id = store.submit({"prompt": "a circle"})
     supervisor.start()
-    wait_until(lambda: store.job(job_id).finished)
+    until(lambda: store.job(job_id).finished)
     assert "3 times right after its start (exit code 3)" in store.job(job_id).error
     assert (tmp_path / "lives").read_text() == "..."
     again = store.submit({"prompt": "a circle"})  # somebody tries again, perhaps after mending it
-    wait_until(lambda: store.job(again).finished)
+    until(lambda: store.job(again).finished)
     supervisor.stop()
     assert (tmp_path / "lives").read_text() == "...."
 
@@ -467,7 +458,7 @@ def test_a_worker_that_cannot_start_fails_what_waits_and_is_not_started_for_noth
 def test_stop_while_the_worker_keeps_dying_does_not_hang(tmp_path):
     _, supervisor = supervisor_of(tmp_path, "raise SystemExit(3)")
     supervisor.start()
-    wait_until(lambda: (tmp_path / "lives").exists())
+    until(lambda: (tmp_path / "lives").exists())
     supervisor.stop()
     assert supervisor.worker_pid is None and not supervisor.supervises
 
@@ -476,7 +467,7 @@ def test_a_worker_that_does_not_hear_the_end_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr("shared.engine.supervisor.STOP_SECONDS", 0.05)
     _, supervisor = supervisor_of(tmp_path, "import time;time.sleep(1000)")
     supervisor.start()
-    wait_until(lambda: (tmp_path / "lives").exists())
+    until(lambda: (tmp_path / "lives").exists())
     supervisor.stop()
     assert supervisor.worker_pid is None
 
@@ -488,7 +479,7 @@ def test_stop_puts_the_running_job_back_and_the_next_start_finishes_it(config, t
     engine = Engine(config, handler_for)
     engine.start()
     job_id, _ = engine.submit(values(f"hold {tmp_path / 'go'}"))
-    wait_until(lambda: engine.store.job(job_id).step)
+    until(lambda: engine.store.job(job_id).step)
     engine.stop()
     assert engine.store.job(job_id).status == "queued"
     (tmp_path / "go").touch()
@@ -536,7 +527,7 @@ def test_kill_9_of_the_supervisor_leaves_no_orphan_and_its_job_is_recovered(root
     pid = int(parent.stdout.readline())
     parent.kill()
     parent.communicate()
-    wait_until(lambda: not is_alive(pid))
+    until(lambda: not is_alive(pid))
     (tmp_path / "go").touch()
     engine = Engine(config, handler_for)
     engine.start()
@@ -548,7 +539,7 @@ def test_kill_9_of_the_supervisor_leaves_no_orphan_and_its_job_is_recovered(root
 def test_the_first_worker_warms_the_default_model_up(root, config):
     engine = Engine(EngineConfig.at(root, worker_command=FAKE_WORKER, verbose=1), handler_for)
     engine.start()
-    wait_until(lambda: "is loaded" in engine.config.log_file.read_text())
+    until(lambda: "is loaded" in engine.config.log_file.read_text())
     engine.stop()
     assert "fake is loaded" in engine.config.log_file.read_text()
 
@@ -573,7 +564,7 @@ def test_what_imports_nothing_heavy_stays_light(root):
         "heavy = {'torch', 'transformers', 'diffusers', 'mmgp', 'gradio', 'accelerate'} & set(sys.modules)\n"
         "sys.exit(', '.join(heavy) or 0)"
     )
-    subprocess.run([sys.executable, "-c", code, root], cwd=ROOT, check=True, timeout=TIMEOUT)
+    subprocess.run([sys.executable, "-c", code, root], cwd=ROOT, check=True, timeout=LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -760,14 +751,14 @@ def test_small_files_are_waited_for_and_large_ones_are_null_until_known(tmp_path
     def hash_of(path):
         asked.append(path.name)
         if path.name == "large":
-            go.wait(TIMEOUT)
+            go.wait(LIMIT)
         return f"hash of {path.name}"
 
     files = {"vae": tmp_path / "large", "transformer": tmp_path / "small", "folder": tmp_path}
     known = hashes.FileHashes(files, hash_of)
     assert list(known.known().items()) == [("large", None), ("small", "hash of small")]
     go.set()
-    wait_until(lambda: known.known()["large"])
+    until(lambda: known.known()["large"])
     assert known.known() == {"small": "hash of small", "large": "hash of large"}
     assert asked == ["small", "large"]
 

@@ -16,8 +16,8 @@ from shared.engine.engine import Engine
 from shared.imaging import metadata
 from tests.browser import ROOT, serve
 from tests.fake_family import handler_for, make_root
+from tests.waiting import until
 
-TIMEOUT = 240.0
 REQUEST = {
     "model_type": "z_image_mini", "prompt": "a red circle", "seed": 3, "num_inference_steps": 4,
     "batch_size": 2,
@@ -25,16 +25,8 @@ REQUEST = {
 posix_only = pytest.mark.skipif(os.name == "nt", reason="Windows has no kill -9")
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + TIMEOUT
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-    return result
-
-
 def ended(engine, jobs):
-    wait_until(lambda: all(engine.store.job(job).finished for job in jobs))
+    until(lambda: all(engine.store.job(job).finished for job in jobs))
     return [engine.store.job(job) for job in jobs]
 
 
@@ -122,12 +114,12 @@ def test_a_killed_server_finds_its_queue_and_pictures_again(tmp_path):
     long = {**REQUEST, "model_type": "z_image_mini_base", "num_inference_steps": 100, "batch_size": 8}
     with serve(folder) as server:
         done, running, waiting = (client.submit(values)[0] for values in (REQUEST, long, REQUEST))
-        wait_until(lambda: client.store.job(running).step > 1)
+        until(lambda: client.store.job(running).step > 1)
         before = pixels(client, done)
         os.kill(server.pid, signal.SIGKILL)
     assert client.store.job(waiting).status == "queued"
     with serve(folder):
-        wait_until(lambda: client.store.job(running).step > 1 and client.store.job(running).attempts == 2)
+        until(lambda: client.store.job(running).step > 1 and client.store.job(running).attempts == 2)
         client.cancel(running)
         last = ended(client, [running, waiting])[1]
     assert (last.status, last.attempts) == ("done", 1)
@@ -190,7 +182,7 @@ def test_cancelling_between_the_pictures_of_a_batch_keeps_those_that_are_done(en
 def test_stopping_on_a_full_disk_leaves_the_job_for_the_next_start(engine, monkeypatch, tmp_path):
     job, _ = engine.submit({"model_type": "fake", "prompt": f"hold {tmp_path / 'go'}"})
     engine.start()
-    wait_until(lambda: engine.store.job(job).step)
+    until(lambda: engine.store.job(job).step)
 
     def full(*arguments, **options):
         raise sqlite3.OperationalError("database or disk is full")

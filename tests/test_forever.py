@@ -13,7 +13,8 @@ from shared.engine.records import DONE, RUNNING
 from shared.errors import UserError
 from shared.settings import SettingsError
 from tests.fake_family import handler_for, make_root
-from tests.test_engine import FAKE_WORKER, wait_until
+from tests.test_engine import FAKE_WORKER
+from tests.waiting import until
 
 VALUES = {"model_type": "fake", "seed": 5}
 
@@ -33,7 +34,7 @@ def running(tmp_path_factory):
 @pytest.fixture
 def engine(running):
     running.forever.stop()
-    wait_until(lambda: not running.store.queue())
+    until(lambda: not running.store.queue())
     return running
 
 
@@ -46,11 +47,11 @@ def jobs(engine):
 
 def test_it_goes_on_with_other_seeds_and_draws_until_it_is_stopped(engine, jobs):
     engine.forever.start({**VALUES, "prompt": "a {1|2|3|4|5|6|7|8|9} b", "multi_prompts_gen_type": "G"})
-    wait_until(lambda: len(jobs()) >= 7)
+    until(lambda: len(jobs()) >= 7)
     assert engine.forever.on
     engine.forever.stop()
     assert not engine.forever.on and engine.forever.ended == ""
-    wait_until(lambda: not engine.store.queue())
+    until(lambda: not engine.store.queue())
     made = jobs()
     time.sleep(0.3)
     assert len(jobs()) == len(made)
@@ -79,12 +80,12 @@ def test_of_two_pages_that_start_at_once_one_does(engine):
 def test_a_round_waits_behind_what_others_submit(engine, jobs, tmp_path):
     gate = tmp_path / "gate"
     engine.forever.start({**VALUES, "prompt": f"hold {gate}"})
-    wait_until(lambda: engine.store.jobs([RUNNING]))
+    until(lambda: engine.store.jobs([RUNNING]))
     other, _ = engine.submit({**VALUES, "prompt": "mine"})
     gate.touch()
-    wait_until(lambda: len(jobs()) >= 3)
+    until(lambda: len(jobs()) >= 3)
     engine.forever.stop()
-    wait_until(lambda: not engine.store.queue())
+    until(lambda: not engine.store.queue())
     ended = sorted(jobs(), key=lambda job: job.finished)
     assert ended[1].id == other
 
@@ -94,7 +95,7 @@ def test_a_round_waits_behind_what_others_submit(engine, jobs, tmp_path):
 )
 def test_a_failure_ends_it_with_its_reason(engine, jobs, prompt, reason):
     engine.forever.start({**VALUES, "prompt": prompt})
-    wait_until(lambda: not engine.forever.on)
+    until(lambda: not engine.forever.on)
     assert engine.forever.ended.startswith("Generate forever ended: ") and reason in engine.forever.ended
     assert len(jobs()) == 1
     engine.forever.start({**VALUES, "prompt": "a cat"})
@@ -107,7 +108,7 @@ def test_cancelling_its_job_ends_it(engine, jobs, tmp_path):
     with pytest.raises(UserError, match="on already"):
         engine.forever.start({**VALUES, "prompt": "a cat"})
     engine.cancel(job_id)
-    wait_until(lambda: not engine.forever.on)
+    until(lambda: not engine.forever.on)
     assert "cancelled" in engine.forever.ended and len(jobs()) == 1
 
 
@@ -119,7 +120,7 @@ def test_what_can_no_longer_be_drawn_ends_it(engine, tmp_path):
     file.unlink()
     for name in ("gate", "gate cat"):
         (tmp_path / name).touch()
-    wait_until(lambda: not engine.forever.on)
+    until(lambda: not engine.forever.on)
     assert "no wildcard file for __pet__" in engine.forever.ended
 
 
@@ -134,14 +135,14 @@ def test_it_ends_with_the_program_and_the_next_start_says_so(tmp_path):
     engine = Engine(config, handler_for)
     engine.start()
     engine.forever.start({**VALUES, "prompt": f"hold {gate}"})
-    wait_until(lambda: engine.store.jobs([RUNNING]))
+    until(lambda: engine.store.jobs([RUNNING]))
     engine.stop()
     assert not engine.forever.on
     gate.touch()
     engine = Engine(config, handler_for)
     engine.start()
     try:
-        wait_until(lambda: not engine.store.queue())
+        until(lambda: not engine.store.queue())
         [job] = engine.store.jobs()
         assert job.status == DONE and ENDED_WITH_THE_PROGRAM in job.notes
     finally:

@@ -18,6 +18,7 @@ from shared.engine.engine import EngineConfig
 from shared.engine.gallery import TRASH, TRASH_FOLDER, Collection, Found, Wanted
 from shared.engine.store import JobStore
 from shared.errors import UserError
+from tests.waiting import until
 
 PROMPTS = (
     "A red lighthouse at dawn",
@@ -398,7 +399,5 @@ def test_a_name_that_is_no_text_is_left_out(collection, root):
 def test_the_search_runs_beside_the_page(collection, root):
     write(root / "a.png", settings("a swan"))
     collection.find_in_background()
-    deadline = time.monotonic() + 20
-    while collection.found.running and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: not collection.found.running)
     assert (collection.found.added, collection.found.problem) == (1, "")

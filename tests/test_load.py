@@ -9,6 +9,7 @@ import pytest
 from shared.engine.configuration import EngineConfig
 from shared.engine.engine import Engine
 from tests.browser import ROOT, serve
+from tests.waiting import LIMIT
 
 CLIENTS, EACH = 20, 10
 
@@ -37,7 +38,7 @@ def test_200_jobs_of_20_clients_run_once_each_and_in_order(tmp_path):
         assert all(submitted == sorted(submitted) for submitted in by_client)
         watcher.store.resume()
         while watcher.store.queue(limit=1):
-            with urllib.request.urlopen(server.url, timeout=120) as answer:
+            with urllib.request.urlopen(server.url, timeout=LIMIT) as answer:
                 assert answer.status == 200 and b"gradio" in answer.read()
     assert [event.job_id for event in watcher.store.events(0, kinds=["started"])] == jobs
     assert [event.job_id for event in watcher.store.events(0, kinds=["done"])] == jobs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -289,15 +288,11 @@ def stroke(page, area, start, end):
     page.tab.mouse.up()
 
 
-def until(page, condition, act):
+def acted(page, condition, act):
     """Repeat `act`: a control that is just being shown may take its first value back."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        act()
-        page.tab.wait_for_timeout(400)
-        if condition():
-            return
-    raise AssertionError("nothing came of it")
+    act()
+    page.tab.wait_for_timeout(400)
+    page.until(condition, lambda: (act(), page.tab.wait_for_timeout(400)))
 
 
 def made(page, server, seed=7):
@@ -306,9 +301,7 @@ def made(page, server, seed=7):
     page.set_number("seed", seed)
     page.set_number("num_inference_steps", 4)
     page.generate()
-    deadline = time.monotonic() + 60
-    while not (new := set(server.pictures()) - before) and time.monotonic() < deadline:
-        page.tab.wait_for_timeout(50)
+    new = page.until(lambda: set(server.pictures()) - before)
     page.wait_until_idle()
     [picture] = new
     page.tab.wait_for_selector(f'#viewer img[src$="{picture.name}"]')
@@ -358,7 +351,7 @@ def test_a_picture_is_extended(visit, server, source):
     drop(page, "image", source)
     page.tab.locator("#extend-group > button").click()
     right = page.tab.locator("#extend-right textarea")
-    until(page, lambda: page.value("outpaint") == "0,0,50%,0", lambda: right.fill("50%"))
+    acted(page, lambda: page.value("outpaint") == "0,0,50%,0", lambda: right.fill("50%"))
     assert page.value("denoising_strength") == "1"
     result = pixels(made(page, server))
     assert result.shape == (128, 192, 3) and np.array_equal(result[:, :128], pixels(source))
@@ -370,7 +363,7 @@ def test_a_picture_is_enlarged_while_it_is_made_and_afterwards(visit, server):
     page.tab.locator("#enlarge-group > button").click()
     assert not page.tab.locator("#hires_tile").is_visible()
     shown = page.tab.locator("#hires_tile").is_visible
-    until(page, shown, lambda: page.set_number("hires_scale", 2))
+    acted(page, shown, lambda: page.set_number("hires_scale", 2))
     assert pixels(larger := made(page, server)).shape == (256, 256, 3)
     page.tab.locator("#viewer").get_by_role("button", name="Upscale").click()
     page.tab.wait_for_selector("#upscale-go")

@@ -243,8 +243,7 @@ class LoraVisit(Visit):
         self.set_number("seed", 5)
         self.set_number("num_inference_steps", 2)
         self.generate()
-        while len(server.pictures()) == before:
-            self.tab.wait_for_timeout(50)
+        self.until(lambda: len(server.pictures()) > before)
         self.wait_until_idle()
         newest = max(server.pictures(), key=lambda path: path.stat().st_mtime_ns)
         with Image.open(newest) as image:

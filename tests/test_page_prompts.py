@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
 from shared.imaging import metadata
 from tests.browser import Visit
+from tests.waiting import until
 
 pytestmark = pytest.mark.browser
 TEMPLATE = "a {red|blue|green} __mini/shape__ on a white background"
@@ -110,10 +110,7 @@ def test_forever_goes_on_without_its_page_and_stops(visit, server):
     page.tab.wait_for_selector("#viewer img")
     page.context.close()
     left = len(server.pictures())
-    deadline = time.monotonic() + 60
-    while len(server.pictures()) < left + 3:
-        assert time.monotonic() < deadline, "nothing followed"
-        time.sleep(0.1)
+    until(lambda: len(server.pictures()) >= left + 3)
     page = visit()
     page.wait_for_forever("Stop")
     page.tab.locator("#forever").click()

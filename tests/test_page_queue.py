@@ -362,19 +362,14 @@ def test_an_open_tab_outlives_its_server(browser, tmp_path, client_of):
                 "document.querySelector('#prompt textarea').value === 'half a thought'"
             )
             page.wait_for_rows(jobs[1])
-            for _ in range(600):  # the worker may still be on its way
-                if engine.store.job(jobs[0]).attempts == 2:
-                    break
-                page.tab.wait_for_timeout(100)
-            assert engine.store.job(jobs[0]).attempts == 2
+            page.until(lambda: engine.store.job(jobs[0]).attempts == 2)  # the worker may be on its way
             # Gradio may load the page a second time, and a click get lost with the first.
-            for _ in range(600):
-                if engine.store.job(jobs[1]).status == "done":
-                    break
+            def cancel():
                 if engine.store.job(jobs[0]).status == "running" and page.tab.locator("#cancel").is_visible():
                     page.tab.locator("#cancel").click()
                 page.tab.wait_for_timeout(100)
-            assert engine.store.job(jobs[1]).status == "done"
+
+            page.until(lambda: engine.store.job(jobs[1]).status == "done", cancel)
             page.wait_until_idle()
             page.tab.close()
         page.complaints.clear()  # of the time without a server

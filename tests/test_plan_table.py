@@ -14,6 +14,7 @@ from shared.engine import plan_table
 from shared.engine.catalog import catalog
 from shared.engine.planner import GIB, Machine
 from tests.mini import ROOT
+from tests.waiting import LIMIT
 
 HERE = Machine("CPU", 64 * GIB, 50 * GIB)
 
@@ -125,5 +126,6 @@ def test_lists_and_plans_load_no_large_library():
         "import sys; from shared import cli\ncli.main(['--plan', '--vram', '8'])\n"
         f"cli.main(['--list-models'])\nsys.exit(', '.join(m for m in {heavy} if m in sys.modules) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr

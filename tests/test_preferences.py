@@ -25,6 +25,7 @@ from shared.ui.preferences_form import FIELDS, GROUPS, form_html, read_form
 from tests.browser import free_port
 from tests.fake_family import handler_for, make_root
 from tests.test_cli import FAKE_WORKER
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -135,13 +136,6 @@ def test_a_locked_configuration_refuses_every_write(root: Path):
 
 
 # ---------------------------------------------------------------- a change, and a new worker
-
-
-def until(condition, seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_restarted_worker_ends_its_job_and_has_the_new_rules(root: Path, tmp_path: Path):

@@ -17,6 +17,7 @@ from shared.engine.records import CANCELLED, QUEUED, Counts
 from shared.engine.store import JobStore
 from shared.errors import UserError
 from shared.lock import ProcessLock
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -110,7 +111,7 @@ def test_a_job_that_another_process_is_just_claiming_is_not_claimed_again(store)
         with pytest.raises(TimeoutError):
             claim.result(timeout=0.1)
         other.execute("COMMIT")
-        assert claim.result(timeout=30) is None
+        assert claim.result(timeout=LIMIT) is None
 
 
 def test_many_processes_write_at_once(store):
@@ -121,7 +122,7 @@ def test_many_processes_write_at_once(store):
     )
     processes = [in_another_process(code, store.path) for _ in range(3)]
     for process in processes:
-        process.communicate(timeout=60)
+        process.communicate(timeout=LIMIT)
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert len(store.queue()) == 60
 
@@ -646,7 +647,7 @@ def test_the_lock_is_exclusive_between_processes_and_dies_with_its_holder(tmp_pa
     assert not lock.acquire()
     holder.kill()
     holder.communicate()
-    assert lock.acquire(timeout=5) and lock.held
+    assert lock.acquire(timeout=LIMIT) and lock.held
     assert not ProcessLock(lock.path).acquire()
     lock.release()
     assert ProcessLock(lock.path).acquire()
