@@ -132,7 +132,8 @@ class Library:
 def address(entry: str) -> Address:
     """The address and the place of an entry; a file's name may begin with a blank.
 
-    UserError when it is neither a https URL nor a path inside."""
+    UserError when it is neither a https URL nor a path inside.
+    """
     name, _, subfolder = entry.partition("|")
     source, subfolder = name.strip(), subfolder.strip()
     asked = (source, name, subfolder or source)
