@@ -207,6 +207,13 @@ def test_what_the_library_refuses_is_refused_here(case: str, tmp_path: Path) -> 
     assert str(error.value).isprintable()
 
 
+@pytest.mark.parametrize("first", b"<{\x80")
+def test_a_headers_length_is_not_taken_for_the_beginning_of_another_kind(first: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", b"{}".ljust(first), 4)
+    assert path.read_bytes()[0] == first
+    assert "its header says" in inspect(path, NAMES).sentence
+
+
 TOKENS = [
     b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"-", b"0", b"1e9", b"NaN", b"null", b"true", b"\\ud800",
     b"\xff", b"\xef\xbb\xbf", b"\x1b", b"\n", b" ", b"F16", b"F4", b"U8", b'"a":1,', b'"__metadata__":{},',

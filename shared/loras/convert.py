@@ -100,7 +100,7 @@ def _lokr(adapter: Adapter) -> dict[str, Tensor]:
         return _lokr(adapter.inner) | {"dora_scale": magnitude[:, None] if rows else magnitude[None, :]}
     assert isinstance(adapter, LoKr)
     w1 = (_scaled(adapter.w1[0], adapter.scale), *adapter.w1[1:])
-    found = {}
+    found: dict[str, Tensor] = {}
     for side, factors in (("w1", w1), ("w2", adapter.w2)):
         ends = ("",) if len(factors) == 1 else ("_a", "_b")
         found |= {f"lokr_{side}{end}": factor for end, factor in zip(ends, factors, strict=True)}

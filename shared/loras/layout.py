@@ -243,7 +243,10 @@ def _refused(path: Path, reason: str) -> UserError:
 
 def _flaw_of(path: Path, error: DamagedFile) -> str:
     with path.open("rb") as file:
-        begin = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+        begin = file.read(64)
+    if 8 + int.from_bytes(begin[:8], "little") <= path.stat().st_size:
+        return error.flaw  # it has a header: its first bytes are a length, whatever they look like
+    begin = begin.removeprefix(b"\xef\xbb\xbf").lstrip()
     return next((words for magic, words in MAGIC if begin.startswith(magic)), error.flaw)
 
 

@@ -130,10 +130,14 @@ class Library:
 
 
 def address(entry: str) -> Address:
-    """The address and the place of an entry; a file's name may begin with a blank. UserError when it is neither a https URL nor a path inside."""
+    """The address and the place of an entry; a file's name may begin with a blank.
+
+    UserError when it is neither a https URL nor a path inside.
+    """
     name, _, subfolder = entry.partition("|")
     source, subfolder = name.strip(), subfolder.strip()
-    problem = source_problem(source) or source_problem(name) or (source_problem(subfolder) if subfolder else "")
+    asked = (source, name, subfolder or source)
+    problem = next((found for text in asked if (found := source_problem(text))), "")
     if problem or is_url(subfolder):
         raise UserError(
             f"The LoRA '{entry}' cannot be used; {problem or 'expected a subfolder after the |'}."

@@ -380,8 +380,8 @@ def _matched(
         )
     if alien:
         raise UserError(
-            f"{label} has {printable(alien, 100)}, which {names.family} of this size does not have: check the "
-            "card's configuration, or take the model that the card names."
+            f"{label} has {printable(alien, 100)}, which {names.family} of this size does not have: check "
+            "the card's configuration, or take the model that the card names."
         )
     if extra:
         log.warning(
