@@ -354,6 +354,20 @@ def test_the_family_checks_what_only_it_knows(name, value, said):
     assert problem.startswith(f"{name} came as") and said in problem
 
 
+def test_more_than_all_fresh_noise_and_extrapolation_are_not_offered_together():
+    from shared.engine.catalog import catalog
+    from tests.mini import ROOT
+
+    models = catalog(ROOT, ROOT / "ckpts")
+    both = {"model_type": "z_image_mini_twinflow", "prompt": "a star", "num_inference_steps": 4}
+    both |= {"stochast_ratio": 2, "extrapol_ratio": 1}
+    with pytest.raises(SettingsError, match="stochast_ratio came as 2 with extrapol_ratio 1"):
+        models.validate(both)
+    fine = ({"stochast_ratio": 1}, {"stochast_ratio": "SDE"}, {"extrapol_ratio": 0}, {"sampling_order": 2})
+    for change in fine:
+        models.validate(both | change)  # order 2 has two levels here, where nothing is extrapolated
+
+
 @pytest.mark.parametrize("values", [None, [], "prompt", 3])
 def test_settings_must_be_one_object(values):
     with pytest.raises(SettingsError, match="expected one object"):

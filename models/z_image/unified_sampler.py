@@ -116,6 +116,20 @@ def time_grid(config: UnifiedConfig) -> list[float]:
     return levels
 
 
+def check_offered(config: UnifiedConfig) -> None:
+    """UserError for options that draw less than 90 % as well as none (docs/twinflow.md); programs may still
+    `sample` with them.
+    """
+    levels = levels_of(config.sampling_steps, config.sampling_order)
+    ratio = config.stochast_ratio
+    extrapolates = config.extrapol_ratio > 0 and levels >= SETTINGS["extrapol_ratio"].levels
+    if extrapolates and isinstance(ratio, float) and ratio > 1:
+        raise UserError(
+            f"stochast_ratio came as {ratio:g} with extrapol_ratio {config.extrapol_ratio:g}, which together "
+            "drift away from the prompt; expected a stochast_ratio of at most 1, or an extrapol_ratio of 0."
+        )
+
+
 def without_effect(config: UnifiedConfig) -> str:
     """A sentence that names what was chosen and changes nothing at so few noise levels; "" for nothing."""
     levels = levels_of(config.sampling_steps, config.sampling_order)
