@@ -117,7 +117,7 @@ def _to_flag(value: Any) -> bool:
 def _to_texts(value: Any) -> list[str]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(x, str) for x in value):
         raise TypeError
-    return [text.strip() for text in value if text.strip()]
+    return [text for text in value if text.strip()]  # a file's name may begin with a blank
 
 
 _CONVERTERS: dict[type, Callable[[Any], Any]] = {

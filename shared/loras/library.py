@@ -77,7 +77,10 @@ class Library:
 
     def path(self, entry: str) -> Path:
         """Where the file of an entry is, or will be once it is fetched. UserError when that is not inside."""
-        path = self.folder / address(entry).name
+        name = address(entry).name
+        path = self.folder / name
+        if name != name.strip() and not path.is_file():
+            path = self.folder / name.strip()
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise UserError(f"The LoRA '{entry}' leads out of {self.folder}: name a file inside it.")
         return path
@@ -128,8 +131,8 @@ class Library:
 
 def address(entry: str) -> Address:
     """The address and the place of an entry. UserError when it is neither a https URL nor a path inside."""
-    source, _, subfolder = entry.strip().partition("|")
-    source, subfolder = source.strip(), subfolder.strip()
+    source, _, subfolder = entry.partition("|")
+    source, subfolder = source.strip() if is_url(source.strip()) else source, subfolder.strip()
     problem = source_problem(source) or (source_problem(subfolder) if subfolder else "")
     if problem or is_url(subfolder):
         raise UserError(
