@@ -179,7 +179,7 @@ def _texts(image: Image.Image) -> Iterator[tuple[str, str]]:
     if image.format == "PNG":
         yield from ((str(name), text) for name, text in image.info.items() if isinstance(text, str))
         tags = Image.Exif()
-        tags.load(image.info.get("exif"))  # image.getexif() would read the pixels
+        tags.load(image.info.get("exif") or b"")  # image.getexif() would read the pixels
     else:
         tags = image.getexif()
     for tag, name in _EXIF_TEXTS.items():

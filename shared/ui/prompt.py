@@ -48,7 +48,8 @@ _TAKE_TEMPLATES = "(...texts) => [texts[2] || texts[0], texts[3] || texts[1], ''
 
 GRAMMAR = """<p><code>{red|blue}</code> draws one of them, <code>{3::red|blue}</code> red more often: another
 draw for each picture, the same one for the same seed.</p>
-<p><code>__animals/birds__</code> draws a line of the file <code>wildcards/animals/birds.txt</code>.</p>
+<p><code>__animals/birds__</code> draws a line of the file <code>wildcards/animals/birds.txt</code>,
+<code>{1-2$$red|blue}</code> one or two, <code>${a=!{red|blue}} ${a}</code> once for all uses.</p>
 <p><code>! {A}="cat","dog"</code> repeats the lines below it with cat, then dog, in the place of
 <code>{A}</code>.</p>
 <p><code>#</code> begins a comment line; <code>\\{</code> and <code>\\__</code> are plain characters.</p>"""
