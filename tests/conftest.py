@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
 
@@ -18,6 +19,12 @@ import pytest
 from shared.engine.catalog import catalog
 from tests.browser import ROOT, Visit, chromium, serve, visits
 from tests.cards import card  # noqa: F401  (a fixture)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is imported by now stays: no garbage collection looks at it again, and many tests ask for one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import inspect
 import textwrap
@@ -97,6 +98,7 @@ def _picture(name: str, side: int) -> Image.Image:
 def run(name: str, mutation: str = "") -> Report:
     """Drive a job of CASES, with a fault of REFUSED or COUNTED. Raises Refused, or what the program does."""
     case, watched = CASES[name], FakeCard()
+    gc.freeze()  # what there is now stays, and need not be looked at by the collections of garbage
     try:
         return _run(case, watched, mutation)
     except RuntimeError as error:
