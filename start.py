@@ -21,12 +21,24 @@ def refusal(name, version):
     return text.format(name, low, high, this)
 
 
+def speak_utf_8():
+    """Begin anew in Python's UTF-8 mode where the locale has another encoding: names of files could not be
+    written in it.
+    """
+    import os
+
+    if sys.getfilesystemencoding().lower() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable] + sys.orig_argv[1:])
+
+
 def main(name, load):
     """Run the function that `load` imports, unless this Python is too old or too new for it."""
     said = refusal(name, sys.version_info)
     if said:
         sys.stderr.write(said)
         return 2
+    speak_utf_8()
     return load()
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from shared import cli_loras, cli_plan
 from shared import config as config_file
 from shared.cli_configuration import configuration
-from shared.cli_flags import DEFAULT_PORT, LOG_LEVELS, port_number, read_flags
+from shared.cli_flags import DEFAULT_PORT, LOG_LEVELS, build_parser, port_number, read_flags
 from shared.engine.catalog import Catalog, HandlerFor, ModelInfo
 from shared.engine.configuration import EngineConfig, read_catalog
 from shared.engine.consent import Ask, NotAgreed, agreed_in, amount
@@ -123,8 +123,10 @@ def serve(config: EngineConfig, handler_for: HandlerFor | None, options: argpars
     access, invented = page_access(options, host)
     allowed = [host_name(name) for name in options.allowed_host]
     check_address(host, port)
+    from shared.engine import second_start
     from shared.engine.engine import Engine
 
+    second_start.check(config, options, build_parser().parse_args([]))
     engine = Engine(config, handler_for)
     try:
         engine.start()  # before Gradio is imported: the worker loads torch meanwhile
@@ -206,6 +208,7 @@ def _process(
     handler_for: HandlerFor | None,
     options: argparse.Namespace,
 ) -> int:
+    from shared.engine import second_start
     from shared.engine.batch import Reporter, run_tasks, validate_tasks
     from shared.engine.engine import Engine
 
@@ -222,6 +225,7 @@ def _process(
     if not valid:
         return FAILED
     folder = None if options.output_dir is None else config.output_dir
+    second_start.check(config, options, build_parser().parse_args([]))
     engine = Engine(config, handler_for)
     ask_for_downloads(valid, engine, options)
     all_done = run_tasks(valid, engine, reporter, folder)

@@ -10,7 +10,7 @@ from typing import Any
 
 from shared import config as config_file
 from shared.engine.catalog import LoraFolders
-from shared.engine.configuration import EngineConfig
+from shared.engine.configuration import EngineConfig, queue_of
 from shared.engine.planner import RESERVED, Overrides
 from shared.imaging.saving import Rules
 
@@ -65,7 +65,8 @@ def _engine_flags(found: config_file.Config, options: argparse.Namespace) -> dic
         "default_model": found.default_model,
     }
     if options.output_dir is not None:
-        flags |= {"output_dir": options.output_dir.absolute(), "dated_folders": False}
+        folder = options.output_dir.absolute()  # with a queue of its own
+        flags |= {"output_dir": folder, "database": queue_of(folder), "dated_folders": False}
     return flags
 
 

@@ -193,7 +193,7 @@ def _add_generation_flags(group: argparse._ArgumentGroup) -> None:
         "--output-dir",
         type=Path,
         metavar="DIR",
-        help="save the images in DIR (default: outputs/, with a folder for each day)",
+        help="save the images in DIR, with a queue of its own (default: outputs/, a folder for each day)",
     )
     group.add_argument(
         "--seed", type=_value_of("seed"), metavar="N", help="default seed of every model; -1 is random"

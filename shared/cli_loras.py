@@ -8,6 +8,7 @@ from pathlib import Path
 from shared.engine.catalog import Catalog, ModelInfo
 from shared.loras.library import Library
 from shared.loras.verdict import Verdict
+from shared.wording import printable
 
 
 def check(models: Catalog, model_id: str) -> bool:
@@ -21,9 +22,10 @@ def check(models: Catalog, model_id: str) -> bool:
             verdict, names = _judge(libraries, entry.path)
             all_usable &= verdict.usable
             words = f"{verdict.sentence} ({names})" if verdict.usable else f"refused: {verdict.sentence}"
-            print(f"{entry.name}: {words}")
+            name = printable(entry.name, 200)
+            print(f"{name}: {words}")
             for left_out in verdict.left_out if verdict.usable else ():
-                print(f"{entry.name}: left out {left_out}")
+                print(f"{name}: left out {left_out}")
     return all_usable
 
 

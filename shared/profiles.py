@@ -113,7 +113,8 @@ def save_profile(path: Path, settings: Mapping[str, Any], help: str = "") -> Non
     new = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(json.dumps(content | ({"help": help} if help else {}), indent=2, ensure_ascii=False))
+        text = json.dumps(content | ({"help": help} if help else {}), indent=2, ensure_ascii=False)
+        new.write_text(text, encoding="utf-8")
         os.replace(new, path)
     except OSError as error:
         with contextlib.suppress(OSError):

@@ -6,6 +6,7 @@ checks values, settings_texts.py reads texts with a form of their own, wan2gp_wo
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,12 @@ OF_THE_USER = ("prompt", "negative_prompt", "multi_prompts_gen_type", "seed", "b
 TEMPLATES = {"prompt": "prompt_template", "negative_prompt": "negative_prompt_template"}
 
 
+def solver_name(text: str) -> str:
+    """A sampler preset as the table has it: any other unified_* is the documents' word for unified."""
+    name = text.strip().lower()
+    return "unified" if name.startswith("unified_") and name not in FIXED_STEPS else name
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """One generation parameter. For texts, `minimum` and `maximum` count characters; for lists, entries."""
@@ -51,6 +58,7 @@ class Setting:
     picture: bool = False  # a text that is the path of a picture; "" = none
     companions: tuple[str, ...] = ()  # it acts while one of these is above `above`, or given, or true
     above: float = 0
+    levels: int = 0  # the unified sampler's: it acts from so many noise levels on, that the companions make
 
 
 SETTINGS: dict[str, Setting] = {
@@ -194,16 +202,16 @@ SETTINGS: dict[str, Setting] = {
         Setting(
             name="stochast_ratio", kind=str, default="1", label="Fresh noise", group="sampler", maximum=40,
             needs="unified", numbers=True,
-            companions=("num_inference_steps",), above=1,
+            companions=("num_inference_steps", "sampling_order"), levels=2,
             help="How much of the noise is new at each step: 0 none, 1 all, up to 2 for more than all, or "
-            "SDE to let the step's size decide. Acts from 2 steps on.",
+            "SDE to let the step's size decide. Acts from 2 noise levels on: steps / order, rounded up.",
         ),
         Setting(
             name="extrapol_ratio", kind=float, default=0.0, label="Extrapolation", minimum=0, maximum=1,
             step=0.05, group="sampler", needs="unified",
-            companions=("num_inference_steps",), above=3,
+            companions=("num_inference_steps", "sampling_order"), levels=4,
             help="How far each step goes on in the direction of the change since the last one. Acts from 4 "
-            "steps on.",
+            "noise levels on: steps / order, rounded up.",
         ),
         Setting(
             name="sampling_order", kind=int, default=1, label="Order", minimum=1, maximum=3, step=1,
@@ -400,7 +408,12 @@ def idle(settings: Mapping[str, Any]) -> dict[str, str]:
     reasons = {}
     for setting in (SETTINGS[name] for name in settings if name in SETTINGS):
         companions = [SETTINGS[name] for name in setting.companions if name in settings]
-        if companions and not any(_is_on(values[one.name], setting.above) for one in companions):
+        if setting.levels:
+            order = values.get("sampling_order") or 1
+            fewest = (setting.levels - 1) * order + 1
+            if steps and steps < fewest:
+                reasons[setting.name] = f"Acts from {fewest} steps on with order {order}."
+        elif companions and not any(_is_on(values[one.name], setting.above) for one in companions):
             reasons[setting.name] = f"Acts {_while(companions, setting.above)}."
     if solver in FIXED_STEPS:
         reasons["num_inference_steps"] = f"The sampler preset {solver} always takes {steps} steps."
@@ -417,6 +430,11 @@ def _while(companions: Iterable[Setting], above: float) -> str:
     if kind in (int, float):
         return f"while {names} is above {above:g}"
     return f"while {names} is on" if kind is bool else f"with: {names}"
+
+
+def levels_of(steps: int, order: int) -> int:
+    """The noise levels above 0 that a run of the unified sampler visits."""
+    return math.ceil(steps / order)
 
 
 def random_seed() -> int:

@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from shared.errors import UserError
+from shared.other_words import hints, unknown
 from shared.settings import MAX_SEED, SETTINGS, Setting, SettingsError, applies
 from shared.settings_texts import parse_resolution
-from shared.wan2gp_words import in_our_words, why_idle
-from shared.wording import nearest, show
+from shared.wan2gp_words import WAN2GP_SETTINGS, in_our_words, why_idle
+from shared.wording import show
 
 MAX_ENTRY = 2000  # characters of one text of a list
 
@@ -36,7 +38,8 @@ def validate(
     """
     if not isinstance(values, Mapping):
         raise SettingsError([f"Settings came as {show(values)}; expected one object of names and values"])
-    given = in_our_words({str(name): value for name, value in values.items() if value is not None})
+    named = {str(name): value for name, value in values.items() if value is not None}
+    given = in_our_words(named, bool(capabilities.get("unified")))
     settings: dict[str, Any] = {}
     problems: list[str] = []
     for setting in SETTINGS.values():
@@ -52,8 +55,17 @@ def validate(
             problems.append(str(error))
     problems += _resolution_problems(settings, capabilities) + _batch_problems(settings)
     if problems:
-        raise SettingsError(problems)
+        raise SettingsError([*problems, *hints(given, {*SETTINGS, *WAN2GP_SETTINGS})])
     return Validated(settings, _ignored(given, capabilities))
+
+
+def check_argument(name: str, value: Any, called: str = "") -> None:
+    """UserError when this is no value of the setting `name`. called: what the caller's argument is called."""
+    setting = replace(SETTINGS[name], name=called or name)
+    try:
+        _convert(setting, value, setting.default)
+    except _Unusable as error:
+        raise UserError(f"{error}.") from None
 
 
 # ---------------------------------------------------------------- one value
@@ -116,7 +128,7 @@ def _to_flag(value: Any) -> bool:
 def _to_texts(value: Any) -> list[str]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(x, str) for x in value):
         raise TypeError
-    return [text.strip() for text in value if text.strip()]
+    return [text for text in value if text.strip()]  # a file's name may begin with a blank
 
 
 _CONVERTERS: dict[type, Callable[[Any], Any]] = {
@@ -217,8 +229,15 @@ def _nearest_side(side: int, multiple: int, low: int, high: int) -> int:
 
 
 def _ignored(given: Mapping[str, Any], capabilities: Mapping[str, Any]) -> dict[str, str]:
-    reasons = {name: _why_ignored(name, capabilities) for name in given}
+    asked = [name for name, value in given.items() if not _asks_nothing(name, value)]
+    reasons = {name: _why_ignored(name, capabilities) for name in asked}
     return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _asks_nothing(name: str, value: Any) -> bool:
+    """Wan2GP's files have every setting of every model, most of them empty or off."""
+    off = (0, False, "0") if name in WAN2GP_SETTINGS and name not in SETTINGS else ()
+    return value in ("", [], {}, *off)
 
 
 def _why_ignored(name: str, capabilities: Mapping[str, Any]) -> str:
@@ -227,8 +246,7 @@ def _why_ignored(name: str, capabilities: Mapping[str, Any]) -> str:
         return "" if applies(SETTINGS[name], capabilities) else "does not act on this model"
     if reason := why_idle(name):
         return reason
-    known = nearest(name, SETTINGS)
-    return f'unknown setting; the nearest known one is "{known}"' if known else "unknown setting"
+    return unknown(name)
 
 
 def _first(value: Any, otherwise: Any) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from shared.settings import ALL_ONE, LINES, PARAGRAPHS
+from shared.settings import ALL_ONE, LINES, PARAGRAPHS, SETTINGS, SettingsError, solver_name
+from shared.wording import nearest, show
 
 #: letters of video_prompt_type -> what to follow in the control picture
 GUIDES = {"P": "pose", "D": "depth", "E": "canny"}
@@ -14,15 +16,21 @@ PROMPT_MODES = {
     "": ALL_ONE, "2": ALL_ONE, "0": LINES, "1": LINES, "W": LINES, "P": PARAGRAPHS, "PW": PARAGRAPHS,
 }  # fmt: skip
 
+#: key of unified_sampler_config -> the setting that it is
+SAMPLER_KEYS = {"sampling_steps": "num_inference_steps"} | {
+    name: name for name, one in SETTINGS.items() if one.group == "sampler" and name != "sample_solver"
+}
+
 NOTE = "a note of the program that wrote the file"
 # Names that Wan2GP writes into its settings files and images, by the reason they do nothing here.
 # A name that also stands in SETTINGS acts: SETTINGS is asked first.
 _WAN2GP_NAMES = {
     "ZGP does not offer it": """
-        unified_sampler_config loras_choices
+        loras_choices
         control_net_weight2 masking_strength image_refs image_prompt_type video_prompt_type
         spatial_upsampling film_grain_intensity film_grain_saturation prompt_enhancer
         multi_images_gen_type repeat_generation output_filename override_profile""",
+    "on TwinFlow models its keys act as settings": "unified_sampler_config",
     "no Z-Image model uses it": """
         control_net_weight_alt embedded_guidance_scale guidance2_scale guidance3_scale guidance_phases
         switch_threshold switch_threshold2 model_switch_phase alt_guidance_scale alt_scale slg_switch
@@ -57,12 +65,39 @@ def why_idle(name: str) -> str:
     return reason if reason in ("", NOTE) else f"a setting of Wan2GP; {reason}"
 
 
-def in_our_words(given: dict[str, Any]) -> dict[str, Any]:
-    """Wan2GP's spellings of what has another one here."""
+def in_our_words(given: dict[str, Any], unified: bool = False) -> dict[str, Any]:
+    """Wan2GP's spellings of what has another one here. unified: for a model of the unified sampler.
+
+    Raises SettingsError for a unified_sampler_config that cannot be used.
+    """
+    if unified:
+        given = _without_sampler_config(given)
     mode = str(given.get("multi_prompts_gen_type", ALL_ONE)).upper()
     if mode in PROMPT_MODES:
         given = given | {"multi_prompts_gen_type": PROMPT_MODES[mode]}
     return _without_outpainting(_without_letters(_without_upsampling(given)))
+
+
+def _without_sampler_config(given: dict[str, Any]) -> dict[str, Any]:
+    """The keys of unified_sampler_config replace the settings that they are; None and "" leave those as they
+    are.
+    """
+    if isinstance(given.get("sample_solver"), str):
+        given = given | {"sample_solver": solver_name(given["sample_solver"])}
+    if "unified_sampler_config" not in given:
+        return given
+    config = given["unified_sampler_config"] or {}
+    if not isinstance(config, Mapping):
+        raise SettingsError(
+            [f"unified_sampler_config came as {show(config)}; expected an object of names and values"]
+        )
+    if unknown := [str(name) for name in config if name not in SAMPLER_KEYS]:
+        near = nearest(unknown[0], SAMPLER_KEYS) or next(iter(SAMPLER_KEYS))
+        sentence = f"has the unknown key {show(unknown[0])}; the nearest known one is {near}"
+        raise SettingsError([f"unified_sampler_config {sentence}"])
+    set_ = {SAMPLER_KEYS[name]: value for name, value in config.items() if value is not None and value != ""}
+    others = {name: value for name, value in given.items() if name != "unified_sampler_config"}
+    return others | set_
 
 
 def _without_upsampling(given: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,20 @@ def show(value: Any) -> str:
     return _CONTAINER_WORDS.get(type(value), f"a value of type {type(value).__name__}")
 
 
+def printable(text: str, limit: int = 60) -> str:
+    """Text that a file brought along, as a part of one line that may be shown anywhere: at most `limit`
+    characters, and those that control a terminal or the direction of writing, break the line, or are halves
+    of others spelled as escapes.
+    """
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    shown = text if text.isprintable() else "".join(map(_shown, text))
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
 def size_text(count: float) -> str:
     """Bytes as "20.5 GB"."""
     for unit, size in _UNITS:
@@ -34,9 +48,13 @@ def size_text(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The name of `known` most like `name`, whatever its case; "" when none is alike."""
+def nearest(name: str, known: Iterable[str], alike: float = 0) -> str:
+    """The name of `known` most like `name`, whatever its case; "" when none is alike.
+
+    alike: how much, from 0 to 1, for names of which one may not stand for another because it holds it.
+    """
     by_lower = {candidate.lower(): candidate for candidate in known}
     holding = [candidate for candidate in by_lower if len(name) > 2 and name.lower() in candidate]
-    found = holding or difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=alike or 0.5)
+    found = close if alike else holding or close
     return by_lower[found[0]] if found else ""

@@ -46,10 +46,18 @@ def write(path, data, real=saving._write):
     real(path, data)
 
 
-def add_image(self, job_id, real=store.JobStore.add_image, **image):
-    if image["index"] == 1 and happens("killed_before_a_file_is_recorded"):
+def claim_image(self, job_id, real=store.JobStore.claim_image, **image):
+    if image["index"] == 1 and happens("killed_before_a_picture_is_recorded"):
         die()
-    return real(self, job_id, **image)
+    real(self, job_id, **image)
+    if image["index"] == 1 and happens("killed_before_a_file_is_named"):
+        die()
+
+
+def announce_image(self, job_id, index, real=store.JobStore.announce_image):
+    if index == 1 and happens("killed_before_a_picture_is_announced"):
+        die()
+    return real(self, job_id, index)
 
 
 def finish(self, *arguments, real=store.JobStore.finish):
@@ -61,7 +69,8 @@ def finish(self, *arguments, real=store.JobStore.finish):
 if __name__ == "__main__":
     progress.Progress.phase, progress.Progress.step = phase, step
     saving._write = write
-    store.JobStore.add_image, store.JobStore.finish = add_image, finish
+    store.JobStore.claim_image, store.JobStore.announce_image = claim_image, announce_image
+    store.JobStore.finish = finish
     from shared.engine import worker
 
     worker.main()

@@ -396,3 +396,49 @@ OTHERS: dict[str, tuple[Callable[[], Other], str]] = {
     "OFT, LyCORIS, rescaled": (lambda: lycoris_oft(rescaled=True), "OFT"),
     "OFT, PEFT": (peft_oft, "OFT"),
 }
+
+
+# ---------------------------------------------------------------- habits that change what a file means
+
+
+def scaled_oft(block: int = 8) -> Other:
+    """OneTrainer's scaled OFT: the marker oft_R.scaled_oft, angles divided by 2 sqrt(block - 1)."""
+
+    def write(name: str, rows: int, columns: int, g: torch.Generator) -> Any:
+        triangles = torch.randn(columns // block, block * (block - 1) // 2, generator=g)
+        rotations = []
+        for angles in triangles / (2 * math.sqrt(block - 1)):
+            q = torch.zeros(block, block)
+            q[tuple(torch.triu_indices(block, block, 1))] = angles
+            q = q - q.T
+            rotations.append(torch.eye(block) + 2 * q + 2 * q @ q + 2 * q @ q @ q + q @ q @ q @ q)
+        r = torch.block_diag(*rotations)
+        return {"oft_R.weight": triangles, "oft_R.scaled_oft": torch.tensor(True)}, lambda w: w @ r.T - w
+
+    return _each(write, "transformer.", str)
+
+
+def peft_loha(alpha: float, rank: int, adapter: str = "") -> Other:
+    """PEFT's LoHa: alpha / r from adapter_config.json. Its factors are parameters without ".weight"."""
+
+    def write(name: str, rows: int, columns: int, g: torch.Generator) -> Any:
+        a, b, c, d = (
+            torch.randn(*shape, generator=g) * 0.3
+            for shape in ((rows, rank), (rank, columns), (rows, rank), (rank, columns))
+        )
+        found = {"hada_w1_a": a, "hada_w1_b": b, "hada_w2_a": c, "hada_w2_b": d}
+        return {key + adapter: t for key, t in found.items()}, lambda w: alpha / rank * (a @ b) * (c @ d)
+
+    return _each(write, "base_model.model.", str)
+
+
+def peft_lokr(alpha: float, rank: int, full: bool, adapter: str = "") -> Other:
+    """PEFT's LoKr: alpha / r of the configuration, whether its second factor is full or a product."""
+
+    def write(name: str, rows: int, columns: int, g: torch.Generator) -> Any:
+        w1 = torch.randn(4, 2, generator=g) * 0.3
+        a, b = torch.randn(rows // 4, rank, generator=g), torch.randn(rank, columns // 2, generator=g) * 0.1
+        found = {"lokr_w1": w1} | ({"lokr_w2": a @ b} if full else {"lokr_w2_a": a, "lokr_w2_b": b})
+        return {key + adapter: t for key, t in found.items()}, lambda w: alpha / rank * torch.kron(w1, a @ b)
+
+    return _each(write, "base_model.model.", str)

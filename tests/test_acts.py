@@ -221,3 +221,21 @@ def test_a_preset_with_its_own_steps_makes_the_number_of_steps_idle(bench: Bench
     settings = {**base("z_image_mini_twinflow"), "sample_solver": solver}
     assert bench.outcome({**settings, **STEPS}) == bench.outcome({**settings, "num_inference_steps": 9})
     assert list(idle({**settings, **STEPS})) == ["num_inference_steps"]
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other", "order", "fewest"),
+    [("stochast_ratio", "0", "1", order, order + 1) for order in (1, 2, 3)]
+    + [("extrapol_ratio", 0.0, 0.8, order, 3 * order + 1) for order in (1, 2, 3)],
+)
+def test_fresh_noise_and_extrapolation_rest_where_the_order_leaves_them_nothing_to_do(
+    bench: Bench, name: str, one: Any, other: Any, order: int, fewest: int
+) -> None:
+    settings = {**base("z_image_mini_twinflow"), "sampling_order": order}
+    for steps in (fewest - 1, fewest):
+        pair = [{**settings, "num_inference_steps": steps, name: value} for value in (one, other)]
+        acts = bench.outcome(pair[0]) != bench.outcome(pair[1])
+        said = idle(bench.engine.catalog.validate(pair[1]).settings)
+        assert acts == (steps == fewest)
+        assert (name in said) == (steps < fewest)
+    assert f"from {fewest} steps on" in idle({**settings, "num_inference_steps": 1, name: other})[name]

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -483,3 +484,20 @@ def test_flags_reach_the_worker(wgp, launched, free_port, tmp_path):
     assert engine.catalog.models["fake"].defaults["num_inference_steps"] == 5
     job_id, _ = engine.submit({"model_type": "fake", "prompt": "a"})
     assert engine.store.job(job_id).output_dir == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("mode", [{}, {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_names_in_any_script_work_whatever_the_locale(tmp_path, mode):
+    """The second is what a locale such as KOI8-R gives: a Python that writes names of files in ASCII only."""
+    folder = tmp_path / "папка"
+    folder.mkdir()
+    shutil.copy(ROOT / "loras/z_image/mini/mini_outlines.safetensors", folder / " мой стиль.safetensors")
+    task = {"prompt": "красное сердце", "activated_loras": [" мой стиль.safetensors"], "seed": 3}
+    (folder / "задача.json").write_text(json.dumps(task, ensure_ascii=False), "utf-8")
+    done = subprocess.run(
+        [sys.executable, "wgp.py", "--process", folder / "задача.json", "--lora-dir-z-image", folder,
+         "--output-dir", folder / "выход", "--dry-run"],
+        cwd=ROOT, capture_output=True, encoding="utf-8", env={**os.environ, "LC_ALL": "C", **mode},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "красное сердце" in done.stdout

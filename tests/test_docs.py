@@ -32,6 +32,7 @@ def known_flags() -> set[str]:
         "benchmarks.page",
         "benchmarks.gallery",
         "benchmarks.full_size",
+        "benchmarks.sampler",
     ):
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text("utf-8")
         flags |= set(re.findall(r'add_argument\(\s*(?:"[a-z]+",\s*)?"(--[a-z-]+)"', text))

@@ -10,6 +10,7 @@ from shared.errors import UserError
 from shared.weights.files import (
     DamagedFile,
     Folders,
+    RefusedFile,
     Required,
     check_safetensors,
     describe,
@@ -61,6 +62,32 @@ def test_a_download_is_found_in_its_folder_and_in_a_flat_layout(folders: Folders
     assert locate(URL, folders, "Qwen3") == folders.ckpts / place
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["unet", "diffusion_models/ZImage", "DiffusionModels", "Stable-diffusion", "clip", "TextEncoders", "VAE",
+     "vae/FLUX1", "text_encoder"],
+)  # fmt: skip
+def test_a_file_is_found_in_the_folders_of_other_programs(folders: Folders, tmp_path: Path, place: str):
+    models = tmp_path / "models"
+    both = Folders(folders.root, folders.ckpts, (models,))
+    inside = models / place
+    inside.mkdir(parents=True)
+    for name in ("one.safetensors", "model.safetensors", "config.json"):
+        (inside / name).write_bytes(b"x")
+    for source in ("one.safetensors", "vae/one.safetensors", "https://host/one.safetensors"):
+        assert locate(source, both) == inside / "one.safetensors"
+    assert locate("model.safetensors", both) is None and locate("https://host/config.json", both) is None
+    (folders.ckpts / "one.safetensors").write_bytes(b"x")
+    assert locate("one.safetensors", both) == folders.ckpts / "one.safetensors"
+
+
+def test_a_folder_of_another_kind_is_not_looked_into(folders: Folders, tmp_path: Path):
+    for place in ("loras", "unet/a/b"):
+        (tmp_path / "models" / place).mkdir(parents=True)
+        (tmp_path / "models" / place / "one.safetensors").write_bytes(b"x")
+    assert locate("one.safetensors", Folders(folders.root, folders.ckpts, (tmp_path / "models",))) is None
+
+
 def test_the_target_folder_comes_before_the_flat_layout(folders: Folders):
     for place in ("qwen3 bf16.safetensors", "Qwen3/qwen3 bf16.safetensors"):
         (folders.ckpts / place).write_bytes(b"x")
@@ -103,7 +130,6 @@ WHOLE = {
     "no tensor": safetensors({}),
     "empty and scalar tensors": safetensors({"a": tensor(0, 0), "b": tensor(0, 4, "F32", [])}, b"1234"),
     "four-bit": safetensors({"a": tensor(0, 2, "F4", [4])}, b"12"),
-    "a dtype of the future": safetensors({"a": tensor(0, 3, "F3_E1M1", [8])}, b"123"),
 }  # fmt: skip
 DAMAGED = {
     "empty": (b"", "too short"),
@@ -141,6 +167,13 @@ def test_a_damaged_file_is_named_with_its_flaw(tmp_path: Path, data: bytes, word
     with pytest.raises(DamagedFile, match=words) as caught:
         check_safetensors(path)
     assert str(path) in str(caught.value) and "delete it and start again" in str(caught.value)
+
+
+def test_a_dtype_that_nothing_here_reads_is_named(tmp_path: Path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(safetensors({"a": tensor(0, 3, "F3_E1M1", [8])}, b"123"))
+    with pytest.raises(RefusedFile, match=r"is quantized as F3_E1M1 \('a'\), which is not supported"):
+        check_safetensors(path)
 
 
 def test_the_sentence_compares_the_two_lengths(tmp_path: Path):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from shared.engine.catalog import catalog
+from shared.engine.tasks import read_tasks
+from shared.engine.translation import as_task
 from shared.errors import UserError
 from shared.imaging import foreign, metadata
 from shared.ui import recall
@@ -204,6 +208,85 @@ def test_a_sampler_that_is_put_together_from_nodes():
     assert found.loras and found.model and len(found.lines) == 1  # of the guidance alone
 
 
+def encoded(kind, **inputs):
+    """The text comes from a node 70; 71 and 72 say "a boat" and "at night"."""
+    said = {f"n{n}": node("PrimitiveStringMultiline", value=t) for n, t in ((71, "a boat"), (72, "at night"))}
+    return said | {"n7": node("CLIPTextEncode", text=["70", 0], clip=CLIP), "n70": node(kind, **inputs)}
+
+
+BOAT, NIGHT = ["71", 0], ["72", 0]
+
+
+@pytest.mark.parametrize(
+    "kind, inputs, prompt",
+    [
+        ("StringReplace", {"string": "<<s>>, faded", "find": "<<s>>", "replace": BOAT}, "a boat, faded"),
+        ("StringTrim", {"string": "  a boat ", "mode": "Right"}, "a boat"),
+        ("CaseConverter", {"string": BOAT, "mode": "UPPERCASE"}, "A BOAT"),
+        ("easy promptConcat", {"prompt1": BOAT, "prompt2": NIGHT, "separator": ", "}, "a boat, at night"),
+        ("JoinStrings", {"string1": BOAT, "string2": NIGHT, "delimiter": " "}, "a boat at night"),
+        ("JoinStringMulti", {"inputcount": 2, "string_1": BOAT, "string_2": NIGHT, "delimiter": "; "},
+         "a boat; at night"),
+        ("Text Concatenate", {"delimiter": "\\n", "clean_whitespace": "true", "text_a": BOAT, "text_b": " ",
+                              "text_c": NIGHT}, "a boat\nat night"),
+        ("CR Text Concatenate", {"text1": BOAT, "text2": BOAT, "separator": "+"}, "a boat+a boat"),
+        ("ImpactWildcardProcessor", {"wildcard_text": "a __x__", "populated_text": "a boat", "seed": 3},
+         "a boat"),
+        ("ShowText|pysssssss", {"text": ["73", 0], "text_0": "a boat"}, "a boat"),
+        ("ComfySwitchNode", {"switch": True, "on_false": BOAT, "on_true": NIGHT}, "at night"),
+    ],
+)  # fmt: skip
+def test_nodes_that_make_texts_are_computed(kind, inputs, prompt):
+    found = foreign.from_texts({"prompt": json.dumps(graph(**encoded(kind, **inputs)))})
+    assert found.settings["prompt"] == prompt
+    assert not any("went through" in line for line in found.lines)
+
+
+def test_a_node_that_is_not_known_is_named_and_the_rest_stays():
+    made = encoded("LLMRewrite", text=BOAT, instructions="make it longer", temperature=0.7)
+    found = foreign.from_texts({"prompt": json.dumps(graph(**made))})
+    assert found.lines[0] == "Its prompt went through LLMRewrite, not computed here: compare the text."
+    assert found.settings["prompt"] == "a boat" and found.settings["flow_shift"] == 3.5
+
+
+def put_together(**others):
+    parts = {
+        "n1": node("SamplerCustomAdvanced", noise=["30", 0], guider=["31", 0], sampler=["32", 0],
+                   sigmas=["34", 0], latent_image=LATENT),
+        "n30": node("RandomNoise", noise_seed=7),
+        "n31": node("CFGGuider", cfg=3.0, model=["2", 0], positive=["7", 0], negative=["8", 0]),
+        "n32": node("KSamplerSelect", sampler_name="euler"),
+        "n33": node("BasicScheduler", scheduler="simple", steps=12, denoise=1.0, model=["2", 0]),
+        "n34": node("SplitSigmas", sigmas=["35", 0], step=3),
+        "n35": node("ExtendIntermediateSigmas", sigmas=["33", 0], number=2),
+    }  # fmt: skip
+    return {"prompt": json.dumps(graph(**parts, **others))}
+
+
+@pytest.mark.parametrize(
+    "others, steps",
+    [
+        ({}, 12),
+        ({"n36": node("ManualSigmas", sigmas="1.0, 0.75, 0.5, 0.25, 0")}, 4),
+        ({"n36": node("SecretSigmas", curve="bent")}, None),
+    ],
+)
+def test_noise_levels_may_come_through_any_nodes(others, steps):
+    texts = put_together(**others)
+    if others:
+        texts["prompt"] = texts["prompt"].replace('"sigmas": ["34", 0]', '"sigmas": ["36", 0]')
+    found = foreign.from_texts(texts)
+    assert found.settings.get("num_inference_steps") == steps
+    assert (found.settings["seed"], found.settings["prompt"]) == (7, "a lamp")
+
+
+def test_a_number_that_was_computed_is_named():
+    made = sampled(steps=["60", 0]) | {"n60": node("MathOp", a=3, b=4, op="add")}
+    found = foreign.from_texts({"prompt": json.dumps(graph(**made))})
+    assert "num_inference_steps" not in found.settings and found.settings["seed"] == 1071208483241017
+    assert "Its steps came through nodes whose results are not in the file." in found.lines
+
+
 def test_of_two_passes_the_first_counts():
     second = {**graph()["1"]["inputs"], "steps": 4, "denoise": 0.4, "latent_image": ["41", 0]}
     more = {
@@ -281,6 +364,89 @@ def test_the_form_of_the_editor(mode, loras):
     assert (found.loras, found.model) == (loras, "z_image_turbo_bf16.safetensors")
 
 
+def subgraph(proxies, values, outer_link=None, depth=1):
+    """One node that stands for a whole graph, as the editor's templates have them; `depth` of them nested."""
+    inner = workflow()
+    ports = [{"name": n} for n in ("text", "width", "height")]
+    links = [
+        dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot"), link[:5], strict=True))
+        for link in inner["links"][:5]
+    ]
+    links += [
+        {"id": 20, "origin_id": -10, "origin_slot": 0, "target_id": 7, "target_slot": 1},
+        {"id": 21, "origin_id": -10, "origin_slot": 1, "target_id": 6, "target_slot": 0},
+        {"id": 22, "origin_id": -10, "origin_slot": 2, "target_id": 6, "target_slot": 1},
+        {"id": 23, "origin_id": 1, "origin_slot": 0, "target_id": -20, "target_slot": 0},
+    ]
+    nodes = inner["nodes"][:6]
+    nodes[3]["inputs"][0]["link"], nodes[3]["inputs"][1]["link"] = 21, 22
+    nodes[4]["inputs"].append({"name": "text", "widget": {"name": "text"}, "link": 20})
+    made = [{"id": "s1", "inputs": ports, "nodes": nodes, "links": links}]
+    for level in range(2, depth + 1):
+        one = {"id": 5, "type": f"s{level - 1}", "inputs": [
+            {"name": port["name"], "link": 30 + i} for i, port in enumerate(ports)], "widgets_values": []}
+        between = [{"id": 30 + i, "origin_id": -10, "origin_slot": i, "target_id": 5, "target_slot": i}
+                   for i in range(3)]
+        between.append({"id": 40, "origin_id": 5, "origin_slot": 0, "target_id": -20, "target_slot": 0})
+        made.append({"id": f"s{level}", "inputs": ports, "nodes": [one], "links": between})
+    slots = [{"name": "text", "widget": {"name": "text"}, "link": outer_link}]
+    instance = {"id": 57, "type": f"s{depth}", "mode": 0, "inputs": slots, "widgets_values": values,
+                "properties": {"proxyWidgets": proxies}}
+    save = {"id": 9, "type": "SaveImage", "inputs": [{"name": "images", "link": 62}], "widgets_values": ["z"]}
+    text = {"id": 10, "type": "PrimitiveStringMultiline", "inputs": [], "widgets_values": ["a kite"]}
+    outer = [[62, 57, 0, 9, 0, "IMAGE"], [63, 10, 0, 57, 0, "STRING"]]
+    return {"nodes": [save, instance, text], "links": outer, "definitions": {"subgraphs": made}}
+
+
+PORTS = [["-1", "text"], ["-1", "width"], ["-1", "height"]]
+
+
+@pytest.mark.parametrize(
+    "made, prompt, size, steps",
+    [
+        (subgraph(PORTS, ["a fox", 320, 256]), "a fox", "320x256", 8),
+        (subgraph(PORTS, ["a fox", 320, 256], outer_link=63), "a kite", "320x256", 8),
+        (subgraph([*PORTS, ["1", "steps"]], ["a fox", 320, 256, 5]), "a fox", "320x256", 5),
+        (subgraph(PORTS, ["a fox", 320, 256], depth=3), "a fox", "320x256", 8),
+    ],
+)
+def test_subgraphs_are_laid_open(made, prompt, size, steps):
+    found = foreign.from_texts({"workflow": json.dumps(made)})
+    expected = {"prompt": prompt, "resolution": size, "num_inference_steps": steps, "seed": 99}
+    assert {name: found.settings.get(name) for name in expected} == expected
+    assert found.model == "z_image_turbo_bf16.safetensors" and found.loras == (("pixel.safetensors", 0.5),)
+
+
+def test_subgraphs_without_end_do_no_harm():
+    many = [{"id": n, "type": "s"} for n in range(300)]
+    for inner in ("s", "t"):
+        kinds = [{"id": a, "nodes": [{**one, "type": b} for one in many], "links": []}
+                 for a, b in (("s", inner), ("t", "s"))]  # fmt: skip
+        made = {"nodes": many, "links": [], "definitions": {"subgraphs": kinds}}
+        assert foreign.from_texts({"workflow": json.dumps(made)}) is None
+
+
+def test_a_text_that_doubles_at_every_node_does_no_harm():
+    doubled = {
+        f"n{n}": node("StringConcatenate", string_a=[f"{n + 1}", 0], string_b=[f"{n + 1}", 0], delimiter="")
+        for n in range(70, 140)
+    }
+    made = encoded("x") | doubled | {"n140": node("PrimitiveString", value="x" * 50)}
+    found = foreign.from_texts({"prompt": json.dumps(graph(**made))})
+    assert len(found.settings["prompt"]) <= 200_000 and found.settings["seed"]
+
+
+def test_links_that_have_a_name():
+    made = workflow()
+    made["links"][2] = [3, 30, 0, 1, 1, "CONDITIONING"]
+    made["links"].append([7, 7, 0, 31, 0, "CONDITIONING"])
+    made["nodes"] += [
+        {"id": 30, "type": "GetNode", "inputs": [], "widgets_values": ["text"]},
+        {"id": 31, "type": "SetNode", "inputs": [{"name": "x", "link": 7}], "widgets_values": ["text"]},
+    ]
+    assert foreign.from_texts({"workflow": json.dumps(made)}).settings["prompt"] == "a lamp"
+
+
 def test_webp_files_of_comfy(tmp_path):
     tags = Image.Exif()
     tags[0x0110] = "prompt:" + json.dumps(graph())
@@ -304,6 +470,100 @@ def test_invoke(tmp_path):
         "resolution": "1024x512",
     }  # fmt: skip
     assert (found.program, found.model, found.loras) == ("InvokeAI", "Z-Image Turbo", (("pixel", 0.75),))
+
+
+def test_invoke_s_shift_and_seed_variance_are_settings_here():
+    meta = {
+        "positive_prompt": "a lamp", "z_image_shift": 4.0, "z_image_seed_variance_enabled": True,
+        "z_image_seed_variance_strength": 0.4, "z_image_seed_variance_randomize_percent": 35,
+    }  # fmt: skip
+    found = foreign.from_texts({"invokeai_metadata": json.dumps(meta)})
+    assert found.settings == {
+        "prompt": "a lamp", "flow_shift": 4.0, "seed_variety": 0.4, "seed_variety_share": 35.0,
+        "seed_variety_until": 100.0,
+    }  # fmt: skip
+    assert any("seed variance" in line for line in found.lines)
+    off = meta | {"z_image_seed_variance_enabled": False, "z_image_shift": "auto"}
+    assert foreign.from_texts({"invokeai_metadata": json.dumps(off)}).settings == {"prompt": "a lamp"}
+
+
+# ---------------------------------------------------------------- programs that write one JSON object
+
+COMMON = {
+    "prompt": "a lamp", "num_inference_steps": 9, "seed": 42, "guidance_scale": 0.0, "resolution": "128x192",
+}  # fmt: skip
+SIZED = {"steps": 9, "seed": 42, "width": 128, "height": 192}
+SWARM = {"sui_image_params": {
+    **SIZED, "prompt": "a lamp", "negativeprompt": "", "model": "z_image_turbo_bf16", "images": 1,
+    "cfgscale": 1.0, "aspectratio": "Custom", "sampler": "euler", "scheduler": "simple", "sigmashift": 3.0,
+    "loras": ["style", "b"], "loraweights": ["0.8"], "swarm_version": "0.9.8.0", "refinerupscale": 2.0,
+}, "sui_extra_data": {"date": "2026-02-03"}}  # fmt: skip
+MFLUX = {
+    **SIZED, "mflux_version": "0.13.1", "model": "z-image-turbo", "guidance": 0.0, "prompt": "a lamp",
+    "negative_prompt": None, "lora_paths": ["/x/style.safetensors"], "lora_scales": [0.5],
+}  # fmt: skip
+FOOOCUS = {
+    **SIZED, "Prompt": "a lamp", "Negative": "", "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple",
+    "base_model_name": "z_image_turbo_bf16.safetensors", "loras": [["0f", "0.7 - style.safetensors"]],
+    "software": "RuinedFooocus",
+}  # fmt: skip
+
+
+def exif_png(path, comment):
+    tags = Image.Exif()
+    tags.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0" + comment.encode()
+    Image.new("RGB", (8, 8)).save(path, exif=tags.tobytes())
+    return path
+
+
+def test_swarm(tmp_path):
+    for found in (
+        foreign.read(png(tmp_path / "a.png", {"parameters": SWARM})),
+        foreign.read(with_comment(tmp_path / "a.jpg", b"UNICODE\0" + json.dumps(SWARM).encode("utf-16-le"))),
+    ):
+        assert found.settings == {**COMMON, "flow_shift": 3.0} and found.program == "SwarmUI"
+        assert (found.model, found.loras) == ("z_image_turbo_bf16", (("style", 0.8), ("b", 1.0)))
+        assert found.lines == ("Not taken over: refinerupscale.",)
+
+
+def test_mflux_writes_into_the_exif_of_png(tmp_path):
+    path = exif_png(tmp_path / "a.png", json.dumps(MFLUX))
+    found = foreign.read(path)
+    assert metadata.read(path) is None and found.settings == COMMON and found.lines == ()
+    assert (found.program, found.model) == ("mflux", "z-image-turbo")
+    assert found.loras == (("/x/style.safetensors", 0.5),)
+
+
+def test_ruined_fooocus(tmp_path):
+    found = foreign.read(png(tmp_path / "a.png", {"parameters": FOOOCUS}))
+    assert found.settings == COMMON and found.program == "RuinedFooocus"
+    assert (found.model, found.loras) == (FOOOCUS["base_model_name"], (("style.safetensors", 0.7),))
+
+
+def test_civitai_s_own_generator():
+    made = [
+        {"type": "checkpoint", "modelVersionId": 1, "modelName": "Z Image Turbo", "modelVersionName": "v1"},
+        {"type": "lora", "modelName": "Pixel, Art", "weight": 0.6},
+        {"type": "embed", "modelName": "easy"},
+    ]
+    site = f'Civitai resources: {json.dumps(made)}, Civitai metadata: {{"remixOfId":1,"Seed: 5, x":2}}'
+    text = infotext("a lamp", "", **{**USUAL, "Sampler": "Undefined"}) + f", {site}"
+    found = foreign.from_texts({"parameters": text})
+    assert (found.program, found.model) == ("Civitai", "Z Image Turbo")
+    assert found.loras == (("Pixel, Art", 0.6),) and found.settings["seed"] == USUAL["Seed"]
+    assert "Not taken over: embed easy." in found.lines and not any("Undefined" in x for x in found.lines)
+
+
+def test_the_first_field_of_a_name_wins():
+    text = infotext(
+        "a lamp", **{**USUAL, "Seed": 42, "Size": "128x192"}, Guidance="3.5", TE="Qwen3.gguf",
+        Unet="z_image_turbo-Q4_0.gguf", Version="stable-diffusion.cpp",
+    )  # fmt: skip
+    for trail in (', SDCPP: {"seed": 42, "note": "Seed: 7, Size: 8x8,"}', ", Seed: 7, Size: 8x8"):
+        found = foreign.from_texts({"parameters": text + trail})
+        assert (found.settings["seed"], found.settings["resolution"]) == (42, "128x192")
+        assert found.model == "z_image_turbo-Q4_0.gguf" and found.program == "stable-diffusion.cpp"
+        assert not any("Not taken over" in line for line in found.lines)
 
 
 # ---------------------------------------------------------------- into the form
@@ -364,6 +624,49 @@ def test_differences_are_one_line():
     assert recall.differences({"flow_shift": 5}, {"flow_shift": 6.0}) == ["Changed: Flow shift 5 → 6."]
 
 
+# ---------------------------------------------------------------- workflows as files
+
+
+@pytest.mark.parametrize("made", [graph(), workflow(), subgraph(PORTS, ["a lamp", 640, 512])])
+def test_a_workflow_fills_the_form_and_is_a_task(tmp_path, models, made):
+    path = tmp_path / "flow.json"
+    path.write_text(json.dumps(made))
+    settings = recall.from_file(path, "flow.json", models, MINI).settings
+    assert (settings["prompt"], settings["model_type"]) == ("a lamp", "z_image")
+    [task] = read_tasks(path, tmp_path)
+    values, lines = as_task(task.values, models, MINI)
+    assert all(settings.get(name, value) == value for name, value in values.items()) and len(lines) > 1
+
+
+def test_a_workflow_runs_without_a_page(tmp_path):
+    (tmp_path / "flow.json").write_text(json.dumps(graph(n4=node("UNETLoader", unet_name="none.gguf"))))
+    done = subprocess.run(
+        [sys.executable, "wgp.py", "--process", str(tmp_path / "flow.json"), "--dry-run", "--json",
+         "--output-dir", str(tmp_path / "out")],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and json.loads(done.stdout)["settings"]["prompt"] == "a lamp"
+    assert "item 1: Its model 'none.gguf' is not here" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ('{"prompt": "x"}', "is no workflow of ComfyUI that samples"),
+        ("[" * 90_000, "is no workflow of ComfyUI ("),
+        ("{", "is no workflow of ComfyUI ("),
+        ("\xff", "is no workflow of ComfyUI ("),
+        ('{"nodes": [], "links": []}', "is no workflow of ComfyUI that samples"),
+    ],
+)
+def test_what_is_no_workflow_is_one_sentence(tmp_path, models, content, said):
+    path = tmp_path / "flow.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError) as refused:
+        recall.from_file(path, "flow.json", models, MINI)
+    assert said in str(refused.value) and "\n" not in str(refused.value) and len(str(refused.value)) < 300
+
+
 # ---------------------------------------------------------------- malformed
 
 
@@ -408,6 +711,12 @@ HOSTILE = [
     "9" * 5000,
     '{"positive_prompt": ' * 9000,
     "\0Steps: 3, a: \ud800",
+    '{"sui_image_params": {"loras": 3, "loraweights": [[]], "seed": {}, "\\ud800": 1}}',
+    '{"sui_image_params": {"loras": [[], {}, 3], "width": "9e9", "height": 1e300, "prompt": []}}',
+    '{"mflux_version": [], "lora_paths": [null, {}], "guidance": "nan"}',
+    '{"software": "RuinedFooocus", "loras": [[1, {}], ["a", "b - c"], [[], []]], "sampler_name": 3}',
+    'x\nSteps: 3, Civitai resources: [{"modelName": "a", "type": [], "weight": {}}, 3, ' + "[" * 90_000,
+    'x\nSteps: 3, Civitai resources: [{"modelName": "a", "type": [], "weight": {}}, 3]',
     "Steps: 3, CFG scale: 1e999, Seed: -5, Model: " + "m" * 9999,
 ]
 

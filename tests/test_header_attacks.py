@@ -210,7 +210,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a gap": (lambda f: gapped(f), "bytes of no tensor in front of 'x_pad_token'"),
     "fewer bytes than its shape": (offsets(0, -2), f"'{Q}.weight' .* bytes, BF16 .* needs others"),
     "a shape of a fraction": (change(PLAIN, (f"{Q}.weight", ("BF16", [384.0, 384]))), "impossible numbers"),
-    "a shape of astronomic size": (lambda f: huge(f), f"'{Q}.weight' .* needs others"),
+    "a shape of astronomic size": (lambda f: huge(f), f"'{Q}.weight' with impossible numbers"),
     "an unknown dtype": (change(PLAIN, (f"{Q}.weight", ("F5_E2M2", [384, 384]))), f"F5_E2M2 .'{Q}.weight'"),
     # another model
     "a LoRA": (tables(LORA), "is not a Z-Image transformer but a LoRA"),

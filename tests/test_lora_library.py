@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models.z_image.lora_names import model_names
 from shared.errors import Cancelled, UserError
@@ -19,8 +20,23 @@ from shared.loras.library import Library, address
 from shared.loras.presets import Preset, find_preset, list_presets, read_preset, write_preset
 from shared.loras.reader import read
 from shared.loras.verdict import inspect
+from shared.settings_check import _to_texts
 from shared.weights import downloads
-from tests.lora_writers import CONFIG, OTHERS, WRITERS, deltas, dora, factors, loha, lokr, save
+from tests.lora_writers import (
+    CONFIG,
+    DIM,
+    OTHERS,
+    SHAPES,
+    WRITERS,
+    Style,
+    deltas,
+    dora,
+    factors,
+    loha,
+    lokr,
+    save,
+    underscored,
+)
 from tests.test_lora_files import FAMILIES, changes, distance, weights
 
 NAMES = model_names(CONFIG)
@@ -364,13 +380,60 @@ def test_other_algorithms_convert_to_the_same_change(flavour: str, tmp_path: Pat
 def test_what_can_stay_small_does(tmp_path: Path) -> None:
     for make, algorithms in (
         (loha, ("LoRA",)),
-        (lambda: lokr(True), ("LoRA",)),
-        (lokr, ("diff",)),
+        (lambda: lokr(True), ("LoKr",)),
+        (lokr, ("LoKr",)),
         (dora, ("DoRA",)),
     ):
         source = save(tmp_path / "a.safetensors", (make().tensors, {}))
         convert(source, tmp_path / "b.safetensors", NAMES)
         assert inspect(tmp_path / "b.safetensors", NAMES).algorithms == algorithms
+
+
+def test_a_converted_lokr_is_what_diffusers_and_comfyui_know_as_one(tmp_path: Path) -> None:
+    """diffusers takes a LoKr without alphas, all of whose keys are a LoKr's, behind diffusion_model. only."""
+    for low_rank in (False, True):
+        source = save(tmp_path / "a.safetensors", (lokr(low_rank).tensors, {}))
+        convert(source, tmp_path / "b.safetensors", NAMES)
+        made = load_file(tmp_path / "b.safetensors")
+        ends = ("lokr_w1", "lokr_w2_a", "lokr_w2_b") if low_rank else ("lokr_w1", "lokr_w2")
+        assert set(made) == {f"diffusion_model.{name}.{end}" for name in SHAPES for end in ends}
+        for name, change in lokr(low_rank).change.items():
+            w1, *w2 = (made[f"diffusion_model.{name}.{end}"] for end in ends)
+            torch.testing.assert_close(torch.kron(w1, w2[0] @ w2[1] if low_rank else w2[0]), change(w1))
+
+
+def test_a_lokr_with_magnitudes_stays_one(tmp_path: Path) -> None:
+    source = lokr()
+    tensors = source.tensors | {
+        f"lycoris_{underscored(name)}.dora_scale": torch.rand(rows, 1) + 0.5
+        for name, (rows, _) in SHAPES.items()
+    }
+    base = weights()
+    a = save(tmp_path / "a.safetensors", (tensors, {}))
+    convert(a, tmp_path / "b.safetensors", NAMES)
+    assert "diffusion_model.layers.0.attention.to_q.dora_scale" in load_file(tmp_path / "b.safetensors")
+    again = changes(read(tmp_path / "b.safetensors", NAMES), base)
+    assert distance(again, changes(read(a, NAMES), base)) < 1e-6
+
+
+def test_beside_other_adapters_a_lokr_becomes_one_of_them(tmp_path: Path) -> None:
+    plain = Style("transformer.")(factors({"context_refiner.0.attention.to_q": (DIM, DIM)}))[0]
+    content = lokr().tensors | plain
+    source = save(tmp_path / "a.safetensors", (content, {}))
+    convert(source, tmp_path / "b.safetensors", NAMES)
+    assert set(inspect(tmp_path / "b.safetensors", NAMES).algorithms) == {"diff", "LoRA"}
+
+
+def test_a_name_may_begin_with_a_blank(tmp_path: Path) -> None:
+    for name in (" lead.safetensors", "plain.safetensors"):
+        save(tmp_path / name, WRITERS["musubi"][0](factors()))
+    library = Library(tmp_path, NAMES)
+    assert [library.path(entry.name).name for entry in library.entries()] == [
+        " lead.safetensors",
+        "plain.safetensors",
+    ]
+    assert library.path("  plain.safetensors ").name == "plain.safetensors"
+    assert _to_texts([" lead.safetensors", " "]) == [" lead.safetensors"]
 
 
 def test_conversion_keeps_exact_factors_in_their_precision(tmp_path: Path) -> None:

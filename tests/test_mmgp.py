@@ -99,6 +99,11 @@ def test_each_block_travels_once_per_step_and_no_more_than_two_are_there(fake: F
             model(inputs())
         assert fake.moved - before == 6 * streamed
         assert fake.peak <= stays + largest
+        assert card._manager.next_blocks_names[card._passes[-1]] == card._passes[0]  # ahead of the next pass
+        for order in ([9, 4, 0, 7, 2], [1, 1, 8, 3]):  # what was fetched in vain makes room
+            fake.peak = fake.live
+            model(inputs(), order)
+            assert fake.peak <= sum(sizes.values()) - streamed + 2 * largest
     assert fake.live == residency.status().on_card["Model"]
     assert fake.live == sum(sizes.values()) - streamed
 

@@ -11,6 +11,7 @@ from transformers import Qwen3Model
 from models.z_image import text_encoding
 from models.z_image.pipeline_z_image import DEFAULT_NEGATIVE_PROMPT, Guidance
 from models.z_image.schedule import calculate_shift, make_sigmas
+from models.z_image.z_image_handler import family_handler
 from shared.errors import Cancelled, UserError
 from tests import mini
 
@@ -202,7 +203,18 @@ def test_interrupt_within_a_step() -> None:
     ("arguments", "words"),
     [
         ({"height": 100}, "multiple of 16.*96"),
-        ({"num_inference_steps": 0}, "1 or more"),
+        ({"height": 0}, "multiple of 16"),
+        ({"num_inference_steps": 0}, "num_inference_steps came as 0; expected a whole number from 1 to 100"),
+        ({"flow_shift": -1}, r"flow_shift came as -1\.?0?; expected a number from 1 to 10"),
+        ({"guidance_scale": -3}, r"guidance_scale came as -3\.?0?; expected a number from 0 to 20"),
+        ({"guidance_scale": 25}, "from 0 to 20"),
+        ({"guidance_scale": "much"}, "guidance_scale came as \"much\""),
+        ({"cfg_normalization": 3}, "from 0 to 2"),
+        ({"cfg_truncation": 1.5}, "from 0 to 1"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt came as 0; .* from 1 to 16"),
+        ({"max_sequence_length": 0}, "max_sequence_length came as 0; expected a whole number from 1 to 512"),
+        ({"max_sequence_length": 513}, "from 1 to 512"),
+        ({"output_type": "jpg"}, "output_type came as 'jpg'; expected one of pil, np, pt, latent"),
         ({"prompt": None}, "prompt"),
         ({"latents": torch.zeros(1, 16, 4, 4)}, r"\(1, 16, 16, 16\)"),
         ({"generator": [torch.Generator()] * 3}, "3 generators"),
@@ -216,6 +228,53 @@ def test_bad_arguments_get_one_sentence(arguments: dict, words: str) -> None:
         pipe(**({"prompt": PROMPT, "height": 128, "width": 128} | arguments))
 
 
+@pytest.mark.parametrize(
+    ("card", "steps", "guidance"),
+    [
+        ("z_image_mini", 8, 0.0),
+        ("z_image_mini_base", 30, 4.0),
+        ("z_image_mini_twinflow", 2, 0.0),
+        ("z_image_mini_control2_1", 25, 0.0),
+    ],
+)
+def test_a_prompt_alone_is_drawn_as_usual_for_the_model(card: str, steps: int, guidance: float) -> None:
+    definition = mini.model_def(card)
+    files = [*definition["URLs"], *(alternatives[0] for alternatives in definition.get("modules", []))]
+    _, pipe = family_handler.load_model(
+        files, definition["architecture"], definition, device="cpu", prompt_cache=None
+    )
+    seen: list[int] = []
+    how = dict(height=64, width=64, output_type="latent", callback=lambda i, n, x: seen.append(n))
+    alone, said = (
+        pipe(PROMPT, generator=torch.Generator().manual_seed(1), **how, **more).images
+        for more in ({}, {"num_inference_steps": steps, "guidance_scale": guidance})
+    )
+    assert seen == [steps] * 2 * steps and torch.equal(alone, said)
+
+
+def test_a_twinflow_file_needs_no_card_to_be_one() -> None:
+    """Loaded as the documents print it. A card has the last word."""
+    definition = mini.model_def("z_image_mini_twinflow")
+    (file,) = definition["URLs"]
+    told = {key: value for key, value in definition.items() if key not in ("URLs", "unified_solver")}
+
+    def loaded(definition: dict):
+        return family_handler.load_model(file, "z_image", definition, device="cpu", prompt_cache=None)[1]
+
+    assert loaded(told).unified_solver and loaded(told).usual.num_inference_steps == 2
+    assert not loaded(told | {"unified_solver": False}).unified_solver
+    assert not loaded(told | {"URLs": [file]}).unified_solver
+    assert not mini.load()[1].unified_solver
+
+
+def test_the_size_is_1024_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, pipe = mini.load()
+    monkeypatch.setattr(pipe, "_noise", lambda rows, columns, *rest: pytest.fail(f"{rows}x{columns}"))
+    for size in ({}, {"height": None, "width": None}):
+        with pytest.raises(pytest.fail.Exception, match="128x128"):
+            pipe(PROMPT, **size)
+
+
 def test_output_types() -> None:
     _, pipe = mini.load()
     how = dict(height=128, width=192, num_inference_steps=1, latents=noise(1, size=(16, 24)))
@@ -223,6 +282,8 @@ def test_output_types() -> None:
     (image,) = pipe(PROMPT, **how).images
     assert tensor.shape == (1, 3, 128, 192) and image.size == (192, 128)
     assert np.array_equal((tensor[0].permute(1, 2, 0) * 255).round().byte().numpy(), np.asarray(image))
+    array = pipe(PROMPT, output_type="np", **how).images
+    assert isinstance(array, np.ndarray) and np.array_equal(array[0], tensor[0].permute(1, 2, 0).numpy())
 
 
 def test_numbers_that_are_not_numbers_make_no_black_picture() -> None:

@@ -18,6 +18,7 @@ from shared.errors import UserError
 from shared.prompts import jobs
 from shared.prompts.choices import MAX_DRAWS, draw, escape, is_random, parse
 from shared.prompts.lines import units
+from shared.prompts.remarks import remarks, without_tags
 from shared.prompts.wildcards import Wildcards
 from shared.settings import SETTINGS, SettingsError
 from shared.settings_check import validate
@@ -39,6 +40,13 @@ def wildcards(tmp_path):
     write("flood", " ".join(["__animals/birds__"] * 100))
     write("floods", " ".join(["__flood__"] * 100))
     write("empty", "# nothing\n")
+    write("colours-warm", "red\norange\n")
+    write("colours-cold", "blue\n")
+    write("coat", "a ${c:grey} coat\n")
+    table = "clothing: [T-shirt, '{wool|silk} scarf']\nartists:\n  dutch: [Piet, Jan]\n  flurp: 12345\n"
+    (tmp_path / "wildcards" / "table.yaml").write_text(table)
+    (tmp_path / "wildcards" / "more.json").write_text('{"sizes": {"big": ["huge"]}}')
+    (tmp_path / "wildcards" / "bomb.yaml").write_text("a: &a [x, x]\nb: [*a, *a]\n")
     (tmp_path / "secret.txt").write_text("secret")
     (tmp_path / "wildcards" / "latin.txt").write_bytes(b"caf\xe9")
     return Wildcards(tmp_path / "wildcards")
@@ -69,6 +77,7 @@ MACRO = '! {A}="cat","dog" : {B}="forest","city","boat"\na {A} in a {B}\n'
         ('! Subject {A}="1"\n{A}', "G", ["1"]),
         ("!important\n! wow", "G", ["!important", "! wow"]),
         ('{"json": {"a": 1}}', "G", ['{"json": {"a": 1}}']),
+        ('! {A}="x"\n${v={a|b}} ${v} {A}', "G", ["${v={a|b}} ${v} x"]),
     ],
 )  # fmt: skip
 def test_a_box_becomes_prompts(text, mode, expected):
@@ -116,6 +125,33 @@ def drawn(text, wildcards, count=200):
         ("{__animals/birds__|owl}", {"crane", "heron", "owl"}),
         ("__../secret__", {"__../secret__"}),
         ("snake_case and __ or ____", {"snake_case and __ or ____"}),
+        ("{1-2$$a|b}", {"a", "b", "a, b", "b, a"}),
+        ("{-2$$a|b|c}", {"a", "b", "c", "a, b", "b, a", "a, c", "c, a", "b, c", "c, b"}),
+        ("{1-$$a|b}", {"a", "b", "a, b", "b, a"}),
+        ("{1-9$$a|b}", {"a", "b", "a, b", "b, a"}),
+        ("{2$$ and $$a|b}", {"a and b", "b and a"}),
+        ("{1-2$$ + $$a|b}", {"a", "b", "a + b", "b + a"}),
+        ("{2$$$$a|b}", {"ab", "ba"}),
+        ("{2$$__animals/birds__}", {"crane, heron", "heron, crane"}),
+        ("{3$$__animals/birds__}", {"crane, heron", "heron, crane"}),
+        ("__colours*__", {"red", "orange", "blue"}),
+        ("__colours-*m__", {"red", "orange"}),
+        ("__artists/*__", {"Piet", "Jan"}),
+        ("__~animals/birds__ {~a|b}", {"crane a", "crane b", "heron a", "heron b"}),
+        ("${v={a|b}}${v}${v}", {"aa", "ab", "ba", "bb"}),
+        ("${v=!{a|b}}${v}${v}", {"aa", "bb"}),
+        ("${v:c} ${v:{d|e}}", {"c d", "c e"}),
+        ("${v=__animals/birds__}a ${v}", {"a crane", "a heron"}),
+        ("__coat(c=red)__, __coat__", {"a red coat, a red coat"}),
+        ("__coat__", {"a grey coat"}),
+        (r"$\{v}", {"${v}"}),
+        ("$5 ${", {"$5 ${"}),
+        ("{{a|b} on {c|d}}", {"a on c", "a on d", "b on c", "b on d"}),
+        ("__clothing__", {"T-shirt", "wool scarf", "silk scarf"}),
+        ("__artists/dutch__ __sizes/big__", {"Piet huge", "Jan huge"}),
+        ('{"subject": "a heart | big", "a": {"b": [1, {"c": "x"}]}}',
+         {'{"subject": "a heart | big", "a": {"b": [1, {"c": "x"}]}}'}),
+        ('[{"a": "{x|y}"}, "{ | __"]', {'[{"a": "x"}, "{ | __"]', '[{"a": "y"}, "{ | __"]'}),
     ],
 )
 def test_all_that_can_be_drawn_is_drawn_and_nothing_else(text, expected, wildcards):
@@ -146,6 +182,17 @@ def test_a_seed_draws_the_same_everywhere_and_for_ever(wildcards):
         ("__round/a__", "round/a > round/b > round/a"),
         ("__floods__", f"more than {MAX_DRAWS} times"),
         ("{4$$a|b}", "asks for 4 of 2"),
+        ("{4-5$$a|b}", "asks for 4 of 2"),
+        ("{2-1$$a|b|c}", "asks for 2 of 3"),
+        ("{!a|b}", "asks for every combination, which is not here: leave out the !"),
+        ("{@a|b}", "asks for one after the other"),
+        ("__@flood__", "one after the other, which is not here: leave out the @"),
+        ("__nothing*__", "No wildcard file is called like __nothing*__"),
+        ("a __init__ b", "Where the underscores are meant, write \\__init\\__."),
+        ("${season}", "The variable ${season} has no value: set it before"),
+        ("${a=${a}}${a}", "lead on and on (${a} > ${a})"),
+        ("${a={b|c", "is not closed"),
+        ("__bomb__", "cannot be read (it has aliases"),
         ("{0::a|0::b}", "asks for 1 of 2"),
         ("{" * 5000 + "a|b" + "}" * 5000, "braces within each other"),
     ],
@@ -175,6 +222,60 @@ def test_escaped_texts_stand_for_themselves(wildcards):
         if text:
             [unit] = units(escape(text), "FG")
             assert not is_random(parse(unit)) and draw(parse(unit), "1", wildcards) == text
+
+
+# ---------------------------------------------------------------- what comes from other programs
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("a fox", []),
+        ("## Scene\na fox", ["Taken for a comment: 1 line that begins with # (## Scene)."]),
+        ("# a\n  # b\nx", ["2 lines that begin with # (# a)."]),
+        ("\\# a", []),
+        ("a (red:1.2) fox", ["(word:1.2)."]),
+        ("a fox BREAK a cat AND a dog", ["BREAK, AND."]),
+        ("STOP AND GO, a sign", []),
+        ("[cat|dog] [a:b:0.5]", ["[a|b], [a:b:0.5]."]),
+        ("<wildcard:a> <random:a,b> 3#__a__", ["<wildcard:a> (here: __a__), <random:a,b>"]),
+        ('{"a": ["x|y", "b: 3"], "t": "9:30 (at 8:15)"}', []),
+        ("# (a:1.2)\nx", ["Taken for"]),
+    ],
+)
+def test_what_a_prompt_has_of_other_programs_is_said_once(text, said):
+    found = remarks(text)
+    assert len(found) == len(said) and all(part in line for part, line in zip(said, found, strict=True))
+
+
+@pytest.mark.parametrize("text", ["(" * 100_000, "[a|" * 30_000, "<lora:" * 20_000, "# " * 50_000])
+def test_hostile_prompts_are_remarked_upon_quickly(text):
+    assert len(" ".join(remarks(text))) < 400 and without_tags(text)[1] == []
+
+
+LORA = "mini/mini_outlines.safetensors"
+
+
+@pytest.mark.parametrize(
+    "given, prompt, loras, strengths, notes",
+    [
+        ({"prompt": "a cat <lora:Mini_Outlines:0.5>, red"}, "a cat, red", [LORA], "0.5", ["act: " + LORA]),
+        ({"prompt": "a cat <lora:gone:0.5><lora:mini_outlines>"}, "a cat", [LORA], "1",
+         ["no file is called so: gone.", "act: "]),
+        ({"prompt": "a cat<lora:mini_outlines:.7>", "activated_loras": [LORA] * 2, "loras_multipliers": ".3"},
+         "a cat", [LORA] * 3, ".3 1 .7", ["act: "]),
+        ({"prompt": "a {cat|cat} <lora:mini_outlines:0.2:lbw=x>"}, "a cat", [LORA], "0.2", ["act: "]),
+        ({"prompt": "# note\na (cat:1.3)"}, "a (cat:1.3)", [], "", ["Taken for", "Means nothing here"]),
+    ],
+)  # fmt: skip
+def test_lora_tags_act_and_the_rest_is_noted(given, prompt, loras, strengths, notes):
+    models = catalog(ROOT, ROOT / "ckpts")
+    [job] = models.validate_all({"model_type": "z_image_mini", "seed": 1, **given})
+    assert job.settings["prompt"] == prompt
+    assert (job.settings["activated_loras"], job.settings["loras_multipliers"]) == (loras, strengths)
+    assert len(job.notes) == len(notes) and all(part in x for part, x in zip(notes, job.notes, strict=True))
+    [again] = models.validate_all(job.settings)
+    assert (again.settings["prompt"], again.settings["activated_loras"]) == (prompt, loras)
 
 
 # ---------------------------------------------------------------- jobs

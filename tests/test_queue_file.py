@@ -12,12 +12,14 @@ import pytest
 from PIL import Image
 
 from shared.engine import queue_file
+from shared.engine.catalog import catalog
 from shared.engine.configuration import EngineConfig
 from shared.engine.engine import Engine
 from shared.engine.queue_file import read_queue, write_queue
 from shared.engine.tasks import read_tasks
 from shared.errors import UserError
 from tests.fake_family import Handler, make_root
+from tests.mini import ROOT
 
 
 class Painter(Handler):
@@ -71,6 +73,22 @@ def test_a_queue_of_wan2gp_becomes_jobs_with_its_pictures(engine, tmp_path):
         assert kept.convert("RGB").getpixel((3, 3)) == (200, 30, 30) and kept.size == (32, 16)
     assert "it concerns videos" in jobs[0][1].ignored["video_length"]
     assert not any(path.suffix == ".mp4" for path in (tmp_path / "pictures").rglob("*"))
+
+
+@pytest.mark.parametrize("kind", ["queue", "settings"])
+def test_a_file_with_unified_sampler_config_sets_the_sampler(tmp_path, kind):
+    config = {"sampling_steps": 4, "sampling_order": 2, "time_dist_ctrl": [1.0, 1.0, 1.0]}
+    params = {"model_type": "z_image_mini_twinflow", "prompt": "a star", "num_inference_steps": 2}
+    params |= {"sample_solver": " unified_mul ", "unified_sampler_config": config}
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(params))
+    if kind == "queue":
+        path = packed(tmp_path / "q.zip", [task(**params)])
+    [one] = read_tasks(path, tmp_path / "pictures")
+    found = catalog(ROOT, ROOT / "ckpts").validate(one.values)
+    names = ("sample_solver", "num_inference_steps", "sampling_order", "time_dist_ctrl")
+    assert tuple(found.settings[name] for name in names) == ("unified", 4, 2, "1.0,1.0,1.0")
+    assert found.ignored == {}
 
 
 def test_what_is_written_comes_back_the_same(engine, tmp_path):

@@ -202,6 +202,25 @@ def test_unknown_keys_name_the_nearest_known_one():
     assert ignored["qqqq"] == "unknown setting"
 
 
+def test_words_of_other_programs_are_named_in_ours():
+    ignored = check(cfg=5, width=64, height=64, sampler="euler", lora="x", shift=3, qqqq=1, flow=2).ignored
+    assert '"guidance_scale", where a CFG scale of 5 is 4' in ignored["cfg"]
+    assert '"resolution", such as "1024x768"' in ignored["width"] and '"resolution"' in ignored["height"]
+    assert '"activated_loras"' in ignored["lora"] and '"flow_shift"' in ignored["shift"]
+    assert ignored["qqqq"] == ignored["flow"] == "unknown setting"  # no hint rather than a wrong one
+    with pytest.raises(SettingsError) as refused:
+        validate({"positive_prompt": "a red heart", "Steps": 2}, {}, {})
+    assert '"positive_prompt" is "prompt" here, "Steps" is "num_inference_steps" here' in str(refused.value)
+
+
+def test_empty_values_of_wan2gp_s_files_are_not_listed():
+    empty = {"image_refs": [], "MMAudio_prompt": "", "custom_settings": {}, "skip_steps_start_step_perc": 0,
+             "slg_switch": False, "audio_guide": None, "temporal_upsampling": "", "new_in_13": "",
+             "control_net_weight2": 0.0, "image_mask": ""}  # fmt: skip
+    assert check(TURBO, **empty).ignored == {}
+    assert check(slg_switch=1, cfg=0).ignored.keys() == {"slg_switch", "cfg"}
+
+
 def test_a_settings_file_of_wan2gp_is_accepted_and_its_other_keys_are_listed():
     wan2gp = json.loads("""{"type": "WanGP v12.60 - Z-Image Base 6B", "settings_version": 2.74,
         "model_type": "z_image_base", "image_mode": 1, "prompt": "a lighthouse", "negative_prompt": "people",
@@ -247,6 +266,51 @@ def test_numbers_are_written_out_where_a_text_of_numbers_is_expected():
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("unified_mul", "unified"),
+        (" unified ", "unified"),
+        ("Unified_anything", "unified"),
+        ("UNIFIED_2S", "unified_2s"),
+        ("TwinFlow", "twinflow"),
+    ],
+)
+def test_the_samplers_other_names_are_understood(name, meant):
+    assert check(UNIFIED, sample_solver=name).settings["sample_solver"] == meant
+
+
+def test_unified_sampler_config_sets_what_its_keys_say():
+    two = {
+        "sampling_steps": 2, "stochast_ratio": 0.5, "extrapol_ratio": None, "sampling_order": 1,
+        "time_dist_ctrl": [1.0, 1.0, 2.0], "rfba_gap_steps": [0.001, 0.6], "sampling_style": "",
+    }  # fmt: skip
+    found = check(UNIFIED, {"num_inference_steps": 8}, unified_sampler_config=two, sampling_order=3)
+    assert found.ignored == {} and found.settings["num_inference_steps"] == 2
+    expected = ("0.5", 0.0, 1, "1.0,1.0,2.0", "0.001,0.6", "")
+    names = ("stochast_ratio", "extrapol_ratio", "sampling_order", "time_dist_ctrl", "rfba_gap_steps")
+    assert tuple(found.settings[name] for name in (*names, "sampling_style")) == expected
+    assert check(UNIFIED, unified_sampler_config="").settings == check(UNIFIED).settings
+    elsewhere = check(TURBO, unified_sampler_config=two)
+    assert elsewhere.settings == check(TURBO).settings
+    assert "TwinFlow" in elsewhere.ignored["unified_sampler_config"]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ([1], "unified_sampler_config came as a list; expected an object"),
+        ({"style": "few"}, 'unknown key "style"; the nearest known one is sampling_style'),
+        ({"prompt": "no"}, 'unknown key "prompt"'),
+        ({"sampling_order": 4}, "sampling_order came as 4; expected a whole number from 1 to 3"),
+        ({"sampling_steps": 0}, "num_inference_steps came as 0; expected a whole number from 1 to 100"),
+    ],
+)
+def test_a_sampler_config_that_cannot_be_used_gets_one_sentence(config, said):
+    [problem] = problems(UNIFIED, unified_sampler_config=config)
+    assert said in problem
+
+
+@pytest.mark.parametrize(
     "name, value, said",
     [
         ("sampling_style", "xyz", "one of few, any, mul"),
@@ -288,6 +352,20 @@ def test_the_family_checks_what_only_it_knows(name, value, said):
         models.validate({"model_type": "z_image_mini_twinflow", "prompt": "a star", name: value})
     [problem] = caught.value.problems
     assert problem.startswith(f"{name} came as") and said in problem
+
+
+def test_more_than_all_fresh_noise_and_extrapolation_are_not_offered_together():
+    from shared.engine.catalog import catalog
+    from tests.mini import ROOT
+
+    models = catalog(ROOT, ROOT / "ckpts")
+    both = {"model_type": "z_image_mini_twinflow", "prompt": "a star", "num_inference_steps": 4}
+    both |= {"stochast_ratio": 2, "extrapol_ratio": 1}
+    with pytest.raises(SettingsError, match="stochast_ratio came as 2 with extrapol_ratio 1"):
+        models.validate(both)
+    fine = ({"stochast_ratio": 1}, {"stochast_ratio": "SDE"}, {"extrapol_ratio": 0}, {"sampling_order": 2})
+    for change in fine:
+        models.validate(both | change)  # order 2 has two levels here, where nothing is extrapolated
 
 
 @pytest.mark.parametrize("values", [None, [], "prompt", 3])

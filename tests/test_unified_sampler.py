@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.z_image import unified_sampler
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.unified_sampler import UnifiedConfig, is_unified, resolve, sample, time_grid
 from models.z_image.z_image_handler import family_handler
@@ -31,7 +30,7 @@ def predict(xs: list[Tensor], t: float, tt: float) -> list[Tensor]:
 
 
 def transcription(noise: Tensor, seed: int, steps: int, style: str, order: int, r, e: float) -> Tensor:
-    """Section by section: grid, prediction, extrapolation, step, correction; one sample."""
+    """Section by section: grid, prediction, correction, extrapolation, step; one sample."""
     gap = {"few": (0.001, 0.6), "any": (0.001, 0.5), "mul": (0.001, 0.0)}[PRESETS[steps]]
     n = math.ceil(steps / order)
     u = torch.linspace(gap[0], 1 - gap[1], n + (gap[1] == 0), dtype=torch.float64)[:n]
@@ -41,6 +40,9 @@ def transcription(noise: Tensor, seed: int, steps: int, style: str, order: int, 
     for i in range(n):
         t, t_next = times[i], times[i + 1]
         f = field(x, t, {"few": 0.0, "any": t_next, "mul": t}[style])
+        if order == 2 and t_next > 0:
+            end = x + (t_next - t) * f
+            f = (f + field(end, t_next, {"few": 0.0, "any": t_next, "mul": t_next}[style])) / 2
         x_hat, z_hat = x - t * f, x + (1 - t) * f
         result = x_hat
         old_x.append(x_hat)
@@ -52,14 +54,9 @@ def transcription(noise: Tensor, seed: int, steps: int, style: str, order: int, 
             break
         ratio = min(max(abs(t_next - t) * 2 * t / t_next**2, 0), 1) if r == "SDE" else r
         e_noise = torch.randn(noise.shape, generator=generator) if ratio > 0 else torch.zeros(noise.shape)
-        x_next = (1 - t_next) * x_hat + t_next * (
+        x = (1 - t_next) * x_hat + t_next * (
             z_hat * max(1 - ratio, 0) ** 0.5 + e_noise.double() * ratio**0.5
         )
-        if order == 2:
-            f_next = field(x_next, t_next, {"few": 0.0, "any": t_next, "mul": t_next}[style])
-            z_next = x_next + (1 - t_next) * f_next
-            x_next = x * (1 - t_next) / (1 - t) + (t_next - (1 - t_next) * t / (1 - t)) * (z_hat + z_next) / 2
-        x = x_next
     return result
 
 
@@ -102,6 +99,10 @@ def test_presets_and_names() -> None:
         assert resolve("twinflow", steps).sampling_style == style
     assert resolve("unified_2s", 8).sampling_steps == 2 and resolve("unified_4s", 1).sampling_steps == 4
     assert resolve("unified_mul", 8) == resolve("unified", 8) == resolve("UNIFIED_anything", 8)
+    for name in (" unified ", "Unified_Mul\n"):
+        assert is_unified(name) and resolve(name, 4) == resolve("unified", 4)
+    published = {"sampling_steps": 4, "stochast_ratio": 1.0, "rfba_gap_steps": [0.001, 0.5]}
+    assert resolve("unified", 8, published).sampling_style == "any"  # that of its own steps
     plain = UnifiedConfig(4, 1.0, 0.0, 1, "any", (1.0, 1.0, 1.0), (0.001, 0.5))
     assert resolve("unified_4s") == plain
     assert resolve("unified", 4, {"stochast_ratio": "sde", "sampling_style": ""}).stochast_ratio == "SDE"
@@ -201,9 +202,11 @@ def test_bad_step_counts(steps: object) -> None:
 def test_grids_that_fall_together_are_refused() -> None:
     with pytest.raises(UserError, match="same time"):
         resolve("unified", 100, {"time_dist_ctrl": [10, 1, 10]})
-    with pytest.raises(UserError, match="order 2"):
-        resolve("unified", 4, {"rfba_gap_steps": [0, 0.5], "sampling_order": 2})
-    assert unified_sampler.time_grid(resolve("unified", 4, {"rfba_gap_steps": [0, 0.5]}))[0] == 1
+    for order in (1, 2, 3):  # noise itself is a start like any other
+        config = resolve("unified", 6, {"rfba_gap_steps": [0, 0.5], "sampling_order": order})
+        assert time_grid(config)[0] == 1
+        (out,) = sample(predict, [torch.ones(3)], config, [torch.Generator().manual_seed(1)])
+        assert torch.isfinite(out).all()
 
 
 # ---------------------------------------------------------------- in the pipeline
@@ -306,6 +309,25 @@ def test_names_and_flags_choose_the_sampler(twin) -> None:
     assert torch.equal(own.images, run(pipe, num_inference_steps=1, unified_sampler_config={}).images)
 
 
+def test_what_does_nothing_at_so_few_levels_is_said_in_one_note(twin) -> None:
+    """The first is the example of the TwinFlow document: one level, and so one prediction."""
+    printed = {"stochast_ratio": 0.8, "extrapol_ratio": 0.1, "sampling_order": 2}
+    how = dict(height=64, width=64, output_type="latent", num_inference_steps=2)
+
+    def run(config: dict):
+        generator = torch.Generator().manual_seed(0)
+        return twin[1]("a star", generator=generator, **how, unified_sampler_config=config)
+
+    made = run(printed)
+    assert made.notes == [
+        "With 2 steps and order 2 the sampler visits 1 noise level, where sampling_order, stochast_ratio, "
+        "extrapol_ratio change nothing: more steps let them act."
+    ]
+    assert torch.equal(made.images, run({"sampling_steps": 1}).images)
+    assert "extrapol_ratio changes nothing" in run({"extrapol_ratio": 0.1}).notes[0]
+    assert run({"sampling_order": 3}).notes == run({"stochast_ratio": 0}).notes == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -313,7 +335,7 @@ def test_names_and_flags_choose_the_sampler(twin) -> None:
         ({"unified_sampler_config": {"sampling_style": "xyz"}}, "few, any, mul"),
         ({"unified_sampler_config": {"style": "few"}}, "unknown key 'style'"),
         ({"sample_solver": "euler", "unified_sampler_config": {"sampling_order": 2}}, "set that too"),
-        ({"num_inference_steps": 0}, "1 or more"),
+        ({"num_inference_steps": 0}, "from 1 to 100"),
         ({"num_inference_steps": 1000}, "from 1 to 100"),
     ],
 )

@@ -15,14 +15,16 @@ from transformers import AutoTokenizer, Qwen3Model
 
 from models.z_image import control, control_layout, memory, names, sources, text_encoding
 from models.z_image.generation import ZImageProcessor
-from models.z_image.pipeline_z_image import ZImagePipeline
+from models.z_image.pipeline_z_image import Usual, ZImagePipeline
 from models.z_image.preview import LatentRgb
 from models.z_image.prompt_cache import PromptCache
 from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel
+from models.z_image.unified_sampler import UnifiedConfig
 from models.z_image.z_image_handler import (
     CONFIGS,
     CONTROL_TYPES,
     DEFAULT_FOLDERS,
+    DEFAULTS,
     ROOT,
     SCHEDULER_CONFIGS,
     TRANSFORMER_CONFIG,
@@ -132,7 +134,8 @@ def load(
         pipe.control = shared(
             "control", nets, f"{config} {dtype}", lambda: control.load(nets[0], transformer.config, dtype)
         )
-    pipe.unified_solver = bool(model_def.get("unified_solver"))
+    pipe.unified_solver = _is_unified(model_def, transformer)
+    pipe.usual = _usual(base_model_type, pipe.unified_solver)
     engine = offload or default_engine()
     pipe.residency = shared(
         "residency",
@@ -148,6 +151,25 @@ def load(
     )
     rgb = LatentRgb.read(_latent_rgb_file(vae_config))
     return ZImageProcessor(pipe, rgb, choose_attention, folders), pipe
+
+
+def _is_unified(model_def: Mapping[str, Any], transformer: ZImageTransformer2DModel) -> bool:
+    """Whether to sample as TwinFlow does: the card says it, and of a file without a card its second time
+    embedder.
+    """
+    told = "unified_solver" in model_def or "URLs" in model_def
+    return bool(model_def.get("unified_solver")) if told else transformer.has_second_time_embedder
+
+
+def _usual(base_model_type: str, unified: bool) -> Usual:
+    if unified:
+        return Usual(UnifiedConfig.sampling_steps)
+    defaults = DEFAULTS[base_model_type]
+    return Usual(
+        defaults["num_inference_steps"],
+        defaults.get("guidance_scale", Usual.guidance_scale),
+        defaults.get("control_net_weight", Usual.control_context_scale),
+    )
 
 
 def _check_control(nets: Sequence[Path], *, alone: bool, wanted: bool) -> None:

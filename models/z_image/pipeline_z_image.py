@@ -32,8 +32,12 @@ from shared.interrupt import listening
 from shared.loras.apply import set_multipliers
 from shared.offloading import Residency
 from shared.placement import Placement
+from shared.settings_check import check_argument
 
 PARTS = ("transformer", "text_encoder", "vae")
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+DEFAULT_SIDE = 1024  # pixels
+MAX_TOKENS = 512  # of a prompt, that the models were trained to read
 SIZE_MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patches
 DEFAULT_NEGATIVE_PROMPT = (
     "low quality, worst quality, blurry, pixelated, noisy, artifacts, watermark, text, logo, "
@@ -52,13 +56,23 @@ Prompts = tuple[list[str], Sequence[Tensor] | None]
 
 @dataclass(frozen=True)
 class ZImageOutput:
-    """images: PIL images; a tensor for output_type "pt" ([n, 3, H, W] in 0..1) and "latent" ([n, 16, h, w]).
+    """images: PIL images; a tensor for output_type "pt" ([n, 3, H, W] in 0..1) and "latent" ([n, 16, h, w]);
+    an array for "np" ([n, H, W, 3] in 0..1).
 
     notes: what was substituted, one sentence each.
     """
 
     images: Any
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What a model takes where a call says nothing."""
+
+    num_inference_steps: int = 8
+    guidance_scale: float = 0.0
+    control_context_scale: float = 0.75
 
 
 @dataclass(frozen=True)
@@ -114,6 +128,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         self.tokenizer, self.scheduler_config = tokenizer, scheduler_config
         self.device = torch.device(device)
         self.unified_solver = False  # whether the model is made for the unified sampler
+        self.usual = Usual()
         self.residency = Residency(self.device)  # brings each part to the device when it computes
         self.placements: Mapping[str, Placement] = {}  # a plan's, for the parts that are not loaded yet
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -153,10 +168,10 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         *,
-        height: int = 1024,
-        width: int = 1024,
-        num_inference_steps: int = 8,
-        guidance_scale: float = 0.0,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         cfg_normalization: float | bool = 0.0,
         cfg_truncation: float | None = 1.0,
         num_images_per_prompt: int = 1,
@@ -178,11 +193,11 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         inpaint_mask: Given | None = None,
         mask_feather: float = 0.0,
         control_image: Given | None = None,
-        control_context_scale: float = 0.75,
+        control_context_scale: float | None = None,
         control_start: float = 0.0,
         control_end: float = 1.0,
         tile: int | None = None,
-        max_sequence_length: int = 512,
+        max_sequence_length: int = MAX_TOKENS,
         output_type: str = "pil",
         callback: StepCallback | None = None,
         lora_strengths: LoraStrengths | None = None,
@@ -191,6 +206,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
     ) -> ZImageOutput:
         """Make `num_images_per_prompt` pictures of each prompt.
 
+        What is None is as `usual` for the model; height and width are then 1024.
         height, width: pixels, multiples of 16. num_inference_steps: forwards of the transformer.
         guidance_scale: see Guidance. generator: one for all pictures or one for each; noise is drawn on its
         device.
@@ -209,7 +225,22 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         lora_strengths: of the LoRAs attached to the transformer; without it they keep those they have.
         Raises UserError for values that make no picture, Cancelled when interrupted.
         """
-        check_size(height, width, num_inference_steps, tile)
+        height, width = (DEFAULT_SIDE if side is None else side for side in (height, width))
+        check_size(height, width, tile)
+        if num_inference_steps is None:
+            num_inference_steps = self._usual_steps(sample_solver)
+        guidance_scale = self.usual.guidance_scale if guidance_scale is None else guidance_scale
+        if control_context_scale is None:
+            control_context_scale = self.usual.control_context_scale
+        _check_ranges(
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            cfg_normalization=float(cfg_normalization or 0),
+            cfg_truncation=cfg_truncation,
+            flow_shift=flow_shift,
+            num_images_per_prompt=num_images_per_prompt,
+        )
+        _check_output(output_type, max_sequence_length)
         notes: list[str] = []
         share = Share(control_context_scale, control_start, control_end)
         given = pictures.prepare(width, height, image, inpaint_mask, control_image, mask_feather, notes)
@@ -531,6 +562,11 @@ class ZImagePipeline(Mapping[str, nn.Module]):
             samples = [x + (sigma - sigma_next) * out for x, out in zip(samples, outputs, strict=True)]
         return samples
 
+    def _usual_steps(self, sample_solver: str | None) -> int:
+        """Of the sampler that is asked for, where that is not the model's own."""
+        asked = unified_sampler.is_unified(sample_solver)
+        return UnifiedConfig.sampling_steps if asked else self.usual.num_inference_steps
+
     def _unified(
         self,
         sample_solver: str | None,
@@ -541,7 +577,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         """The unified sampler's configuration, or None where the scheduler's steps are to run."""
         solver = sample_solver or ("unified" if self.unified_solver else "")
         if not unified_sampler.is_unified(solver):
-            if solver not in ("", "default", "euler"):
+            if solver.strip().lower() not in ("", "default", "euler"):
                 raise UserError(
                     f"sample_solver came as '{solver}'; expected unified, unified_2s, unified_4s, twinflow, "
                     "or no name for the model's own."
@@ -556,6 +592,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
             notes.append(
                 f"{solver} takes {config.sampling_steps} steps; the {steps} asked for were not used."
             )
+        if idle := unified_sampler.without_effect(config):
+            notes.append(idle)
         if not self.transformer.has_second_time_embedder:
             notes.append(
                 "This model's file has no second time embedder; the first one is used for both, so pictures "
@@ -605,18 +643,36 @@ class ZImagePipeline(Mapping[str, nn.Module]):
     def _as_output(self, made: list[Tensor], output_type: str) -> Any:
         if output_type == "pt":
             return torch.stack(made).to(self.device)
+        if output_type == "np":
+            return torch.stack(made).permute(0, 2, 3, 1).float().cpu().numpy()
         return [to_pil(p) for p in made]
 
 
-def check_size(height: int, width: int, steps: int, tile: int | None = None) -> None:
+def check_size(height: int, width: int, tile: int | None = None) -> None:
     for name, value in (("height", height), ("width", width), ("tile", tile)):
         if value is not None and (value % SIZE_MULTIPLE or value <= 0):
             near = max(SIZE_MULTIPLE, round(value / SIZE_MULTIPLE) * SIZE_MULTIPLE)
             raise UserError(
                 f"The {name} {value} is not a multiple of {SIZE_MULTIPLE}; the nearest is {near}."
             )
-    if steps < 1:
-        raise UserError(f"num_inference_steps is {steps}; it must be 1 or more.")
+
+
+def _check_ranges(**arguments: Any) -> None:
+    """UserError for a number outside of the page's range; None is not checked."""
+    settings = {"num_images_per_prompt": "batch_size"}
+    for name, value in arguments.items():
+        if value is not None:
+            check_argument(settings.get(name, name), value, name)
+
+
+def _check_output(output_type: str, max_sequence_length: int) -> None:
+    if output_type not in OUTPUT_TYPES:
+        raise UserError(f"output_type came as {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}.")
+    if not 1 <= max_sequence_length <= MAX_TOKENS:
+        raise UserError(
+            f"max_sequence_length came as {max_sequence_length}; expected a whole number from 1 to "
+            f"{MAX_TOKENS}."
+        )
 
 
 def _velocities(forward: Forward, xs: list[Tensor], t: float, tt: float) -> list[Tensor]:

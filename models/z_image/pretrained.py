@@ -90,13 +90,15 @@ class ZImagePipeline(Pipeline):
         )
         return pipe
 
-    def __call__(self, *args: Any, num_inference_steps: int = 9, **arguments: Any) -> ZImageOutput:
+    def __call__(
+        self, *args: Any, num_inference_steps: int | None = None, **arguments: Any
+    ) -> ZImageOutput:
         """See the base class. num_inference_steps: noise levels, the last of which is 0; with the unified
         sampler the forwards, as in the base class.
         """
         solver = arguments.get("sample_solver") or ("unified" if self.unified_solver else "")
         forwards = num_inference_steps
-        if forwards > 1 and not unified_sampler.is_unified(solver):
+        if forwards is not None and forwards > 1 and not unified_sampler.is_unified(solver):
             forwards -= 1
         return super().__call__(*args, num_inference_steps=forwards, **arguments)
 

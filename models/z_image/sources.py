@@ -23,7 +23,7 @@ MORE_TOKENIZER_FILES = ("vocab.json", "merges.txt")
 #: for ComfyUI and diffusers
 OWN_TEXT_ENCODERS = (
     *(f"{repository}/text_encoder" for repository in OFFICIAL),
-    "qwen_3_4b.safetensors", "text_encoders/qwen_3_4b.safetensors",
+    "qwen_3_4b.safetensors", "text_encoders/qwen_3_4b.safetensors", "qwen_3_4b_fp8_mixed.safetensors",
 )  # fmt: skip
 OWN_VAES = (
     *(f"{repository}/vae/diffusion_pytorch_model.safetensors" for repository in OFFICIAL),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import UserError
-from shared.settings import FIXED_STEPS
+from shared.settings import FIXED_STEPS, SETTINGS, levels_of, solver_name
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +27,13 @@ MAX_STEPS = 100
 #: (most steps, style, gap at both ends) of unified_2s, unified_4s and unified_mul
 PRESETS = ((2, "few", (0.001, 0.6)), (4, "any", (0.001, 0.5)), (MAX_STEPS, "mul", (0.001, 0.0)))
 
-#: Ralston's third-order rule: where each prediction is made (part of the step) and its weight
-THIRD_ORDER = ((0.0, 2 / 9), (0.5, 1 / 3), (0.75, 4 / 9))
+#: sampling_order -> where each prediction is made (part of the step), from the one before, and its weight in
+#: the step's mean velocity: Euler's, Heun's and Ralston's rules
+RULES = {
+    1: ((0.0, 1.0),),
+    2: ((0.0, 1 / 2), (1.0, 1 / 2)),
+    3: ((0.0, 2 / 9), (0.5, 1 / 3), (0.75, 4 / 9)),
+}
 
 #: velocities of all samples at noise level t, asked to jump to noise level tt
 Predict = Callable[["list[Tensor]", float, float], "list[Tensor]"]
@@ -56,8 +61,7 @@ class UnifiedConfig:
 
 def is_unified(sample_solver: str | None) -> bool:
     """Whether a solver's name means this sampler: unified, twinflow, or any unified_*."""
-    name = (sample_solver or "").lower()
-    return name in ("unified", "twinflow") or name.startswith("unified_")
+    return solver_name(sample_solver or "") in ("unified", "twinflow", *FIXED_STEPS)
 
 
 def resolve(
@@ -65,18 +69,16 @@ def resolve(
     num_inference_steps: int = 2,
     overrides: Mapping[str, Any] | None = None,
 ) -> UnifiedConfig:
-    """The preset of the step count with single keys replaced; None and "" leave a key at its preset.
+    """The preset of the step count with single keys replaced; None and "" leave a key at its preset. Their
+    sampling_steps are the step count, in the place of num_inference_steps.
 
     Raises UserError: an unknown key, or a value outside its range.
     """
-    steps = FIXED_STEPS.get(sample_solver.lower(), num_inference_steps)
-    steps = _CHECKS["sampling_steps"]("num_inference_steps", steps)
-    style, gap = next((style, gap) for most, style, gap in PRESETS if steps <= most)
-    values: dict[str, Any] = {"sampling_steps": steps, "sampling_style": style, "rfba_gap_steps": gap}
     if overrides is not None and not isinstance(overrides, Mapping):
         raise UserError(
             f"unified_sampler_config came as {overrides!r}; expected an object of names and values."
         )
+    chosen: dict[str, Any] = {}
     for name, value in (overrides or {}).items():
         if name not in _CHECKS:
             near = difflib.get_close_matches(str(name), _CHECKS, n=1, cutoff=0)
@@ -84,8 +86,12 @@ def resolve(
                 f"unified_sampler_config has the unknown key '{name}'; the nearest known one is '{near[0]}'."
             )
         if value is not None and value != "":
-            values[name] = _CHECKS[name](name, value)
-    config = UnifiedConfig(**values)
+            chosen[name] = _CHECKS[name](name, value)
+    steps = _CHECKS["sampling_steps"]("num_inference_steps", num_inference_steps)
+    steps = FIXED_STEPS.get(solver_name(sample_solver), chosen.get("sampling_steps", steps))
+    style, gap = next((style, gap) for most, style, gap in PRESETS if steps <= most)
+    preset = {"sampling_steps": steps, "sampling_style": style, "rfba_gap_steps": gap}
+    config = UnifiedConfig(**preset | chosen)
     time_grid(config)
     return config
 
@@ -95,7 +101,7 @@ def time_grid(config: UnifiedConfig) -> list[float]:
 
     Raises UserError for curves and gaps that leave no falling line of levels.
     """
-    count = math.ceil(config.sampling_steps / config.sampling_order)
+    count = levels_of(config.sampling_steps, config.sampling_order)
     first, last = config.rfba_gap_steps[0], 1 - config.rfba_gap_steps[1]
     points = count + 1 if last == 1 else count  # without a gap the line ends at the image, which is not asked
     line = [first + (last - first) * i / max(points - 1, 1) for i in range(points)][:count]
@@ -107,11 +113,39 @@ def time_grid(config: UnifiedConfig) -> list[float]:
             f"{_numbers(config.rfba_gap_steps)} put several steps at the same time; expected values nearer "
             "to 1,1,1 and 0.001,0.5."
         )
-    if config.sampling_order == 2 and levels[0] >= 1:
-        raise UserError(
-            "rfba_gap_steps begins with 0, where order 2 divides by zero; expected 0.001 or more."
-        )
     return levels
+
+
+def check_offered(config: UnifiedConfig) -> None:
+    """UserError for options that draw less than 90 % as well as none (docs/twinflow.md); programs may still
+    `sample` with them.
+    """
+    levels = levels_of(config.sampling_steps, config.sampling_order)
+    ratio = config.stochast_ratio
+    extrapolates = config.extrapol_ratio > 0 and levels >= SETTINGS["extrapol_ratio"].levels
+    if extrapolates and isinstance(ratio, float) and ratio > 1:
+        raise UserError(
+            f"stochast_ratio came as {ratio:g} with extrapol_ratio {config.extrapol_ratio:g}, which together "
+            "drift away from the prompt; expected a stochast_ratio of at most 1, or an extrapol_ratio of 0."
+        )
+
+
+def without_effect(config: UnifiedConfig) -> str:
+    """A sentence that names what was chosen and changes nothing at so few noise levels; "" for nothing."""
+    levels = levels_of(config.sampling_steps, config.sampling_order)
+    chosen = {
+        "sampling_order": config.sampling_order == 2 and levels == 1,  # its last level is one prediction
+        "stochast_ratio": config.stochast_ratio != 1 and levels < SETTINGS["stochast_ratio"].levels,
+        "extrapol_ratio": config.extrapol_ratio > 0 and levels < SETTINGS["extrapol_ratio"].levels,
+    }
+    names = [name for name, idle in chosen.items() if idle]
+    if not names:
+        return ""
+    return (
+        f"With {config.sampling_steps} steps and order {config.sampling_order} the sampler visits {levels} "
+        f"noise level{'s' if levels > 1 else ''}, where {', '.join(names)} "
+        f"change{'s' if len(names) == 1 else ''} nothing: more steps let them act."
+    )
 
 
 def sample(
@@ -155,19 +189,10 @@ def sample(
         ratio = noise_ratio(config.stochast_ratio, t, t_next)
         kept, added = math.sqrt(1 - min(ratio, 1)), math.sqrt(ratio)
         fresh = [_noise(x, g) if ratio > 0 else 0.0 for x, g in zip(xs, generators, strict=True)]
-        nexts = [
+        xs = [
             (1 - t_next) * x_hat + t_next * (kept * z_hat + added * noise)
             for x_hat, z_hat, noise in zip(x_hats, z_hats, fresh, strict=True)
         ]
-        if config.sampling_order == 2:  # Heun-like: average the noise seen from both ends of the step
-            again = predict(nexts, t_next, _target(config.sampling_style, t_next, t_next))
-            ends = [x + (1 - t_next) * v for x, v in zip(nexts, again, strict=True)]
-            weight = t_next - (1 - t_next) * t / (1 - t)
-            nexts = [
-                (1 - t_next) / (1 - t) * x + weight * (z_hat + end) / 2
-                for x, z_hat, end in zip(xs, z_hats, ends, strict=True)
-            ]
-        xs = nexts
     return answer
 
 
@@ -181,12 +206,12 @@ def noise_ratio(stochast_ratio: float | str, t: float, t_next: float) -> float:
 def _velocities(
     predict: Predict, xs: list[Tensor], t: float, t_next: float, config: UnifiedConfig
 ) -> list[Tensor]:
-    """The velocities of a step: predicted at its begin, or averaged over it by the third-order rule."""
-    if config.sampling_order < 3:
-        return predict(xs, t, _target(config.sampling_style, t, t_next))
-    mean = [0.0 * x for x in xs]
-    velocities: list[Tensor] = mean
-    for part, weight in THIRD_ORDER:
+    """The velocities of a step, averaged over it by the order's rule. Its points lie on the way without fresh
+    noise; none is asked at the image itself (t = 0), where there is nothing to predict.
+    """
+    rule = RULES[1 if config.sampling_order == 2 and t_next == 0 else config.sampling_order]
+    mean = velocities = [0.0 * x for x in xs]
+    for part, weight in rule:
         now = t + part * (t_next - t)
         points = [x + (now - t) * v for x, v in zip(xs, velocities, strict=True)]
         velocities = predict(points, now, _target(config.sampling_style, now, t_next))

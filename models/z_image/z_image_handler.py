@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.z_image import lora_names, memory, recognition, sources
 from models.z_image.sources import ROOT
-from models.z_image.unified_sampler import resolve, time_grid
+from models.z_image.unified_sampler import check_offered, resolve, time_grid
 from shared.errors import UserError
 from shared.footprint import Needs, Offers
 from shared.imaging.hires import Hires
@@ -255,7 +255,9 @@ class family_handler:
             return None
         chosen = {name: settings[name] for name in SAMPLER_SETTINGS if name in settings}
         solver = settings.get("sample_solver") or "unified"
-        return time_grid(resolve(solver, settings["num_inference_steps"], chosen))
+        config = resolve(solver, settings["num_inference_steps"], chosen)
+        check_offered(config)
+        return time_grid(config)
 
     @staticmethod
     def get_rgb_factors(base_model_type: str) -> tuple[Sequence[Sequence[float]], Sequence[float]]:

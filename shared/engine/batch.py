@@ -18,6 +18,7 @@ from shared.engine.inputs import check_pictures
 from shared.engine.outlook import Outlook
 from shared.engine.records import CANCELLED, DONE, ENDED, Event
 from shared.engine.tasks import Task
+from shared.engine.translation import as_task
 from shared.errors import UserError
 from shared.settings import SettingsError
 from shared.settings_check import Validated
@@ -142,9 +143,9 @@ def validate_tasks(
     """
     valid = []
     for task in tasks:
-        values = task.values
-        if isinstance(values, dict):
-            values = {**values, "model_type": values.get("model_type") or model_id}
+        values, lines = as_task(task.values, catalog, model_id)
+        for line in lines:
+            reporter.problem(task.number, line)
         try:
             jobs = _validated(task.number, values, catalog)
         except SettingsError as error:

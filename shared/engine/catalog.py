@@ -17,6 +17,7 @@ from shared.imaging.hires import upscalers
 from shared.loras.library import Library
 from shared.loras.names import ModelNames
 from shared.prompts.jobs import expand
+from shared.prompts.remarks import remarks
 from shared.prompts.wildcards import Wildcards
 from shared.settings import SETTINGS, SettingsError, applies
 from shared.settings_check import Validated, validate
@@ -130,7 +131,15 @@ class Catalog:
             jobs = expand(whole.settings, Wildcards(self.wildcards))
         except UserError as error:
             raise SettingsError([str(error)]) from error
-        return [replace(whole, settings=self.validate(job).settings) for job in jobs]
+        if whole.settings.get("prompt_template"):  # as it was painted
+            return [replace(whole, settings=self.validate(job).settings) for job in jobs]
+        model, notes = self.model(whole.settings["model_type"]), remarks(whole.settings["prompt"])
+        found = []
+        for job in jobs:
+            tagged, said = loras.from_tags(model, job)
+            settings = self.validate(tagged).settings
+            found.append(replace(whole, settings=settings, notes=[*whole.notes, *notes, *said]))
+        return found
 
     def validate_one(self, values: Mapping[str, Any]) -> Validated:
         """As `validate_all`, for values that stand for one job. SettingsError when they stand for more."""

@@ -19,6 +19,11 @@ from shared.weights.files import Folders
 WORKER = (sys.executable, "-m", "shared.engine.worker")
 
 
+def queue_of(outputs: Path) -> Path:
+    """The file of the queue whose pictures go into this folder."""
+    return outputs / ".zgp" / "zgp.sqlite3"
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Where things are and how the worker computes; `EngineConfig.at(root)` has the usual places.
@@ -67,8 +72,7 @@ class EngineConfig:
     def at(cls, root: Path, **others: Any) -> EngineConfig:
         """The configuration with the usual places under `root`; `others` are fields that differ."""
         outputs = root / "outputs"
-        database = outputs / ".zgp" / "zgp.sqlite3"
-        places = {"ckpts": root / "ckpts", "output_dir": outputs, "database": database}
+        places = {"ckpts": root / "ckpts", "output_dir": outputs, "database": queue_of(outputs)}
         return cls(root=root, **{**places, **others})
 
     @property

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shared import config as config_file
+from shared.engine import second_start
 from shared.engine.catalog import Catalog, HandlerFor, ModelInfo
 from shared.engine.configuration import EngineConfig, read_catalog, worker_arguments, worker_environment
 from shared.engine.consent import Agreed
@@ -65,6 +66,7 @@ class Engine:
             environment=worker_environment(config.gpu, os.environ),
             log_file=config.log_file,
             restart_seconds=config.restart_seconds,
+            before_spawn=lambda: second_start.note(self.config),
         )
 
     # -- jobs ------------------------------------------------------------------------------------------------

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import UserError
 from shared.loras.library import Library, address
-from shared.loras.multipliers import Multipliers, parse
+from shared.loras.multipliers import Multipliers, merge_profile, parse, split_profile, words
+from shared.prompts.remarks import without_tags
 from shared.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -55,6 +57,38 @@ def problems(info: ModelInfo, settings: Mapping[str, Any]) -> list[str]:
         return []
     library = info.loras()
     return [problem for entry in entries if (problem := _problem(info, library, entry))]
+
+
+def bare(name: str) -> str:
+    """Letters and digits of a file's name without its folders and extension."""
+    stem = re.sub(r"\.(safetensors|gguf|ckpt|pt|sft)$", "", PurePosixPath(name.replace("\\", "/")).name)
+    return re.sub(r"[^a-z0-9]", "", stem.lower())
+
+
+def from_tags(info: ModelInfo, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The settings with the <lora:name:strength> tags of their prompt among the LoRAs, and a line for each
+    that is not here. Tags never stay in the prompt.
+    """
+    prompt, tags = without_tags(settings["prompt"])
+    if not tags:
+        return dict(settings), []
+    entries = [] if info.lora_folder is None else info.loras().entries()
+    by_name = {bare(entry.name): entry.name for entry in reversed(entries)}
+    found = [(by_name[bare(name)], strength) for name, strength in tags if bare(name) in by_name]
+    lost = ", ".join(name for name, _ in tags if bare(name) not in by_name)
+    notes = [f"LoRA tags of the prompt left out, as no file is called so: {lost}."] if lost else []
+    changed = {**settings, "prompt": prompt or settings["prompt"]}
+    if found:
+        users = list(settings.get("activated_loras") or ())
+        profile, own = split_profile(settings.get("loras_multipliers") or "")
+        before = len(words(profile))
+        given = words(own)[: max(0, len(users) - before)]
+        padding = ["1"] * (len(users) - before - len(given))
+        strengths = [*given, *padding, *(strength or "1" for _, strength in found)]
+        changed["activated_loras"] = [*users, *(name for name, _ in found)]
+        changed["loras_multipliers"] = merge_profile(" ".join(strengths), profile)
+        notes.append(f"LoRA tags of the prompt act: {', '.join(name for name, _ in found)}.")
+    return changed, notes
 
 
 def check_addresses(settings: Mapping[str, Any]) -> None:

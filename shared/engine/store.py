@@ -402,7 +402,7 @@ class JobStore:
                 "INSERT OR REPLACE INTO previews (job_id, seq, jpeg) VALUES (?, ?, ?)", (job_id, seq, jpeg)
             )
 
-    def add_image(
+    def claim_image(
         self,
         job_id: int,
         *,
@@ -412,19 +412,39 @@ class JobStore:
         width: int,
         height: int,
         metadata: dict[str, Any],
-    ) -> int:
-        """Record a saved image file and return its id."""
+    ) -> None:
+        """Record a picture whose file is about to get the name `path`: a worker that is killed between leaves
+        a record without a file, which `drop_lost_images` knows, and never a file without a record.
+        """
         with self._db.transaction() as cx:
-            image_id = cx.execute(
+            cx.execute("DELETE FROM images WHERE job_id = ? AND number = ?", (job_id, index))
+            cx.execute(
                 "INSERT INTO images (job_id, number, path, seed, width, height, created, metadata)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (job_id, index, path, seed, width, height, time.time(), to_json(metadata)),
-            ).lastrowid
-            data = {"id": image_id, "index": index, "path": path, "seed": seed}
-            data |= {"width": width, "height": height}
+            )
+
+    def announce_image(self, job_id: int, index: int) -> int:
+        """Tell who follows the job that a claimed picture's file is there. Returns the picture's id."""
+        with self._db.transaction() as cx:
+            row = cx.execute(
+                "SELECT * FROM images WHERE job_id = ? AND number = ?", (job_id, index)
+            ).fetchone()
+            data = {"id": row["id"], "index": index, "path": row["path"], "seed": row["seed"]}
+            data |= {"width": row["width"], "height": row["height"]}
             job_rows.add_event(cx, job_id, "image", data)
-        assert image_id is not None
-        return image_id
+        return int(row["id"])
+
+    def add_image(self, job_id: int, *, index: int, **image: Any) -> int:
+        """Record a saved image file (see `claim_image`) and return its id."""
+        self.claim_image(job_id, index=index, **image)
+        return self.announce_image(job_id, index)
+
+    def drop_lost_images(self, job_id: int) -> None:
+        """Forget the pictures of a job that were claimed and whose files never came, or are gone."""
+        lost = [image.id for image in self.images(job_id) if not Path(image.path).exists()]
+        with self._db.transaction() as cx:
+            cx.executemany("DELETE FROM images WHERE id = ?", [(one,) for one in lost])
 
     def note(self, job_id: int, text: str) -> None:
         """Tell the user something about a job, once: what was substituted, or that it is tried again."""

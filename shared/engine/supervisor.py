@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from shared.engine.store import WORKER_DIED, JobStore
@@ -36,7 +36,9 @@ WINDOWS_FLAGS = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(
 
 
 class Supervisor:
-    """`first_arguments` are only given to the first worker: a restarted one does nothing unasked."""
+    """`first_arguments` are only given to the first worker: a restarted one does nothing unasked.
+    before_spawn: is called whenever a worker is started.
+    """
 
     def __init__(
         self,
@@ -47,11 +49,13 @@ class Supervisor:
         environment: Mapping[str, str] | None = None,
         log_file: Path,
         restart_seconds: float = 0.5,
+        before_spawn: Callable[[], object] = lambda: None,
     ):
         self._store, self._command, self._log_file = store, list(command), log_file
         self._first_arguments = list(first_arguments)
         self._environment = environment
         self._restart_seconds = restart_seconds
+        self._before_spawn = before_spawn
         self._lock = ProcessLock(store.path.with_name(store.path.name + ".lock"))
         self._stopping = threading.Event()
         self._spawning = threading.Lock()
@@ -149,6 +153,7 @@ class Supervisor:
         with self._spawning, self._log_file.open("ab") as output:
             if self._stopping.is_set():
                 return
+            self._before_spawn()
             self._worker = subprocess.Popen(
                 [*self._command, *more_arguments],
                 cwd=CODE_ROOT,

@@ -11,6 +11,8 @@ from typing import Any
 from shared.engine.inputs import PICTURES
 from shared.engine.queue_file import read_queue, unwrapped
 from shared.errors import UserError
+from shared.imaging.comfy_graph import is_graph
+from shared.imaging.foreign import from_graph
 from shared.prompts.lines import units
 from shared.settings import LINES
 
@@ -24,8 +26,9 @@ class Task:
 
 
 def read_tasks(path: Path, folder: Path) -> list[Task]:
-    """Read a .json (one object, a list of them, or Wan2GP's list of {"id", "params"}), .txt or .zip file;
-    UserError when it cannot be read as such. The pictures of a .zip file are put into `folder`.
+    """Read a .json (one object, a list of them, Wan2GP's list of {"id", "params"}, or a workflow of ComfyUI,
+    whose values are a Foreign), .txt or .zip file; UserError when it cannot be read as such. The pictures of
+    a .zip file are put into `folder`.
     """
     if path.suffix.lower() == ".zip":
         return _tasks(path, read_queue(path, folder))
@@ -68,6 +71,11 @@ def _beside(values: Any, folder: Path) -> Any:
 
 def _read_json(text: str) -> list[Any]:
     content = json.loads(text)
+    if is_graph(content):
+        found = from_graph(content)
+        if found is None:
+            raise UserError("This ComfyUI workflow has no sampler that makes a picture: name another file.")
+        return [found]
     return [unwrapped(item) for item in (content if isinstance(content, list) else [content])]
 
 

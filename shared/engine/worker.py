@@ -166,6 +166,7 @@ class Worker:
 
     def _make_images(self, job: Job, progress: Progress, rung: int, failed: list[str]) -> None:
         settings = job.settings
+        self._store.drop_lost_images(job.id)
         saved = {image.index for image in self._store.images(job.id)}  # by an attempt that was cut short
         indices = [index for index in range(settings["batch_size"]) if index not in saved]
         if not indices:
@@ -222,26 +223,37 @@ class Worker:
             datetime.now(), seed, settings["prompt"], model.info.id, index,
             steps=settings.get("num_inference_steps", 0), resolution=f"{image.width}x{image.height}",
         )  # fmt: skip
-        path = self._write(job, image, facts, settings["image_format"], meta)
-        self._store.add_image(
-            job.id,
-            index=index,
-            path=str(path),
-            seed=seed,
-            width=image.width,
-            height=image.height,
-            metadata=meta,
-        )
 
-    def _write(self, job: Job, image: Image.Image, facts: Facts, fmt: str, meta: dict[str, Any]) -> Path:
-        """Save a picture where the job and the rules want it."""
+        def claim(path: Path) -> None:
+            width, height = image.size
+            self._store.claim_image(
+                job.id, index=index, path=str(path), seed=seed, width=width, height=height, metadata=meta
+            )
+
+        try:
+            self._write(job, image, facts, settings["image_format"], meta, claim)
+        except UserError:
+            self._store.drop_lost_images(job.id)
+            raise
+        self._store.announce_image(job.id, index)
+
+    def _write(
+        self,
+        job: Job,
+        image: Image.Image,
+        facts: Facts,
+        fmt: str,
+        meta: dict[str, Any],
+        claim: Callable[[Path], object] = lambda path: None,
+    ) -> Path:
+        """Save a picture where the job and the rules want it. claim: as for saving.save_image."""
         rules = self._rules
         name = output_path(rules.template, facts)
         # A folder that the job names has no subfolders.
         folder = Path(job.output_dir) if job.output_dir else self._output_dir / name.parent
         quality = rules.quality if fmt == rules.format else saving.QUALITY
         written = meta if rules.metadata else None
-        return saving.save_image(image, folder, name.name, fmt, written, quality)
+        return saving.save_image(image, folder, name.name, fmt, written, quality, claim)
 
 
 def _public(settings: dict[str, Any]) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def read(path: Path | str) -> dict[str, Any] | None:
 
 def texts(path: Path | str) -> dict[str, str]:
     """The texts in an image file by name: a PNG's chunks; EXIF's UserComment (in two places), and its
-    ImageDescription, Make and Model, where ComfyUI writes. Errors as for `read`.
+    ImageDescription, Make and Model, where ComfyUI writes. mflux writes EXIF into PNG. Errors as for `read`.
     """
     path = Path(path)
     try:
@@ -178,8 +178,10 @@ def texts(path: Path | str) -> dict[str, str]:
 def _texts(image: Image.Image) -> Iterator[tuple[str, str]]:
     if image.format == "PNG":
         yield from ((str(name), text) for name, text in image.info.items() if isinstance(text, str))
-        return
-    tags = image.getexif()
+        tags = Image.Exif()
+        tags.load(image.info.get("exif") or b"")  # image.getexif() would read the pixels
+    else:
+        tags = image.getexif()
     for tag, name in _EXIF_TEXTS.items():
         if isinstance(tags.get(tag), str):
             yield name, tags[tag]
@@ -215,7 +217,7 @@ def _from_json(text: str) -> dict[str, Any] | None:
 
 
 def _is_metadata(meta: Any) -> bool:
-    if not isinstance(meta, dict) or not isinstance(meta.get("prompt"), str):
+    if not isinstance(meta, dict) or not isinstance(meta.get("prompt"), str) or "mflux_version" in meta:
         return False
     made = meta.get("zgp", {})
     return isinstance(made, dict) and isinstance(made.get("model_files", {}), dict)

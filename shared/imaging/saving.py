@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -48,12 +49,14 @@ def save_image(
     fmt: str,
     meta: Mapping[str, Any] | None,
     quality: int = QUALITY,
+    claim: Callable[[Path], object] = lambda path: None,
 ) -> Path:
     """Write `image` with its metadata as `stem` plus extension, or stem_1, stem_2 … where that name is taken.
 
     `fmt` is one of settings' image formats; meta: None for a file with nothing but the picture; quality: of
     JPEG and WebP. The file is written under a temporary name, flushed to the disk
-    and only then named, so nobody ever sees half a picture. Raises UserError when it cannot be written.
+    and only then named, so nobody ever sees half a picture. claim: is told the name before the file has it,
+    once more where another one was quicker. Raises UserError when it cannot be written.
     """
     extension, encode = _ENCODERS[fmt]
     if fmt == "jpeg" and meta is not None and len(metadata.exif(meta)) > _MAX_JPEG_EXIF:
@@ -64,7 +67,7 @@ def save_image(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(temporary, data)
-        return move_to_free_name(temporary, folder, stem, extension)
+        return move_to_free_name(temporary, folder, stem, extension, claim)
     except OSError as error:
         raise UserError(_reason(error, folder, len(data))) from error
     finally:
@@ -116,16 +119,24 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def move_to_free_name(temporary: Path, folder: Path, stem: str, extension: str) -> Path:
+def move_to_free_name(
+    temporary: Path,
+    folder: Path,
+    stem: str,
+    extension: str,
+    claim: Callable[[Path], object] = lambda path: None,
+) -> Path:
     """Give a finished file of the same disk the first free name: stem, stem_1, stem_2 …"""
     number = 0
     while True:
         target = folder / (f"{stem}_{number}{extension}" if number else f"{stem}{extension}")
-        try:
+        number += 1
+        if os.path.lexists(target):
+            continue
+        claim(target)
+        with contextlib.suppress(FileExistsError):  # of two processes, the other one got it
             _move_without_overwriting(temporary, target)
             return target
-        except FileExistsError:
-            number += 1
 
 
 def _move_without_overwriting(source: Path, target: Path) -> None:

@@ -14,8 +14,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-NEUMANN_TERMS = 5  # of PEFT's series for an OFT's rotation
-
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
@@ -226,10 +224,10 @@ def output_rotation(blocks: Tensor, constraint: float) -> Tensor:
     return ((eye + skew) @ torch.linalg.inv(eye - skew)).transpose(1, 2)
 
 
-def input_rotation(triangles: Tensor, size: int, neumann: bool) -> Tensor:
+def input_rotation(triangles: Tensor, size: int, neumann: int) -> Tensor:
     """PEFT's rotation [n, b, b] of a layer's inputs from the upper triangles [n, b (b - 1) / 2] of Q.
 
-    `neumann` (PEFT's default): the first terms of a series, I + 2Q + 2Q^2 + 2Q^3 + Q^4. Otherwise
+    neumann: how many terms of a series, I + 2Q + 2Q^2 + 2Q^3 + Q^4 (PEFT's default: 5). 0 for
     (I - Q) (I + Q)^-1: PEFT gives the two opposite signs, and so must we.
     """
     skew = torch.zeros(len(triangles), size, size)
@@ -240,7 +238,7 @@ def input_rotation(triangles: Tensor, size: int, neumann: bool) -> Tensor:
     if not neumann:
         return torch.linalg.solve(eye + skew, eye - skew, left=False)
     powers = [eye]
-    for _ in range(1, NEUMANN_TERMS):
+    for _ in range(1, neumann):
         powers.append(powers[-1] @ skew)
     return powers[0] + 2 * sum(powers[1:-1]) + powers[-1]
 

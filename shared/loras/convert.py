@@ -19,7 +19,7 @@ from shared.loras.names import ModelNames
 from shared.loras.reader import LoraFile, read
 from shared.loras.verdict import Verdict
 
-PREFIX = "transformer."
+PREFIX, LOKR_PREFIX = "transformer.", "diffusion_model."
 FOLDED = ("lora_adapter_metadata", "ss_network_alpha")  # metadata that would be wrong about the new file
 
 
@@ -29,18 +29,23 @@ def convert(
     """Write the LoRA file `source` to `out` under diffusers' keys and return its verdict.
 
     transformer.MODULE.lora_A.weight and .lora_B.weight, with alpha / rank in the latter, and DoRA's
-    .lora_magnitude_vector or .dora_scale; .diff and .diff_b for all else. LoHa and low-rank LoKr become exact
-    LoRAs where that is smaller than the difference. weight_of: the base weight [out, in] of a module, which
-    only an OFT needs. UserError when it is missing, or `out` cannot be written.
+    .lora_magnitude_vector or .dora_scale; .diff and .diff_b for all else. A file of nothing but LoKr stays
+    one, under the names that diffusers knows it by: diffusion_model.MODULE.lokr_*, the scale in w1. LoHa, and
+    low-rank LoKr among others, become exact LoRAs where that is smaller than the difference. weight_of: the
+    base weight [out, in] of a module, which only an OFT needs. UserError when it is missing, or `out` cannot
+    be written.
     """
     if out.suffix.lower() not in LORA_SUFFIXES or out.resolve() == source.resolve():
         raise UserError(f"{out} cannot be written to: name another {' or '.join(LORA_SUFFIXES)} file.")
     lora = read(source, names)
+    only_lokr = all(_is_lokr(adapter) for found in lora.adapters.values() for adapter in found)
+    prefix = LOKR_PREFIX if only_lokr else PREFIX
     tensors: dict[str, Tensor] = {}
     for module, adapters in lora.adapters.items():
         for adapter in adapters:
-            for suffix, tensor in _tensors(lora, module, adapter, weight_of).items():
-                tensors[f"{PREFIX}{module}.{suffix}"] = tensor.contiguous().clone()
+            made = _lokr(adapter) if only_lokr else _tensors(lora, module, adapter, weight_of)
+            for suffix, tensor in made.items():
+                tensors[f"{prefix}{module}.{suffix}"] = tensor.contiguous().clone()
     metadata = {key: value for key, value in lora.metadata.items() if key not in FOLDED}
     new = out.with_name(f".{out.name}.new")
     try:
@@ -83,6 +88,25 @@ def _tensors(
             return {"diff": adapter.delta()} if low_rank is None else _pair(low_rank)
 
 
+def _is_lokr(adapter: Adapter) -> bool:
+    return isinstance(adapter.inner if isinstance(adapter, Dora) else adapter, LoKr)
+
+
+def _lokr(adapter: Adapter) -> dict[str, Tensor]:
+    """A LoKr's factors as they are, the scale in the first of them; a DoRA's magnitudes beside them."""
+    if isinstance(adapter, Dora):
+        rows = adapter.axis == "out"
+        magnitude = adapter.magnitude.flatten()
+        return _lokr(adapter.inner) | {"dora_scale": magnitude[:, None] if rows else magnitude[None, :]}
+    assert isinstance(adapter, LoKr)
+    w1 = (_scaled(adapter.w1[0], adapter.scale), *adapter.w1[1:])
+    found: dict[str, Tensor] = {}
+    for side, factors in (("w1", w1), ("w2", adapter.w2)):
+        ends = ("",) if len(factors) == 1 else ("_a", "_b")
+        found |= {f"lokr_{side}{end}": factor for end, factor in zip(ends, factors, strict=True)}
+    return found
+
+
 def _as_low_rank(adapter: Adapter) -> LowRank | None:
     """The same change as a LoRA; None when that is not smaller than the full difference."""
     if isinstance(adapter, LowRank):
@@ -96,7 +120,10 @@ def _as_low_rank(adapter: Adapter) -> LowRank | None:
 
 def _pair(low_rank: LowRank) -> dict[str, Tensor]:
     """A and B with the scale in B: in the file's precision where that is exact, else in float32."""
-    up = low_rank.up.float() * low_rank.scale
-    rounded = up.to(low_rank.up.dtype)
-    exact = torch.equal(rounded.float(), up)
-    return {"lora_A.weight": low_rank.down, "lora_B.weight": rounded if exact else up}
+    return {"lora_A.weight": low_rank.down, "lora_B.weight": _scaled(low_rank.up, low_rank.scale)}
+
+
+def _scaled(factor: Tensor, scale: float) -> Tensor:
+    scaled = factor.float() * scale
+    rounded = scaled.to(factor.dtype)
+    return rounded if torch.equal(rounded.float(), scaled) else scaled

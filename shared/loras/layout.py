@@ -6,7 +6,6 @@ that it is told when the file is chosen and not when a picture is made.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import struct
@@ -18,16 +17,17 @@ from typing import Any, BinaryIO
 from shared.errors import UserError
 from shared.loras.names import ModelNames, Part, Target, foreign_family, is_text_encoder
 from shared.loras.peft import PeftConfig, read_config
-from shared.weights.files import DamagedFile, check_safetensors
+from shared.weights.files import DamagedFile, Header, RefusedFile, read_header
+from shared.wording import printable
 
 LORA_SUFFIXES = (".safetensors", ".sft")
 
 # The end of a key by the factor it names; ".default" (PEFT's adapter name) is taken out before.
 SPELLINGS = {
     "down": (".lora_A.weight", ".lora_down.weight", ".lora.A.weight", ".lora.down.weight",
-             "_lora.down.weight", ".lora_linear_layer.down.weight", ".lora_A", ".lora_down"),
+             "_lora.down.weight", "_lora.down", ".lora_linear_layer.down.weight", ".lora_A", ".lora_down"),
     "up": (".lora_B.weight", ".lora_up.weight", ".lora.B.weight", ".lora.up.weight", "_lora.up.weight",
-           ".lora_linear_layer.up.weight", ".lora_B", ".lora_up"),
+           "_lora.up", ".lora_linear_layer.up.weight", ".lora_B", ".lora_up"),
     "alpha": (".alpha",),
     "magnitude": (".dora_scale", ".magnitude", ".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
     **{name: (f".{name}",) for name in (
@@ -35,14 +35,23 @@ SPELLINGS = {
         "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t1", "lokr_t2",
         "oft_blocks", "oft_diag", "rescale", "diff", "diff_b", "w_norm", "b_norm", "set_weight", "on_input",
     )},
-    "oft_R": (".oft_R.weight",),
+    "oft_R": (".oft_R.weight", ".oft_R"),
+    "scaled_oft": (".oft_R.scaled_oft", ".scaled_oft"),
+    "boft_R": (".boft_R",),
+    "boft_s": (".boft_s",),
     "mid": (".lora_mid.weight",),
     "up_bias": (".lora_B.bias",),
     **{f"glora_{name}": (f".{name}.weight",) for name in ("a1", "a2", "b1", "b2")},
 }  # fmt: skip
 FACTOR = {spelling: factor for factor, spellings in SPELLINGS.items() for spelling in spellings}
-KEY = re.compile(rf"(.*?)({'|'.join(map(re.escape, sorted(FACTOR, key=len, reverse=True)))})")
-ADAPTER_NAME = re.compile(r"\.default(?=\.|$)")
+SPELLING_LENGTHS = sorted({len(spelling) for spelling in FACTOR}, reverse=True)
+# PEFT's name for an adapter, "default" or what its user called it, behind the factor's own name.
+ADAPTER_NAME = re.compile(
+    r"(?<=\.)(lora_[AB]|lora_magnitude_vector|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|oft_R|boft_[Rs])"
+    r"\.(?!weight$|bias$|scaled_oft$)([^.]+)(?=\.weight$|\.bias$|$)"
+)
+# Attention processors of old diffusers held the LoRAs of the attention that they belonged to.
+PROCESSOR = re.compile(r"([._])processor[._](?=to_(?:q|k|v|out)$)")
 
 LOKR_SIDES = {
     f"w{n}": (frozenset({f"lokr_w{n}"}), frozenset({f"lokr_w{n}_a", f"lokr_w{n}_b"})) for n in (1, 2)
@@ -56,6 +65,7 @@ ALGORITHMS: dict[str, tuple[frozenset[str], ...]] = {
     "diff": (frozenset({"diff"}), frozenset({"w_norm"})),
 }
 BIASES = ("diff_b", "b_norm")
+BOFT = "it is a BOFT adapter, whose butterflies are not computed here"
 UNSUPPORTED = {
     "hada_t1": "it is a convolution's (Tucker) LoHa",
     "hada_t2": "it is a convolution's (Tucker) LoHa",
@@ -65,11 +75,20 @@ UNSUPPORTED = {
     "oft_diag": "it is kohya's older form of OFT",
     "set_weight": "it replaces the weight instead of changing it",
     "on_input": "it is an IA3 adapter",
+    "boft_R": BOFT,
+    "boft_s": BOFT,
     "up_bias": "its LoRA has a bias of its own",
     **{f"glora_{name}": "it is a GLoRA adapter" for name in ("a1", "a2", "b1", "b2")},
 }
 FLOATS = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2")
-SCALARS = {"F16": "<e", "F32": "<f", "F64": "<d", "I32": "<i", "I64": "<q"}
+# How Python's struct reads one number. Bytes in front make a number of the next larger kind of it.
+SCALARS = {
+    "F16": "<e", "F32": "<f", "F64": "<d", "BOOL": "<?", "U8": "<B", "I8": "<b", "U16": "<H", "I16": "<h",
+    "U32": "<I", "I32": "<i", "U64": "<Q", "I64": "<q", "BF16": "<f", "F8_E5M2": "<e",
+}  # fmt: skip
+IN_FRONT = {"BF16": 2, "F8_E5M2": 1}
+SCALED_ALGORITHMS = ("LoRA", "LoHa", "LoKr", "OFT")  # the others have no use for an alpha
+MARKS = ("alpha", "scaled_oft")  # numbers that say how the factors are meant
 
 # What a file that is no safetensors begins with.
 MAGIC = (
@@ -80,6 +99,12 @@ MAGIC = (
     (b"version https://git-lfs", "is only the pointer to a file in Git LFS"),
     (b"{", "is JSON text"),
 )
+
+
+MAX_KEYS = 8000  # every module of the model and of its text encoder has a few
+MAX_SHOWN = 80  # characters of a name in a sentence
+MAX_SENTENCE = 190  # of all that is said about a file, without its name
+MAX_FILE_NAME = 100
 
 
 class Flaw(Exception):
@@ -100,6 +125,11 @@ class Source:
     begin: int
 
     @property
+    def called(self) -> str:
+        """The key in a sentence."""
+        return printable(self.key, MAX_SHOWN)
+
+    @property
     def matrix(self) -> tuple[int, ...]:
         """The shape without the trailing ones of a 1 x 1 convolution."""
         shape = self.shape
@@ -110,7 +140,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Module:
-    """One module of the file. `algorithm` is "" where only a bias is changed; `scale` multiplies the delta.
+    """One module of the file. `algorithm` is "" where only a bias is changed.
+
+    scale: multiplies the delta; an OFT's angles, as OneTrainer's "scaled OFT" divides them by 2 sqrt(b - 1).
 
     parts: the modules of the model to change. magnitude: the axis that a DoRA's has, "out" or "in", or "".
     """
@@ -131,7 +163,7 @@ class Module:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Modules of the file that are not used, by the names that the file has for them."""
+    """Modules of the file that are not used, by the names that the file has for them (`printable`)."""
 
     names: tuple[str, ...]
     reason: str
@@ -167,48 +199,54 @@ def read_layout(path: Path, names: ModelNames) -> Layout:
     Raises UserError with the nearest reason when it can do nothing, or is damaged.
     """
     path = Path(path)
-    entries, metadata, data_start = _read_header(path)
+    header = _header(path)
+    if len(header.entries) > MAX_KEYS:
+        many = f"{len(header.entries):,} tensors, at most {MAX_KEYS:,} are read"
+        raise _refused(path, f"is no LoRA: it has {many}")
     keys = _Keys(names)
     try:
-        for key, entry in entries.items():
-            keys.add(key, entry, data_start)
-        peft = read_config(path, metadata, keys.prefixes)
+        for key, entry in header.entries.items():
+            keys.add(key, entry, header.data_start)
+        peft = read_config(path, header.metadata, keys.prefixes)
         with path.open("rb") as file:
             modules, left_out = _modules(file, keys, peft)
     except Flaw as flaw:
-        raise UserError(f"{path.name} is damaged: {flaw}.") from flaw
+        raise _refused(path, f"is damaged: {flaw}") from flaw
     modules, doubled = _once(modules)
     left_out += doubled + _strangers(keys, names)
     if not modules:
-        raise UserError(f"{path.name} {_refusal(keys, left_out, names)}.")
-    spellings = frozenset(keys.spellings)
-    return Layout(path, tuple(modules), tuple(left_out), metadata, frozenset(keys.prefixes), spellings, peft)
+        raise _refused(path, _refusal(keys, left_out, names))
+    prefixes, spellings = frozenset(keys.prefixes), frozenset(keys.spellings)
+    return Layout(path, tuple(modules), tuple(left_out), header.metadata, prefixes, spellings, peft)
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
-    """(entries by key, metadata, where the data begins). UserError for what is no whole safetensors file."""
+def _header(path: Path) -> Header:
+    """UserError for what is no whole safetensors file."""
     if path.suffix.lower() not in LORA_SUFFIXES:
-        raise UserError(
-            f"{path.name} is not a {' or '.join(LORA_SUFFIXES)} file: other kinds are not opened."
-        )
+        raise _refused(path, f"is not a {' or '.join(LORA_SUFFIXES)} file: other kinds are not opened")
     if not path.is_file():
-        raise UserError(f"{path.name} cannot be read (there is no such file).")
+        raise _refused(path, "cannot be read (there is no such file)")
     try:
-        entries = check_safetensors(path)
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            metadata = json.loads(file.read(size)).get("__metadata__")
+        return read_header(path)
     except DamagedFile as error:
-        raise UserError(f"{path.name} {_flaw_of(path, error)}: fetch the file again.") from error
+        raise _refused(path, f"{_flaw_of(path, error)}: fetch the file again") from error
+    except RefusedFile as error:
+        raise _refused(path, error.flaw) from error
     except OSError as error:
-        raise UserError(f"{path.name} cannot be read ({error.strerror or error}).") from error
-    texts = metadata.items() if isinstance(metadata, dict) else ()
-    return entries, {str(name): value for name, value in texts if isinstance(value, str)}, 8 + size
+        raise _refused(path, f"cannot be read ({error.strerror or error})") from error
+
+
+def _refused(path: Path, reason: str) -> UserError:
+    """One sentence of at most 300 characters, whatever the file and its name hold."""
+    return UserError(f"{printable(path.name, MAX_FILE_NAME)} {printable(reason, MAX_SENTENCE)}.")
 
 
 def _flaw_of(path: Path, error: DamagedFile) -> str:
     with path.open("rb") as file:
-        begin = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+        begin = file.read(64)
+    if 8 + int.from_bytes(begin[:8], "little") <= path.stat().st_size:
+        return error.flaw  # it has a header: its first bytes are a length, whatever they look like
+    begin = begin.removeprefix(b"\xef\xbb\xbf").lstrip()
     return next((words for magic, words in MAGIC if begin.startswith(magic)), error.flaw)
 
 
@@ -225,12 +263,15 @@ class _Keys:
 
     def add(self, key: str, entry: Mapping[str, Any], data_start: int) -> None:
         """Flaw when the module has this factor already, under another spelling."""
-        match = KEY.fullmatch(ADAPTER_NAME.sub("", key))
-        if match is None:
+        named = ADAPTER_NAME.search(key)
+        found_ends = _taken_apart(ADAPTER_NAME.sub(r"\1", key))
+        if found_ends is None:
             self.plain.append(key)
             return
-        stem, spelling = match.groups()
-        self.spellings.add(spelling + (" default" if ADAPTER_NAME.search(key) else ""))
+        stem, spelling = found_ends
+        stem = PROCESSOR.sub(r"\1", stem)
+        name_of_it = "" if named is None else " default" if named[2] == "default" else " named"
+        self.spellings.add(spelling + name_of_it)
         name, found = stem, self.names.resolve(stem)
         if found is not None:
             prefix, target = found
@@ -240,11 +281,19 @@ class _Keys:
         source = Source(key, entry["dtype"], tuple(entry["shape"]), data_start + entry["data_offsets"][0])
         other = self.groups.setdefault(name, {}).setdefault(FACTOR[spelling], source)
         if other is not source and found is not None:
-            raise Flaw(f"{name} has the same factor twice, as {other.key} and as {key}")
+            raise Flaw(f"{name} has the same factor twice, as {other.called} and as {source.called}")
 
     @property
     def strangers(self) -> list[str]:
         return [name for name in self.groups if name not in self.targets]
+
+
+def _taken_apart(key: str) -> tuple[str, str] | None:
+    """(module, the longest spelling of a factor that the key ends in); None where it ends in none."""
+    for length in SPELLING_LENGTHS:
+        if key[-length:] in FACTOR:
+            return key[:-length], key[-length:]
+    return None
 
 
 # ---------------------------------------------------------------- one module
@@ -268,17 +317,25 @@ def _module(file: BinaryIO, target: Target, group: Mapping[str, Source], peft: P
     for factor, source in group.items():
         if factor in UNSUPPORTED:
             raise Unused(UNSUPPORTED[factor])
-        if factor != "alpha" and source.dtype not in FLOATS:
-            raise Flaw(f"stores {source.key} as {source.dtype}; expected {', '.join(FLOATS)}")
-    alpha = _scalar(file, group["alpha"]) if "alpha" in group else None
-    factors = {factor: source for factor, source in group.items() if factor != "alpha"}
+        if factor not in MARKS and source.dtype not in FLOATS:
+            raise Flaw(f"stores {source.called} as {source.dtype}; expected {', '.join(FLOATS)}")
+    factors = {factor: source for factor, source in group.items() if factor not in MARKS}
     algorithm = _algorithm(factors)
     shape, rank = SHAPES[algorithm](factors)
+    alpha = None
+    if "alpha" in group and rank is not None and "oft_R" not in factors:
+        alpha = _scalar(file, group["alpha"])
     _check_bias(target, factors)
     _check_fits(target, shape)
     if "oft_blocks" in factors and any(part.rows and part.rows[0] % (rank or 1) for part in target.parts):
         raise Unused("the blocks of its OFT reach over the layers that were stacked")
-    scale, alpha = _scale(target.name, algorithm, rank, alpha, peft)
+    if "scaled_oft" in group and "oft_R" not in factors:
+        raise Unused("it is marked as a scaled OFT and has no oft_R")
+    if "scaled_oft" in group and _is_true(file, group["scaled_oft"]):
+        assert rank is not None
+        scale = 1 / (2 * math.sqrt(rank - 1))
+    else:
+        scale, alpha = _scale(target.name, algorithm, rank, alpha, peft)
     axis = _magnitude_axis(target, factors["magnitude"]) if "magnitude" in factors else ""
     return Module(target, target.parts, factors, algorithm, rank, alpha, scale, axis)
 
@@ -299,14 +356,14 @@ def _algorithm(factors: Mapping[str, Source]) -> str:
         missing = sorted(nearest - given)
         if missing:
             has = ", ".join(
-                factors[factor].key.rpartition(".weight")[0] or factors[factor].key for factor in given
+                factors[factor].called.rpartition(".weight")[0] or factors[factor].called for factor in given
             )
             raise Flaw(f"has {has} without the factor {' and '.join(missing)} that belongs to it")
         raise Flaw(f"has {' and '.join(sorted(given))}, of which only some can be meant")
     if "magnitude" in factors:
         raise Flaw("has a DoRA's magnitude without its factors")
     if not factors:
-        raise Flaw("has an alpha and nothing else")
+        raise Unused("it has an alpha and nothing else, so it does nothing")
     return ""
 
 
@@ -319,28 +376,42 @@ def _scale(
     """
     if algorithm == "OFT":
         return 1.0, alpha
-    if rank is None:
-        return 1.0, None
-    if alpha is None:
-        return (peft.scale(name, rank) if peft is not None and algorithm == "LoRA" else 1.0), None
-    if alpha == 0:
+    scale = 1.0
+    if alpha is not None and rank is not None:
+        scale = alpha / rank
+    elif peft is not None:
+        scale = peft.scale(name, algorithm, rank)
+    if scale == 0:
         raise Unused("its alpha is 0, so it does nothing")
-    return alpha / rank, alpha
+    return scale, alpha
+
+
+def _is_true(file: BinaryIO, source: Source) -> bool:
+    """Whether a mark is set: it is by being there, unless it is a number and 0."""
+    return math.prod(source.shape) != 1 or _scalar(file, source) != 0
 
 
 def _scalar(file: BinaryIO, source: Source) -> float:
     """The value of a tensor of one number. The only data that is read here."""
-    if math.prod(source.shape) != 1 or source.dtype not in (*SCALARS, "BF16"):
+    if math.prod(source.shape) != 1 or source.dtype not in (*SCALARS, "F8_E4M3"):
         raise Flaw(f"has an alpha of {source.dtype} {list(source.shape)}; expected one number")
     file.seek(source.begin)
-    if source.dtype == "BF16":
-        (value,) = struct.unpack("<f", b"\0\0" + file.read(2))
+    if source.dtype == "F8_E4M3":
+        value = _e4m3(file.read(1)[0])
     else:
-        form = SCALARS[source.dtype]
-        (value,) = struct.unpack(form, file.read(struct.calcsize(form)))
+        form, missing = SCALARS[source.dtype], IN_FRONT.get(source.dtype, 0)
+        (value,) = struct.unpack(form, bytes(missing) + file.read(struct.calcsize(form) - missing))
     if not math.isfinite(value):
         raise Flaw(f"has the alpha {value}")
     return float(value)
+
+
+def _e4m3(byte: int) -> float:
+    """One float8 of 4 bits of exponent (bias 7) and 3 of mantissa, which has no infinity and one NaN."""
+    sign, exponent, mantissa = 1 - 2 * (byte >> 7), byte >> 3 & 15, byte & 7
+    if byte & 127 == 127:
+        return math.nan
+    return sign * (math.ldexp(8 + mantissa, exponent - 10) if exponent else math.ldexp(mantissa, -9))
 
 
 # ---------------------------------------------------------------- shapes
@@ -354,7 +425,7 @@ def _product(left: Source, right: Source) -> tuple[int, int, int]:
         raise Flaw(f"has factors of shapes {list(left.shape)} and {list(right.shape)}; expected two matrices")
     (rows, inner), (other, columns) = left.matrix, right.matrix
     if inner != other:
-        raise Flaw(f"has factors of different ranks: {left.key} of {inner}, {right.key} of {other}")
+        raise Flaw(f"has factors of different ranks: {left.called} of {inner}, {right.called} of {other}")
     if inner == 0:
         raise Flaw("has rank 0")
     return rows, inner, columns
@@ -397,6 +468,8 @@ def _oft_shape(factors: Mapping[str, Source]) -> tuple[Shape, int | None]:
             raise Flaw(f"has oft_R of shape {list(shape)}; expected triangles of square blocks")
         return (None, None if shape[0] == 1 else shape[0] * size), size
     shape = factors["oft_blocks"].shape
+    if len(shape) == 4:
+        raise Unused(BOFT)
     if len(shape) != 3 or shape[1] != shape[2]:
         raise Flaw(f"has oft_blocks of shape {list(shape)}; expected square blocks")
     if "rescale" in factors and math.prod(factors["rescale"].shape) != shape[0] * shape[1]:
@@ -484,10 +557,12 @@ def _once(modules: list[Module]) -> tuple[list[Module], list[LeftOut]]:
 def _strangers(keys: _Keys, names: ModelNames) -> list[LeftOut]:
     encoder = tuple(name for name in keys.strangers if is_text_encoder(name))
     unknown = tuple(name for name in keys.strangers if not is_text_encoder(name))
+    shown = [tuple(printable(name, MAX_SHOWN) for name in found) for found in (encoder, unknown, keys.plain)]
+    encoder, unknown, plain = shown
     found = (
         LeftOut(encoder, "it belongs to a text encoder, which LoRAs do not change here"),
         LeftOut(unknown, f"{names.family} has no such layer"),
-        LeftOut(tuple(keys.plain), "no known kind of LoRA has such a tensor"),
+        LeftOut(plain, "no known kind of LoRA has such a tensor"),
     )
     return [item for item in found if item.names]
 
@@ -504,7 +579,8 @@ def _refusal(keys: _Keys, left_out: list[LeftOut], names: ModelNames) -> str:
     if keys.strangers and not foreign:
         return f"changes only a text encoder: there is nothing in it for {names.family}'s image model"
     if foreign:
-        return f"does not fit {names.family}: it has no layer such as {foreign[0]}"
+        return f"does not fit {names.family}: it has no layer such as {printable(foreign[0], MAX_SHOWN)}"
     if keys.plain:
-        return f"is no LoRA: it holds plain tensors such as {keys.plain[0]}, perhaps a whole model"
+        plain = printable(keys.plain[0], MAX_SHOWN)
+        return f"is no LoRA: it holds plain tensors such as {plain}, perhaps a whole model"
     return "is empty"

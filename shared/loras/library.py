@@ -77,7 +77,10 @@ class Library:
 
     def path(self, entry: str) -> Path:
         """Where the file of an entry is, or will be once it is fetched. UserError when that is not inside."""
-        path = self.folder / address(entry).name
+        name = address(entry).name
+        path = self.folder / name
+        if name != name.strip() and not path.is_file():  # blanks of a list, not of the file's name
+            path = self.folder / name.strip()
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise UserError(f"The LoRA '{entry}' leads out of {self.folder}: name a file inside it.")
         return path
@@ -127,10 +130,14 @@ class Library:
 
 
 def address(entry: str) -> Address:
-    """The address and the place of an entry. UserError when it is neither a https URL nor a path inside."""
-    source, _, subfolder = entry.strip().partition("|")
-    source, subfolder = source.strip(), subfolder.strip()
-    problem = source_problem(source) or (source_problem(subfolder) if subfolder else "")
+    """The address and the place of an entry; a file's name may begin with a blank.
+
+    UserError when it is neither a https URL nor a path inside.
+    """
+    name, _, subfolder = entry.partition("|")
+    source, subfolder = name.strip(), subfolder.strip()
+    asked = (source, name, subfolder or source)
+    problem = next((found for text in asked if (found := source_problem(text))), "")
     if problem or is_url(subfolder):
         raise UserError(
             f"The LoRA '{entry}' cannot be used; {problem or 'expected a subfolder after the |'}."
@@ -140,7 +147,7 @@ def address(entry: str) -> Address:
             raise UserError(
                 f"The LoRA '{entry}' has a subfolder but no address: write the path with its folders."
             )
-        return Address("", PurePosixPath(source.replace("\\", "/")).as_posix())
+        return Address("", PurePosixPath(name.replace("\\", "/")).as_posix())
     folder = PurePosixPath(subfolder.replace("\\", "/"))
     return Address(source, (folder / _safe_name(file_name(source))).as_posix())
 

@@ -7,14 +7,19 @@ built from the model's own module names, so nothing is guessed from the text of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 # What trainers put in front of a module's name, after dots became underscores; any of them, repeatedly.
 PREFIXES = (
     "base_model_model_", "model_diffusion_model_", "diffusion_model_", "transformer_", "model_",
     "lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_",
 )  # fmt: skip
+PREFIX = re.compile("|".join(PREFIXES))  # the first that fits
+MAX_PREFIXES = 6  # in front of one name
+MAX_JUDGED = 2000  # names that are looked through for another family's marks
 TEXT_ENCODER = (
     "lora_te",
     "text_encoder",
@@ -121,12 +126,14 @@ class ModelNames:
     def resolve(self, name: str) -> tuple[str, Target] | None:
         """(prefix as written, target) of a module's name in a file; None when it is no module of ours."""
         rest = normal(name)
-        while rest not in self.targets:
-            prefix = next((prefix for prefix in PREFIXES if rest.startswith(prefix)), None)
+        for _ in range(MAX_PREFIXES + 1):
+            if rest in self.targets:
+                return name[: len(name) - len(rest)], self.targets[rest]
+            prefix = PREFIX.match(rest)
             if prefix is None:
                 return None
-            rest = rest[len(prefix) :]
-        return name[: len(name) - len(rest)], self.targets[rest]
+            rest = rest[prefix.end() :]
+        return None
 
 
 def _places(alias: Alias, shapes: Mapping[str, tuple[int, ...]]) -> Iterable[Target]:
@@ -154,7 +161,7 @@ def is_text_encoder(name: str) -> bool:
 
 def foreign_family(names: Iterable[str], widths: Iterable[int]) -> str:
     """The family whose marks these module names and input widths bear; "" when none is known."""
-    spelled, widths = [normal(name) for name in names], set(widths)
+    spelled, widths = [normal(name) for name in islice(names, MAX_JUDGED)], set(widths)
     for rule in FOREIGN:
         if rule.width is not None and rule.width not in widths:
             continue

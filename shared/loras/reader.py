@@ -28,7 +28,7 @@ from shared.loras.adapters import (
 )
 from shared.loras.layout import BIASES, Layout, Module, read_layout
 from shared.loras.names import ModelNames
-from shared.loras.peft import PeftConfig
+from shared.loras.peft import NEUMANN_TERMS, PeftConfig
 from shared.loras.verdict import Verdict, verdict_of
 
 KEPT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # others are read as float32
@@ -113,7 +113,8 @@ def _lokr(module: Module, factors: Factors, peft: PeftConfig | None) -> WeightAd
 def _oft(module: Module, factors: Factors, peft: PeftConfig | None) -> WeightAdapter:
     if "oft_R" in factors:
         assert module.rank is not None
-        return Oft(input_rotation(factors["oft_R"], module.rank, peft is None or peft.neumann), "in")
+        terms = NEUMANN_TERMS if peft is None else peft.neumann
+        return Oft(input_rotation(factors["oft_R"].float() * module.scale, module.rank, terms), "in")
     constraint = (module.alpha or 0.0) * module.target.shape[0]
     rescale = factors.get("rescale")
     rotation = output_rotation(factors["oft_blocks"], constraint)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from shared.errors import UserError
 from shared.loras.layout import Layout, LeftOut, read_layout
 from shared.loras.names import ModelNames
+from shared.wording import printable
 
 MAX_TRIGGERS = 20
+MAX_TRIGGER = 100  # characters
+MAX_TAGS = 2_000_000  # characters of captions' tags that are read for trigger words
+MAX_SAID = 1000  # entries of the metadata, and characters of each, that are looked through for the trainer
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ FLAVOURS = (
     Flavour("LyCORIS", prefix="lycoris_"),
     Flavour("PEFT", prefix="base_model.model."),
     Flavour("DiffSynth", spelling=".lora_A.weight default"),
+    Flavour("PEFT", spelling=".lora_A.weight named"),
     Flavour("OneTrainer", prefix="transformer.", spelling=".lora_down.weight"),
     Flavour("OneTrainer", prefix="transformer.", spelling=".dora_scale"),
     Flavour("diffusers", prefix="transformer."),
@@ -114,8 +120,9 @@ def verdict_of(layout: Layout) -> Verdict:
         algorithms=tuple(label for label, _ in labels.most_common()),
         ranks=tuple(sorted({module.rank for module in modules if module.rank is not None})),
         alphas=tuple(sorted({module.alpha for module in modules if module.alpha is not None})),
-        base_model=layout.metadata.get("ss_base_model_version")
-        or layout.metadata.get("modelspec.architecture", ""),
+        base_model=printable(
+            layout.metadata.get("ss_base_model_version") or layout.metadata.get("modelspec.architecture", "")
+        ),
         trigger_words=_trigger_words(layout.metadata),
         left_out=layout.left_out,
         bytes=layout.path.stat().st_size,
@@ -124,7 +131,8 @@ def verdict_of(layout: Layout) -> Verdict:
 
 def _flavour(layout: Layout) -> str:
     fused = any(module.target.fused for module in layout.modules)
-    said = " ".join((*layout.metadata, *(text[:1000] for text in layout.metadata.values()))).lower()
+    first = islice(layout.metadata.items(), MAX_SAID)
+    said = " ".join(text[:MAX_SAID] for pair in first for text in pair).lower()
 
     def fits(rule: Flavour) -> bool:
         return (
@@ -147,20 +155,20 @@ def _flavour(layout: Layout) -> str:
 def _trigger_words(metadata: dict[str, str]) -> tuple[str, ...]:
     """Words that the file's author names, else the most frequent captions' tags of its training."""
     said = metadata.get("modelspec.trigger_phrase") or metadata.get("trigger_words") or ""
-    words = [word.strip() for word in said.split(",") if word.strip()]
+    words = [word for word in said[:MAX_TAGS].split(",") if word.strip()]
     if not words:
         words = _frequent_tags(metadata.get("ss_tag_frequency", ""))
-    return tuple(words[:MAX_TRIGGERS])
+    return tuple(printable(" ".join(word.split()), MAX_TRIGGER) for word in words[:MAX_TRIGGERS])
 
 
 def _frequent_tags(text: str) -> list[str]:
     """kohya's {folder: {tag: count}}, most frequent first; nothing when it is damaged: it is only a hint."""
     try:
-        folders = json.loads(text or "{}")
+        folders = json.loads(text if 0 < len(text) <= MAX_TAGS else "{}")
         counts: Counter[str] = Counter()
         for tags in folders.values():
             counts.update({str(tag).strip(): int(count) for tag, count in tags.items()})
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return []
     return [tag for tag, _ in counts.most_common(MAX_TRIGGERS)]
 

@@ -25,7 +25,7 @@ _MACRO = re.compile(r"!(\s*\{|.*\{[^{}]*\}\s*=)")
 _DECLARATION = re.compile(
     r'[^{}"]*\{\s*(?P<name>[^{}"|]+?)\s*\}\s*=\s*(?P<values>"[^"]*"(?:\s*,\s*"[^"]*")*)\s*'
 )
-_REFERENCE = re.compile(r"(?<!\\)\{([^{}|]+)\}")
+_REFERENCE = re.compile(r"(?<![\\$])\{([^{}|]+)\}")
 
 Variables = Mapping[str, list[str]]
 
@@ -41,6 +41,11 @@ def units(text: str, mode: str) -> list[str]:
     if mode == PARAGRAPHS:
         return [tidy(part) for part in re.split(r"\n\n+", "\n".join(lines)) if part.strip()]
     return [line for line in lines if line]
+
+
+def comments(text: str) -> list[str]:
+    """The lines of a box that are comments, stripped."""
+    return [line for line in map(str.strip, text.split("\n")) if line.startswith("#")]
 
 
 def tidy(text: str) -> str:

@@ -32,6 +32,7 @@ from shared.ui.welcome import Welcome
 LIVE_SEED = 0
 PAUSE_SECONDS = 0.25
 PICTURE_FILES = [".png", ".jpg", ".jpeg", ".webp"]
+WORKFLOW_FILES = [".json"]
 
 
 class Generate:
@@ -52,7 +53,7 @@ class Generate:
                 with gr.Row(elem_id="extras"):
                     self.drop = gr.File(
                         label="Use settings from a picture",
-                        file_types=PICTURE_FILES,
+                        file_types=[*PICTURE_FILES, *WORKFLOW_FILES],
                         height=44,
                         elem_id="drop",
                     )

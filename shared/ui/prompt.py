@@ -11,11 +11,13 @@ import gradio as gr
 
 from shared.engine.catalog import ModelInfo
 from shared.engine.engine import Engine
+from shared.engine.loras import from_tags
 from shared.engine.records import LIVE
 from shared.errors import UserError
 from shared.prompts import choices
 from shared.prompts.jobs import expand
 from shared.prompts.lines import tidy
+from shared.prompts.remarks import remarks
 from shared.prompts.wildcards import Wildcards
 from shared.settings import ALL_ONE, SETTINGS, TEMPLATES
 from shared.ui.errors import QUIET
@@ -46,7 +48,8 @@ _TAKE_TEMPLATES = "(...texts) => [texts[2] || texts[0], texts[3] || texts[1], ''
 
 GRAMMAR = """<p><code>{red|blue}</code> draws one of them, <code>{3::red|blue}</code> red more often: another
 draw for each picture, the same one for the same seed.</p>
-<p><code>__animals/birds__</code> draws a line of the file <code>wildcards/animals/birds.txt</code>.</p>
+<p><code>__animals/birds__</code> draws a line of the file <code>wildcards/animals/birds.txt</code>,
+<code>{1-2$$red|blue}</code> one or two, <code>${a=!{red|blue}} ${a}</code> once for all uses.</p>
 <p><code>! {A}="cat","dog"</code> repeats the lines below it with cat, then dog, in the place of
 <code>{A}</code>.</p>
 <p><code>#</code> begins a comment line; <code>\\{</code> and <code>\\__</code> are plain characters.</p>"""
@@ -124,7 +127,9 @@ class Prompts:
         if settings["seed"] == -1:
             settings["seed"] = 0  # the example stays while one types on
         try:
-            prompts = [job["prompt"] for job in expand(settings, Wildcards(self._engine.catalog.wildcards))]
+            jobs = expand(settings, Wildcards(self._engine.catalog.wildcards))
+            made = [from_tags(model, job) for job in jobs]
+            prompts = [job["prompt"] for job, _ in made]
             tokens = self._tokens(model, prompts)
         except UserError as error:
             return line_html([], problem=str(error))
@@ -134,6 +139,7 @@ class Prompts:
             said.append(f"makes {plural(len(prompts), 'job')}")
         elif "\n!" in f"\n{given['prompt']}" and settings["multi_prompts_gen_type"] == ALL_ONE:
             said.append("one prompt of all lines")
+        said += remarks(given["prompt"]) + list(dict.fromkeys(note for _, notes in made for note in notes))
         example = prompts[0] if prompts[0] != tidy(given["prompt"]) else ""
         return line_html(said, example, too_long=bool(tokens and limit and tokens > limit))
 

@@ -14,6 +14,7 @@ from shared.engine.engine import Engine
 from shared.engine.queue_file import MAX_JOBS, MAX_MANIFEST, write_queue
 from shared.engine.records import LIVE, RUNNING, Job
 from shared.engine.tasks import Task, read_tasks
+from shared.engine.translation import as_task
 from shared.errors import UserError
 from shared.ui import recall
 from shared.ui.api import uploads
@@ -164,7 +165,9 @@ class Queue:
             within = Path(folder) if path.lower().endswith(".zip") else uploads()
             loaded, lines, ignored = 0, list[str](), dict[str, str]()
             for task in tasks:
-                values = self._with_model(task.values)
+                catalog = self._engine.catalog
+                values, said = as_task(task.values, catalog, catalog.default_model)
+                lines += said
                 try:
                     jobs = self._engine.submit_all(values, uploads=within, client=tab)
                 except UserError as error:
@@ -174,11 +177,6 @@ class Queue:
                     ignored |= jobs[0][1].ignored
         lines = [f"{loaded} of {plural(len(tasks), 'job')} loaded from {Path(path).name}.", *lines]
         return notice_html(shortened(lines, ignored), "info" if loaded == len(tasks) else "error")
-
-    def _with_model(self, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("model_type"):
-            return values
-        return {**values, "model_type": self._engine.catalog.default_model}
 
     # -- what is seen -------------------------------------------------------------------------------------
 

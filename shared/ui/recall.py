@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from shared.engine.catalog import Catalog, ModelInfo
+from shared.engine.catalog import Catalog
 from shared.engine.grid import axes_from
 from shared.engine.loras import problems
+from shared.engine.translation import translated
 from shared.errors import UserError
 from shared.imaging import foreign, metadata
 from shared.imaging.foreign import Foreign
+from shared.imaging.metadata import MAX_METADATA_BYTES
 from shared.settings import SETTINGS
-from shared.settings_texts import parse_resolution
 from shared.ui.text import DOT
 
+PROGRAMS = (
+    "A1111, Forge, ComfyUI, SwarmUI, InvokeAI, mflux, RuinedFooocus, Civitai or stable-diffusion.cpp"
+)
 LONG = 24  # characters of a value that a line about differences shows
-OTHER_NOISE = "Other programs compute differently: expect a similar picture, not the same one."
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,12 @@ class Recalled:
 
 
 def from_file(path: Path, name: str, catalog: Catalog, model_id: str) -> Recalled:
-    """Read a picture made by ZGP, Wan2GP, A1111, Forge, ComfyUI or InvokeAI.
+    """Read a picture made by ZGP, Wan2GP or one of PROGRAMS, or a workflow of ComfyUI (.json).
 
     `name` is what the user calls it, `model_id` the chosen model.
     """
+    if path.suffix.lower() == ".json":
+        return _from_workflow(path, name, catalog, model_id)
     found = metadata.read(path)
     if found is not None:
         return from_metadata(found, name, catalog, model_id)
@@ -46,9 +51,24 @@ def from_file(path: Path, name: str, catalog: Catalog, model_id: str) -> Recalle
     if other is not None:
         return from_foreign(other, name, catalog, model_id)
     raise UserError(
-        f"{name} holds no settings: drop a picture made by ZGP, Wan2GP, A1111, Forge, ComfyUI or InvokeAI, "
-        "as it was saved."
+        f"{name} holds no settings: drop a picture made by ZGP, Wan2GP, {PROGRAMS}, as it was saved."
     )
+
+
+def _from_workflow(path: Path, name: str, catalog: Catalog, model_id: str) -> Recalled:
+    try:
+        if path.stat().st_size > MAX_METADATA_BYTES:
+            raise ValueError("it is too large")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} is no workflow of ComfyUI ({error}): drop one as it was saved.") from error
+    found = foreign.from_graph(content)
+    if found is None:
+        raise UserError(
+            f"{name} is no workflow of ComfyUI that samples a picture: a saved queue or settings are loaded "
+            'with "Load queue".'
+        )
+    return from_foreign(found, name, catalog, model_id)
 
 
 def from_metadata(found: Mapping[str, Any], name: str, catalog: Catalog, model_id: str) -> Recalled:
@@ -64,22 +84,9 @@ def from_metadata(found: Mapping[str, Any], name: str, catalog: Catalog, model_i
 
 def from_foreign(found: Foreign, name: str, catalog: Catalog, model_id: str) -> Recalled:
     """As `from_file`, from another program's settings. What cannot be used is left out and named."""
-    report = [f"The form now has the settings of {name}, made by {found.program}.", OTHER_NOISE]
-    model = _model_named(found.model, catalog)
-    if model is None:
-        model = catalog.model(model_id)
-        named = f"Its model '{found.model}' is not here" if found.model else "It names no model"
-        report.append(f"{named}: {model.name} stays.")
-    settings = _fitting(found.settings, model, report)
-    settings |= _loras_here(found.loras, model, report)
-    usable = {}
-    for one, value in settings.items():
-        try:
-            catalog.validate({"prompt": "-", "model_type": model.id, "loras_optional": True, one: value})
-            usable[one] = value
-        except UserError as error:
-            report.append(f"Not taken over: {error}.")
-    return complete({**usable, "model_type": model.id}, [*report, *found.lines], catalog)
+    report = [f"The form now has the settings of {name}, made by {found.program}."]
+    settings, lines = translated(found, catalog, model_id)
+    return complete(settings, [*report, *lines], catalog)
 
 
 def complete(settings: Mapping[str, Any], report: list[str], catalog: Catalog) -> Recalled:
@@ -117,58 +124,3 @@ def _shown(value: Any) -> str:
     if value in ("", []):
         return "none"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-# ---------------------------------------------------------------- other programs' names
-
-
-def _model_named(name: str, catalog: Catalog) -> ModelInfo | None:
-    """The model whose file or name is called so, whatever the case, signs, extension and number format."""
-    wanted = _bare(_FORMAT.sub("", name.lower()))
-    if not wanted:
-        return None
-    for model in catalog.models.values():
-        files = [source.lower() for one in model.required[:1] for source in one.alternatives]
-        if wanted in (_bare(model.name), *(_bare(_FORMAT.sub("", file)) for file in files)):
-            return model
-    return None
-
-
-_FORMAT = re.compile(r"[-_.](bf16|fp16|fp32|fp8|e4m3fn|e5m2|scaled|int8|quanto|nvfp4|q\d\w*)(?=[-_.]|$)")
-
-
-def _bare(name: str) -> str:
-    """Letters and digits of a file's name without its folders and extension."""
-    stem = re.sub(r"\.(safetensors|gguf|ckpt|pt|sft)$", "", PurePosixPath(name.replace("\\", "/")).name)
-    return re.sub(r"[^a-z0-9]", "", stem.lower())
-
-
-def _fitting(settings: Mapping[str, Any], model: ModelInfo, report: list[str]) -> dict[str, Any]:
-    """The settings without what is merely off, and the size as the model paints it."""
-    fitting = dict(settings)
-    if fitting.get("guidance_scale") == 0 and "guidance_scale" not in model.settings:
-        del fitting["guidance_scale"]
-    if "resolution" in fitting:
-        multiple = int(model.capabilities.get("size_multiple", 16))
-        given = parse_resolution(fitting["resolution"])
-        width, height = (max(multiple, round(side / multiple) * multiple) for side in given)
-        if (width, height) != given:
-            was, fitting["resolution"] = fitting["resolution"], f"{width}x{height}"
-            report.append(f"Its size {was} became {width}x{height}: sizes are multiples of {multiple} here.")
-    return fitting
-
-
-def _loras_here(loras: tuple[tuple[str, float], ...], model: ModelInfo, report: list[str]) -> dict[str, Any]:
-    """The settings for those LoRAs whose files are in the model's folder under that name."""
-    if not loras:
-        return {}
-    if model.lora_folder is None:
-        report.append(f"Its LoRAs were left out: {model.name} has none.")
-        return {}
-    by_name = {_bare(entry.name): entry.name for entry in reversed(model.loras().entries())}
-    here = [(by_name[_bare(name)], strength) for name, strength in loras if _bare(name) in by_name]
-    for name, _ in loras:
-        if _bare(name) not in by_name:
-            report.append(f"Its LoRA '{name}' was left out: it is not in the LoRA folder.")
-    names, strengths = [name for name, _ in here], [f"{strength:g}" for _, strength in here]
-    return {"activated_loras": names, "loras_multipliers": " ".join(strengths)} if here else {}

@@ -36,8 +36,8 @@ from shared.version import VERSION
 from shared.weights import hub
 from shared.weights.files import (
     PART_SUFFIX,
-    DamagedFile,
     Folders,
+    RefusedFile,
     Required,
     check_safetensors,
     describe,
@@ -576,7 +576,7 @@ def _check_whole(part: _Part, digest: "_Digest") -> None:
     if part.remote.path.suffix in SAFETENSORS:
         try:
             check_safetensors(part.path)
-        except DamagedFile as error:
+        except RefusedFile as error:
             raise part.reject(f"sent a file that {error.flaw}") from error
 
 

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
-from shared.weights.files import DTYPE_BITS, Header, read_header, weight_files
-from shared.weights.layouts import FLOATS, ROLES, Part, Stored, kind_of, parts_of, unsupported
+from shared.weights.files import DTYPE_BITS, Header, RefusedFile, read_header, unsupported, weight_files
+from shared.weights.layouts import FLOATS, ROLES, Part, Stored, kind_of, parts_of
+from shared.wording import printable
 
 log = logging.getLogger(__name__)
 
 MAX_MARKER_BYTES = 4096
+ANOTHER_COPY = "take another copy of the file"
 HALVES = ("BF16", "F16")
 LARGE = 1 << 30  # bytes of 16-bit weights; smaller models are faster with float32 copies, larger ones leaner
 #: tensors that no weight depends on: activations' scales, the copy of Nunchaku's smoothing, ComfyUI's
@@ -180,10 +182,9 @@ def inspect(
         targets = names.parts(module)
         for name, entry in _split(module, targets, parts_of(module, kind, roles)):
             if name in entries:
-                raise UserError(
-                    f"{entry.file} has the tensor '{name}' twice, as '{entries[name].source}' and as "
-                    f"'{entry.source}': take another copy of the model."
-                )
+                names_of_it = f"as '{entries[name].source}' and as '{entry.source}'"
+                flaw = f"has the tensor '{name}' twice, {names_of_it}"
+                raise RefusedFile(entry.file, flaw, "take another copy of the model")
             entries[name] = entry
         if kind:
             quantized |= dict.fromkeys(targets, kind)
@@ -203,9 +204,7 @@ def _check_family(headers: Sequence[Header], names: Names) -> None:
         instead = found or "something else"
         raise UserError(f"{label} is not {names.family} but {instead}: choose a file of the model.")
     for header in headers:
-        for name, entry in header.entries.items():
-            if entry["dtype"] not in DTYPE_BITS:
-                raise unsupported(header.path, entry["dtype"], name)
+        for name in header.entries:
             for rule, kind in OTHER_QUANTIZATIONS:
                 if re.search(rule, name):
                     raise unsupported(header.path, kind, name)
@@ -216,10 +215,10 @@ def _prefix(headers: Sequence[Header], wanted: Mapping[str, Any] | Sequence[str]
     known, votes = set(wanted), Counter[str]()
     for header in headers:
         for name in header.entries:
-            parts = name.split(".")
-            start = next((i for i in range(len(parts)) if ".".join(parts[i:]) in known), None)
+            starts = (0, *(match.end() for match in re.finditer(r"\.", name)))
+            start = next((i for i in starts if name[i:] in known), None)
             if start is not None:
-                votes["".join(f"{part}." for part in parts[:start])] += 1
+                votes[name[:start]] += 1
     return votes.most_common(1)[0][0] if votes else ""
 
 
@@ -249,10 +248,9 @@ def _modules(
 def _twice(tensor: Stored, other: Stored) -> UserError:
     if other.header is tensor.header:
         return tensor.refused(f"has the tensor '{tensor.source}', which is also there as '{other.source}'")
-    return UserError(
-        f"{other.header.path} and {tensor.header.path.name} both have the tensor '{tensor.source}': they are "
-        "two models, choose one of the files."
-    )
+    both = f"{other.header.path} and {tensor.header.path.name}"
+    flaw = f"both have the tensor '{tensor.source}'"
+    return RefusedFile(both, flaw, "they are two models, choose one of the files")
 
 
 def _role(name: str) -> tuple[str, str]:
@@ -273,9 +271,8 @@ def _declared(header: Header, names: Names, prefix: str) -> dict[str, str]:
         if source.endswith(".comfy_quant"):
             begin, end = raw["data_offsets"]
             if end - begin > MAX_MARKER_BYTES:
-                raise UserError(
-                    f"{header.path} has {end - begin:,} bytes in '{source}', a marker needs fewer."
-                )
+                flaw = f"has {end - begin:,} bytes in '{source}', a marker needs fewer"
+                raise RefusedFile(header.path, flaw, ANOTHER_COPY)
             marker = _json_table(header.path, source, header.read(source))
             found |= _formats(header.path, source, {source.removesuffix(".comfy_quant"): marker}, "format")
     return {names.canonical(f"{name}.weight", prefix).removesuffix(".weight"): f for name, f in found.items()}
@@ -289,7 +286,7 @@ def _quanto_map(header: Header) -> dict[str, str]:
         try:
             text: str | bytes = base64.b64decode(encoded, validate=True)
         except ValueError as error:
-            raise UserError(f"{header.path} has a damaged {key} ({error}): take another copy.") from error
+            raise RefusedFile(header.path, f"has a damaged {key} ({error})", ANOTHER_COPY) from error
     elif sidecar.is_file():
         key, text = sidecar.name, sidecar.read_bytes()
     else:
@@ -301,19 +298,20 @@ def _json_table(path: Path, key: str, text: str | bytes) -> dict[str, Any]:
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} has a damaged {key} ({error}): take another copy of the file.") from error
+        raise RefusedFile(path, f"has a damaged {key} ({error})", ANOTHER_COPY) from error
     if not isinstance(table, dict):
-        raise UserError(f"{path} has a damaged {key} (it is not a table): take another copy of the file.")
+        raise RefusedFile(path, f"has a damaged {key} (it is not a table)", ANOTHER_COPY)
     return table
 
 
 def _formats(path: Path, key: str, table: Any, field_name: str) -> dict[str, str]:
     """layer -> table[layer][field_name], checked."""
     if not isinstance(table, dict):
-        raise UserError(f"{path} has a damaged {key} (it names no layers): take another copy of the file.")
+        raise RefusedFile(path, f"has a damaged {key} (it names no layers)", ANOTHER_COPY)
     for layer, row in table.items():
         if not isinstance(row, dict) or not isinstance(row.get(field_name), str):
-            raise UserError(f"{path} has a damaged {key} ('{layer}' has no {field_name}): take another copy.")
+            flaw = f"has a damaged {key} ('{printable(layer)}' has no {field_name})"
+            raise RefusedFile(path, flaw, ANOTHER_COPY)
     return {layer: row[field_name] for layer, row in table.items()}
 
 
@@ -371,10 +369,10 @@ def _matched(
     alien = next((name for name in extra if name.partition(".")[0] in own), None)
     for name, (shape, entry) in held.items():
         if name in expected and not _same_shape(shape, tuple(expected[name])):
-            raise UserError(
-                f"{label} is of another size than its card says ({name}, stored as '{entry.source}', is "
-                f"{list(shape)}; {names.family} has {list(expected[name])}): check the card."
-            )
+            stored = f"({name}, stored as '{entry.source}', is {list(shape)}; "
+            wanted = f"{names.family} has {list(expected[name])})"
+            flaw = f"is of another size than its card says {stored}{wanted}"
+            raise RefusedFile(label, flaw, "check the card")
     if missing:
         raise UserError(
             f"{label} lacks {len(missing)} of the {len(expected)} tensors of {names.family} "
@@ -382,12 +380,15 @@ def _matched(
         )
     if alien:
         raise UserError(
-            f"{label} has {alien}, which {names.family} of this size does not have: check the card's "
-            "configuration, or take the model that the card names."
+            f"{label} has {printable(alien, 100)}, which {names.family} of this size does not have: check "
+            "the card's configuration, or take the model that the card names."
         )
     if extra:
         log.warning(
-            "%s has %d tensors that this model does not know (first: %s).", label, len(extra), extra[0]
+            "%s has %d tensors that this model does not know (first: %s).",
+            label,
+            len(extra),
+            printable(extra[0]),
         )
     gone = {
         name.removesuffix(".weight") for name in extra if name.removesuffix(".weight") in checkpoint.quantized

@@ -8,11 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-from shared.errors import UserError
-from shared.weights.files import WORKING_FORMATS, Header
+from shared.weights.files import Header, RefusedFile, unsupported
 
 FLOATS = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64"}
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
@@ -42,8 +40,8 @@ class Stored:
     dtype: str
     shape: tuple[int, ...]
 
-    def refused(self, flaw: str) -> UserError:
-        return UserError(f"{self.header.path} {flaw}: take another copy of the model.")
+    def refused(self, flaw: str) -> RefusedFile:
+        return RefusedFile(self.header.path, flaw, "take another copy of the model")
 
 
 class Part(NamedTuple):
@@ -54,12 +52,6 @@ class Part(NamedTuple):
     tensor: Stored
     shape: tuple[int, ...]
     by_rows: bool
-
-
-def unsupported(path: Path, kind: str, name: str) -> UserError:
-    return UserError(
-        f"{path} is quantized as {kind} ('{name}'), which is not supported: take {WORKING_FORMATS}."
-    )
 
 
 def kind_of(module: str, roles: Mapping[str, Stored], declared: str | None) -> str | None:
