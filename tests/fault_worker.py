@@ -1,4 +1,4 @@
-"""The real worker with one fault, once: ZGP_FAULT names it and the file that marks that it has happened."""
+"""The real worker with one fault, once: ZGP_FAULT is a file that names it, which is gone once it happened."""
 
 import errno
 import os
@@ -12,10 +12,10 @@ from shared.imaging import saving
 
 def happens(fault: str) -> bool:
     """True once, for the fault that was asked for."""
-    wanted, _, marker = os.environ.get("ZGP_FAULT", "").partition(" ")
-    if wanted != fault or Path(marker).exists():
+    wanted = Path(os.environ["ZGP_FAULT"])
+    if not wanted.exists() or wanted.read_text() != fault:
         return False
-    Path(marker).touch()
+    wanted.unlink()
     return True
 
 

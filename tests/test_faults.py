@@ -1,10 +1,12 @@
 """Kills, full disks and damage: nothing finished is lost, no job touches another, everything is said."""
 
+import contextlib
 import os
 import signal
 import sqlite3
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -34,23 +36,68 @@ def pixels(engine, job):
     return [Image.open(image.path).tobytes() for image in engine.store.images(job)]
 
 
-@pytest.fixture
-def faulty(tmp_path, monkeypatch):
-    """Starts an engine on the Mini models whose worker has a fault, once."""
-    engines = []
+@dataclass(frozen=True)
+class Faulty:
+    """An engine on the Mini models. Its worker has the fault that `wanted` names, once."""
 
-    def start(fault):
-        monkeypatch.setenv("ZGP_FAULT", f"{fault} {tmp_path / 'happened'}")
+    engine: Engine
+    wanted: Path
+
+    def arrange(self, fault):
+        self.wanted.write_text(fault)
+
+    def happened(self):
+        return not self.wanted.exists()
+
+    def files(self):
+        return {str(path) for path in self.engine.config.output_dir.glob("*/*.png")}
+
+
+@contextlib.contextmanager
+def started(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZGP_FAULT", str(folder / "fault"))
         command = (sys.executable, "-m", "tests.fault_worker")
-        places = {"output_dir": tmp_path / "outputs", "database": tmp_path / ".zgp" / "zgp.sqlite3"}
+        places = {"output_dir": folder / "outputs", "database": folder / ".zgp" / "zgp.sqlite3"}
         engine = Engine(EngineConfig.at(ROOT, **places, worker_command=command, warm=False))
-        engines.append(engine)
         engine.start()
-        return engine
-
-    yield start
-    for engine in engines:
+        yield Faulty(engine, folder / "fault")
         engine.stop()
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """One for all tests: a worker takes seconds to start."""
+    with started(tmp_path_factory.mktemp("faulty")) as one:
+        yield one
+
+
+def leaves_each_picture_once(faulty, fault):
+    engine, before = faulty.engine, faulty.files()
+    faulty.arrange(fault)
+    jobs = [engine.submit(REQUEST)[0] for _ in range(3)]
+    assert [(job.status, job.attempts) for job in ended(engine, jobs)] == [
+        ("done", 2),
+        ("done", 1),
+        ("done", 1),
+    ]
+    assert faulty.happened()
+    [note] = engine.store.job(jobs[0]).notes
+    assert "SIGKILL" in note
+    assert pixels(engine, jobs[0]) == pixels(engine, jobs[1]) == pixels(engine, jobs[2])
+    assert {image.path for image in engine.store.images()} == faulty.files()
+    new = faulty.files() - before
+    assert len(new) == 6
+    for path in new:  # whatever is called a picture is a whole one
+        Image.open(path).load()
+        assert metadata.read(path)["prompt"] == "a red circle"
+
+
+@posix_only
+@pytest.mark.slow
+def test_a_worker_killed_while_it_loads_leaves_each_picture_once(tmp_path):
+    with started(tmp_path) as fresh:
+        leaves_each_picture_once(fresh, "killed_at_load")
 
 
 @posix_only
@@ -58,7 +105,6 @@ def faulty(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "fault",
     [
-        "killed_at_load",
         "killed_at_a_step",
         "killed_while_a_file_is_written",
         "killed_before_a_picture_is_recorded",
@@ -66,34 +112,20 @@ def faulty(tmp_path, monkeypatch):
         "killed_before_a_picture_is_announced",
     ],
 )
-def test_a_killed_worker_leaves_each_picture_once(faulty, tmp_path, fault):
-    engine = faulty(fault)
-    jobs = [engine.submit(REQUEST)[0] for _ in range(3)]
-    assert [(job.status, job.attempts) for job in ended(engine, jobs)] == [
-        ("done", 2),
-        ("done", 1),
-        ("done", 1),
-    ]
-    assert (tmp_path / "happened").exists()
-    [note] = engine.store.job(jobs[0]).notes
-    assert "SIGKILL" in note
-    assert pixels(engine, jobs[0]) == pixels(engine, jobs[1]) == pixels(engine, jobs[2])
-    recorded = {image.path for image in engine.store.images()}
-    files = {str(path) for path in (tmp_path / "outputs").glob("*/*.png")}
-    assert recorded == files and len(files) == 6
-    for path in files:  # whatever is called a picture is a whole one
-        Image.open(path).load()
-        assert metadata.read(path)["prompt"] == "a red circle"
+def test_a_killed_worker_leaves_each_picture_once(faulty, fault):
+    leaves_each_picture_once(faulty, fault)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["database_full", "disk_full"])
 def test_a_full_disk_fails_one_job_and_says_so(faulty, fault):
-    engine = faulty(fault)
+    engine, before = faulty.engine, {job.id for job in faulty.engine.store.failures()}
+    faulty.arrange(fault)
     first, second = (engine.submit(REQUEST)[0] for _ in range(2))
     failed, done = ended(engine, [first, second])
-    assert (failed.status, done.status) == ("failed", "done")
-    assert "full" in failed.error.lower() and [job.id for job in engine.store.failures()] == [first]
+    assert (failed.status, done.status) == ("failed", "done") and faulty.happened()
+    assert "full" in failed.error.lower()
+    assert {job.id for job in engine.store.failures()} - before == {first}
     retried = engine.store.retry(first)
     assert ended(engine, [retried])[0].status == "done"
     assert pixels(engine, retried) == pixels(engine, second)
@@ -101,9 +133,11 @@ def test_a_full_disk_fails_one_job_and_says_so(faulty, fault):
 
 @pytest.mark.slow
 def test_an_end_that_cannot_be_written_is_written_later(faulty):
-    engine = faulty("end_not_written")
+    engine = faulty.engine
+    faulty.arrange("end_not_written")
     jobs = [engine.submit(REQUEST)[0] for _ in range(2)]
     assert [(job.status, job.attempts) for job in ended(engine, jobs)] == [("done", 1)] * 2
+    assert faulty.happened()
 
 
 @posix_only
@@ -165,14 +199,14 @@ def test_cancelling_between_the_pictures_of_a_batch_keeps_those_that_are_done(en
     host = ModelHost(Folders(root, root / "ckpts"), handler_for=handler_for)
     mine = Worker(store, host, engine.config.output_dir, engine.config.log_file)
     job, _ = engine.submit({"model_type": "fake", "prompt": "x", "seed": 5, "batch_size": 4})
-    real = store.add_image
+    real = store.announce_image
 
-    def add_and_cancel(job_id, **image):
-        real(job_id, **image)
-        if image["index"] == 1:
+    def announce_and_cancel(job_id, index):
+        if index == 1:
             store.request_cancel(job_id)
+        return real(job_id, index)
 
-    monkeypatch.setattr(store, "add_image", add_and_cancel)
+    monkeypatch.setattr(store, "announce_image", announce_and_cancel)
     monkeypatch.setattr("shared.engine.progress.CANCEL_SECONDS", 0)
     assert mine.run_one()
     assert store.job(job).status == "cancelled"
