@@ -319,7 +319,8 @@ def test_search_look_and_use(visit, server):
     page.tab.get_by_role("button", name="All pictures").click()
     page.count(f"{MANY + 1} pictures")  # coming back shows what was made meanwhile
     assert page.shots.first.get_attribute("data-id") == str(fresh)
-    page.tab.wait_for_function("document.querySelector('.zgp-shot img').naturalWidth")  # it is asked for no more
+    # its picture is there, so that it is asked for no more
+    page.tab.wait_for_function("document.querySelector('.zgp-shot img').naturalWidth")
     with store.database.transaction() as cx:
         cx.execute("DELETE FROM images WHERE id = ?", [fresh])
 
