@@ -19,7 +19,8 @@ from shared.errors import UserError
 from shared.imaging import metadata, sheet
 from shared.settings import SettingsError
 from tests.fake_family import handler_for, make_root
-from tests.test_engine import FAKE_WORKER, posix_only, wait_until
+from tests.test_engine import FAKE_WORKER, posix_only
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI, BASE, TWIN = "z_image_mini", "z_image_mini_base", "z_image_mini_twinflow"
@@ -345,7 +346,7 @@ def ended(engine, grid_id, sheets=1):
         drawings = [job for job in jobs if job.cell is None and job.finished]
         return ([job for job in jobs if job.cell is not None], drawings) if len(drawings) >= sheets else None
 
-    return wait_until(look)
+    return until(look)
 
 
 def opened(engine, job):
@@ -372,7 +373,7 @@ def test_a_grid_of_two_models_is_drawn_pixel_for_pixel(minis):
     names = [Path(minis.store.images(job.id)[0].path).name for job in cells]
     assert [[name] for name in names] == meta["zgp"]["grid"]["cells"]
     alone, _ = minis.submit({**base, "num_inference_steps": 2, "model_type": BASE, "seed": 5})
-    wait_until(lambda: minis.store.job(alone).finished)
+    until(lambda: minis.store.job(alone).finished)
     assert find(opened(minis, minis.store.job(alone))[0], whole) == places[4]
 
 
@@ -413,9 +414,9 @@ def test_a_killed_worker_and_a_restart_lose_no_cell(engine, tmp_path):
     gate = tmp_path / "gate"
     grid_id, job_ids = submit(engine, {"prompt": f"hold {gate}"}, x=["seed", "10-40 (+10)"])
     engine.start()
-    wait_until(lambda: engine.store.preview(job_ids[0]))
+    until(lambda: engine.store.preview(job_ids[0]))
     os.kill(engine.worker_pid, signal.SIGKILL)
-    wait_until(lambda: engine.store.job(job_ids[0]).attempts == 2 and engine.store.preview(job_ids[0]))
+    until(lambda: engine.store.job(job_ids[0]).attempts == 2 and engine.store.preview(job_ids[0]))
     engine.stop()
     gate.touch()
     again = Engine(engine.config, handler_for)
@@ -437,7 +438,7 @@ def test_cancelled_cells_are_empty_and_nothing_is_drawn_of_no_pictures(engine, t
     assert engine.store.queue() == []
     grid_id, job_ids = submit(engine, {"prompt": f"a {gate}"}, x=["prompt", "a, hold"])
     engine.start()
-    wait_until(lambda: engine.store.preview(job_ids[1]))
+    until(lambda: engine.store.preview(job_ids[1]))
     engine.cancel(job_ids[1])
     cells, (drawing,) = ended(engine, grid_id)
     assert [job.status for job in cells] == ["done", "cancelled"]
