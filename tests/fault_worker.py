@@ -49,15 +49,16 @@ def write(path, data, real=saving._write):
 def claim_image(self, job_id, real=store.JobStore.claim_image, **image):
     if image["index"] == 1 and happens("killed_before_a_picture_is_recorded"):
         die()
-    real(self, job_id, **image)
+    image_id = real(self, job_id, **image)
     if image["index"] == 1 and happens("killed_before_a_file_is_named"):
         die()
+    return image_id
 
 
-def announce_image(self, job_id, index, real=store.JobStore.announce_image):
-    if index == 1 and happens("killed_before_a_picture_is_announced"):
+def announce_image(self, image_id, real=store.JobStore.announce_image):
+    if self.image(image_id).index == 1 and happens("killed_before_a_picture_is_announced"):
         die()
-    return real(self, job_id, index)
+    real(self, image_id)
 
 
 def finish(self, *arguments, real=store.JobStore.finish):

@@ -201,10 +201,10 @@ def test_cancelling_between_the_pictures_of_a_batch_keeps_those_that_are_done(en
     job, _ = engine.submit({"model_type": "fake", "prompt": "x", "seed": 5, "batch_size": 4})
     real = store.announce_image
 
-    def announce_and_cancel(job_id, index):
-        if index == 1:
-            store.request_cancel(job_id)
-        return real(job_id, index)
+    def announce_and_cancel(image_id):
+        if store.image(image_id).index == 1:
+            store.request_cancel(job)
+        real(image_id)
 
     monkeypatch.setattr(store, "announce_image", announce_and_cancel)
     monkeypatch.setattr("shared.engine.progress.CANCEL_SECONDS", 0)

@@ -377,9 +377,9 @@ def test_a_control_file_is_loaded_beside_the_base_which_stays(tmp_path: Path) ->
     assert mine.transformer is plain.transformer and mine.vae is plain.vae and plain.control is None
     _, again = load([path, base], "z_image_control2_1")  # the keys tell which is which
     assert again.control is mine.control
-    how = dict(height=128, width=128, num_inference_steps=2, control_image=LINES)
+    how = dict(height=128, width=128, num_inference_steps=2, control_image=LINES, control_context_scale=0.75)
     drawn = mine(PROMPT, generator=torch.Generator().manual_seed(5), **how).images[0]
-    expected = draw("z_image_mini", "2.1", control_image=LINES)
+    expected = draw("z_image_mini", "2.1", control_image=LINES, control_context_scale=0.75)
     saved, loaded = pipeline("z_image_mini", "2.1").control.state_dict(), mine.control.state_dict()
     assert saved.keys() == loaded.keys() and all(torch.equal(loaded[name], saved[name]) for name in saved)
     off = np.abs(np.asarray(drawn).astype(int) - expected)  # mapped memory is aligned otherwise

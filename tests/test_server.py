@@ -229,7 +229,7 @@ def test_a_start_for_others_says_the_password_once(monkeypatch, capsys, tmp_path
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = build_parser().parse_args(["--listen", "--server-port", str(port)])
-    assert cli.serve(SimpleNamespace(), None, options) == 0
+    assert cli.serve(SimpleNamespace(database=tmp_path / "queue"), None, options) == 0
     (_, page, _, _, doors, _), address = made
     said = capsys.readouterr().out
     password = said.partition("password ")[2].split()[0]

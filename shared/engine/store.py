@@ -412,33 +412,35 @@ class JobStore:
         width: int,
         height: int,
         metadata: dict[str, Any],
-    ) -> None:
-        """Record a picture whose file is about to get the name `path`: a worker that is killed between leaves
-        a record without a file, which `drop_lost_images` knows, and never a file without a record.
+        instead: int | None = None,
+    ) -> int:
+        """Record a picture whose file is about to get the name `path`, and return its id: a worker that is
+        killed between leaves a record without a file, which `drop_lost_images` knows, and never a file
+        without a record. instead: an earlier claim, whose name another process got.
         """
         with self._db.transaction() as cx:
-            cx.execute("DELETE FROM images WHERE job_id = ? AND number = ?", (job_id, index))
-            cx.execute(
+            cx.execute("DELETE FROM images WHERE id = ?", (instead,))
+            image_id = cx.execute(
                 "INSERT INTO images (job_id, number, path, seed, width, height, created, metadata)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (job_id, index, path, seed, width, height, time.time(), to_json(metadata)),
-            )
+            ).lastrowid
+        assert image_id is not None
+        return image_id
 
-    def announce_image(self, job_id: int, index: int) -> int:
-        """Tell who follows the job that a claimed picture's file is there. Returns the picture's id."""
+    def announce_image(self, image_id: int) -> None:
+        """Tell who follows the job that a claimed picture's file is there."""
         with self._db.transaction() as cx:
-            row = cx.execute(
-                "SELECT * FROM images WHERE job_id = ? AND number = ?", (job_id, index)
-            ).fetchone()
-            data = {"id": row["id"], "index": index, "path": row["path"], "seed": row["seed"]}
+            row = cx.execute("SELECT * FROM images WHERE id = ?", (image_id,)).fetchone()
+            data = {"id": image_id, "index": row["number"], "path": row["path"], "seed": row["seed"]}
             data |= {"width": row["width"], "height": row["height"]}
-            job_rows.add_event(cx, job_id, "image", data)
-        return int(row["id"])
+            job_rows.add_event(cx, row["job_id"], "image", data)
 
-    def add_image(self, job_id: int, *, index: int, **image: Any) -> int:
+    def add_image(self, job_id: int, **image: Any) -> int:
         """Record a saved image file (see `claim_image`) and return its id."""
-        self.claim_image(job_id, index=index, **image)
-        return self.announce_image(job_id, index)
+        image_id = self.claim_image(job_id, **image)
+        self.announce_image(image_id)
+        return image_id
 
     def drop_lost_images(self, job_id: int) -> None:
         """Forget the pictures of a job that were claimed and whose files never came, or are gone."""

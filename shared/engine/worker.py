@@ -224,10 +224,19 @@ class Worker:
             steps=settings.get("num_inference_steps", 0), resolution=f"{image.width}x{image.height}",
         )  # fmt: skip
 
+        claimed: int | None = None
+
         def claim(path: Path) -> None:
-            width, height = image.size
-            self._store.claim_image(
-                job.id, index=index, path=str(path), seed=seed, width=width, height=height, metadata=meta
+            nonlocal claimed
+            claimed = self._store.claim_image(
+                job.id,
+                index=index,
+                path=str(path),
+                seed=seed,
+                width=image.width,
+                height=image.height,
+                metadata=meta,
+                instead=claimed,
             )
 
         try:
@@ -235,7 +244,8 @@ class Worker:
         except UserError:
             self._store.drop_lost_images(job.id)
             raise
-        self._store.announce_image(job.id, index)
+        assert claimed is not None  # there was a name
+        self._store.announce_image(claimed)
 
     def _write(
         self,
