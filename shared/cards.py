@@ -7,15 +7,17 @@ left out; the other cards still load.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from shared.errors import UserError
+from shared.files.unchanged import Identity, identity
 from shared.wan2gp_words import WAN2GP_SETTINGS, why_idle
 from shared.wording import nearest
 
@@ -172,10 +174,33 @@ def load_cards(
 
     drafts: id -> content of cards for finetunes/ that are not written yet, to know what would become of them.
     """
+    paths = tuple(path for folder in FOLDERS for path in sorted((root / folder).glob("*.json")))
+    try:
+        state = identity(paths)
+    except OSError:  # one has gone since, or is a link to nowhere: reading says so
+        state = ()
+    if drafts or not state:
+        return _read_cards(root, paths, known_settings, drafts or {})
+    cards, errors = _cards_as_they_are(root, paths, state, tuple(known_settings))
+    return dict(cards), list(errors)
+
+
+@functools.lru_cache(maxsize=4)
+def _cards_as_they_are(
+    root: Path, paths: tuple[Path, ...], state: Identity, known_settings: tuple[str, ...]
+) -> tuple[dict[str, Card], list[CardError]]:
+    """Read again only when one of the files has changed, come or gone."""
+    return _read_cards(root, paths, known_settings, {})
+
+
+def _read_cards(
+    root: Path,
+    paths: Iterable[Path],
+    known_settings: Collection[str],
+    drafts: Mapping[str, dict[str, Any]],
+) -> tuple[dict[str, Card], list[CardError]]:
     raws: dict[str, _Raw] = {}
     errors: list[CardError] = []
-    drafts = drafts or {}
-    paths = [path for folder in FOLDERS for path in sorted((root / folder).glob("*.json"))]
     own = {root / FOLDERS[-1] / f"{card_id}.json": content for card_id, content in drafts.items()}
     for path in [*(path for path in paths if path not in own), *own]:
         file = f"{path.parent.name}/{path.name}"

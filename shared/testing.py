@@ -27,6 +27,7 @@ from shared.installing import StartError
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CI_SECONDS = 45 * 60  # several times what they take: there a hang would block others, elsewhere one sees it
 NO_TESTS_RAN = 5  # pytest's exit code
+MAX_PROCESSES = 4  # each holds torch, models and at times a browser
 COUNT = re.compile(r"(\d+) (failed|passed|skipped|xfailed|xpassed|error)")
 
 
@@ -69,11 +70,13 @@ def end_of_time(environment: Mapping[str, str], now: float) -> float | None:
 
 
 def checks(python: Path, flags: Sequence[str]) -> list[Check]:
-    """Quick ones first, so that a slip is told early."""
+    """Quick ones first, so that a slip is told early. Files of tests run side by side, one to a processor."""
     tool = [str(python), "-m"]
     colour = ["--color=yes"] if sys.stdout.isatty() else []
     progress = ["-p", "tests.progress", "-o", "console_output_style=classic"]
-    pytest = [*tool, "pytest", *progress, *colour, *flags]
+    processes = min(os.cpu_count() or 1, MAX_PROCESSES)
+    together = ["-n", str(processes), "--dist", "loadfile"] if processes > 1 else []
+    pytest = [*tool, "pytest", *progress, *together, *colour, *flags]
     return [
         Check("ruff", [*tool, "ruff", "check", "."]),
         Check("mypy", [*tool, "mypy"]),

@@ -1,18 +1,23 @@
 """A pytest plugin: a line for each file of tests in the place of a dot for each test.
 
-    [12 of 90] tests/test_page.py  34 s
+    [12 of 90] tests/test_page.py
+    [13 of 90] tests/test_planner.py
+               tests/test_page.py took 34 s
 
-The name is there as soon as the file runs, the letters of tests that did not pass follow as they come. Where
-one asked pytest for more or for less (-v, -q), it is left as it is. The lines end well only with
-`-o console_output_style=classic`, without pytest's own percentages.
+The name is there as soon as the file runs. A test that fails is named when it does, a file that took long
+when it ends. Several files may run at once (pytest-xdist's `-n`). Where one asked pytest for more or for less
+(-v, -q), it is left as it is.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections import Counter
+from collections.abc import Generator, Sequence
 
 import pytest
+
+LONG = 10  # seconds
 
 
 @pytest.hookimpl(trylast=True)  # after the terminal's
@@ -25,30 +30,38 @@ def pytest_configure(config: pytest.Config) -> None:
 class Progress:
     def __init__(self, reporter: pytest.TerminalReporter) -> None:
         self.reporter = reporter
-        self.files: list[str] = []  # in the order in which they run
-        self.running, self.began = "", 0.0
+        self.left: Counter[str] = Counter()  # tests of each file that have not ended
+        self.began: dict[str, float] = {}
         reporter.showfspath = False
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self.files = list(dict.fromkeys(item.location[0] for item in session.items))
+        if session.items:
+            self.left = Counter(item.nodeid.split("::")[0] for item in session.items)
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(
-        self, item: pytest.Item, nextitem: pytest.Item | None
-    ) -> Generator[None, object, object]:
-        file = item.location[0]
-        if file != self.running:
-            self.running, self.began = file, time.monotonic()
-            number = self.files.index(file) + 1
-            self.reporter.write(f"[{number} of {len(self.files)}] {file}  ", flush=True)
-        result = yield
-        if nextitem is None or nextitem.location[0] != file:
-            self.reporter.write(f"{time.monotonic() - self.began:.0f} s\n", flush=True)
-        return result
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, node: object, ids: Sequence[str]) -> None:
+        self.left = Counter(test.split("::")[0] for test in ids)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        file = nodeid.split("::")[0]
+        if file not in self.began:
+            self.began[file] = time.monotonic()
+            self.reporter.write_line(f"[{len(self.began)} of {len(self.left)}] {file}")
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        file = nodeid.split("::")[0]
+        self.left[file] -= 1
+        took = time.monotonic() - self.began[file]
+        if not self.left[file] and took >= LONG:
+            self.reporter.write_line(f"{'':11}{file} took {took:.0f} s")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.reporter.write_line(f"{'':11}FAILED {report.nodeid}", red=True)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_teststatus(
         self, report: pytest.CollectReport | pytest.TestReport
     ) -> Generator[None, tuple[str, str, object], tuple[str, str, object]]:
-        category, letter, word = yield
-        return (category, "", "") if letter == "." else (category, letter, word)
+        category, _, word = yield
+        return category, "", word

@@ -275,7 +275,7 @@ def test_the_mapping_has_control_where_it_is() -> None:
         ({"control_end": 2}, "control_end"),
         ({"image": "nowhere.png"}, "does not exist"),
     ],
-    ids=str,
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else None,
 )
 def test_what_cannot_be_used_gets_one_sentence(arguments: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):

@@ -220,7 +220,7 @@ def test_interrupt_within_a_step() -> None:
         ({"generator": [torch.Generator()] * 3}, "3 generators"),
         ({"guidance_scale": 2.0, "negative_prompt": ["a", "b"]}, "2 negative prompts"),
     ],
-    ids=str,
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else None,
 )
 def test_bad_arguments_get_one_sentence(arguments: dict, words: str) -> None:
     _, pipe = mini.load()

@@ -372,18 +372,20 @@ def test_what_runs_is_shown_before_its_line_ends(monkeypatch: pytest.MonkeyPatch
     with open(reading, "rb") as output, ThreadPoolExecutor(1) as pool:
         with open(writing, "wb", buffering=0) as child:
             closing = pool.submit(testing.pass_on, output)
-            child.write(b"[1 of 2] tests/test_page.py  ")
-            assert shown.pieces.get(timeout=60) == b"[1 of 2] tests/test_page.py  "
-            child.write(b"34 s\n= 5 passed =\n\n")
+            child.write(b"tests/test_page.py ..")
+            assert shown.pieces.get(timeout=60) == b"tests/test_page.py .."
+            child.write(b".\n= 5 passed =\n\n")
         assert closing.result(timeout=60) == "= 5 passed ="
 
 
-PROGRESS = r"""\[1 of 2\] (\S*/)?test_one.py  s\d+ s
-\[2 of 2\] (\S*/)?test_two.py  F\d+ s
-"""
+PROGRESS = r"\[1 of 2\] (\S*/)?test_(one|two).py\n(.*\n)?\[2 of 2\] (\S*/)?test_(one|two).py"
+FAILED = r" {11}FAILED (\S*/)?test_two.py::test_b"
 
 
-@pytest.mark.parametrize(("flags", "shown"), [([], True), (["-q"], False), (["-v"], False)])
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [(["-n", "0"], True), (["-n", "2"], True), (["-n", "0", "-q"], False), (["-n", "0", "-v"], False)],
+)
 def test_each_file_of_tests_has_a_line(tmp_path: Path, flags: list[str], shown: bool):
     (tmp_path / "test_one.py").write_text(
         "import pytest\ndef test_a(): pass\ndef test_b(): pass\ndef test_c(): pytest.skip('c')\n"
@@ -392,7 +394,8 @@ def test_each_file_of_tests_has_a_line(tmp_path: Path, flags: list[str], shown: 
     (_, _, check, _) = testing.checks(Path(sys.executable), [*flags, "-p", "no:cacheprovider"])
     command = [*check.command, "--rootdir", str(tmp_path), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert bool(re.search(f"^{PROGRESS}$", done.stdout, re.M)) is shown, done.stdout
+    for line in (PROGRESS, FAILED):
+        assert bool(re.search(f"^{line}$", done.stdout, re.M)) is shown, done.stdout
     assert "1 failed, 3 passed, 1 skipped in" in done.stdout.splitlines()[-1]
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from models.z_image import names
 from shared.errors import UserError
+from shared.files.unchanged import while_unchanged
 from shared.weights import formats
 from shared.weights.files import read_header
 
@@ -79,6 +80,7 @@ def _is_trained(found: formats.Checkpoint) -> bool:
     return entry is not None and bool(read_header(entry.file).read(entry.source).strip(b"\0"))
 
 
+@while_unchanged(answers=16)
 def read(file: Path, base: Dimensions) -> tuple[formats.Checkpoint, Layout]:
     """What a file holds, and its layout. UserError when it is no control network, or damaged."""
     found = formats.inspect([file], names.CONTROL)

@@ -7,7 +7,6 @@ stores its matrix (every backend here).
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
@@ -21,6 +20,7 @@ from models.z_image import control_layout as layouts
 from models.z_image import names
 from models.z_image.control_layout import OWN, PLAIN, SHARED, Layout
 from shared.errors import UserError
+from shared.files.unchanged import while_unchanged
 from shared.footprint import Needs, Offers, PartSize, Variant
 from shared.imaging import hires as enlarging
 from shared.weights import formats
@@ -402,15 +402,14 @@ def precisions(sources: Iterable[str], folders: Folders) -> list[str]:
     for source in sources:
         path = locate(source, folders)
         if path is not None:
-            kinds.append(_known_kind(path, path.stat().st_mtime_ns))
+            kinds.append(_known_kind(path))
         elif is_url(source):
             kinds.append(kind_by_name(file_name(source)))
     return list(dict.fromkeys(filter(None, kinds)))
 
 
-@functools.lru_cache(maxsize=256)
-def _known_kind(path: Path, time: int) -> str:
-    """Of a file or folder, which is read again when it has changed; "" for a damaged one."""
+def _known_kind(path: Path) -> str:
+    """Of a file or folder; "" for a damaged one."""
     try:
         return measure(path)[0]
     except (UserError, OSError):
@@ -424,6 +423,12 @@ def measure(
     config: Mapping[str, Any] | None = None,
 ) -> tuple[str, PartSize]:
     """(kind, size as loaded) of a file or a folder of shards, from headers. UserError when it is damaged."""
+    return _measured(path, float_bytes, role, (config or {}).get("num_hidden_layers"))
+
+
+@while_unchanged(answers=256)
+def _measured(path: Path, float_bytes: int | None, role: str, layers: int | None) -> tuple[str, PartSize]:
+    """layers: of a text encoder, whose last one is never computed."""
     held = formats.inspect([path], NAMES[role])
     kind = _kind_of(held)
     bits = 8 * (float_bytes or (4 if kind in ("fp16", "fp32") else 2))
@@ -432,8 +437,7 @@ def measure(
     blocks = [held.block_bytes(stack, bits) for stack in STACKS]
     ram, unused = held.bytes_under("embed_tokens."), 0
     if role == "text_encoder":
-        last = (config or {}).get("num_hidden_layers")
-        blocks = [counts[: last - 1] if last else counts for counts in blocks]  # the last is never computed
+        blocks = [counts[: layers - 1] if layers else counts for counts in blocks]
         unused = held.bytes_under("norm.", bits) + held.bytes_under("lm_head.", bits)
     everything = held.bytes_under("", bits) - sum(sum(held.block_bytes(stack, bits)) for stack in STACKS)
     everything -= held.bytes_under("embed_tokens.", bits)
@@ -514,6 +518,11 @@ def _vae_weights(one: Required | None, folders: Folders) -> int:
     path = next((path for path in found if path is not None), None)
     if path is None or path.is_dir():
         return PUBLISHED_VAE
+    return _parameters(path)
+
+
+@while_unchanged(answers=16)
+def _parameters(path: Path) -> int:
     return sum(math.prod(entry["shape"]) for entry in check_safetensors(path).values())
 
 
@@ -536,9 +545,14 @@ def read_configs(
 def _config(source: str | Mapping[str, Any] | Path | None) -> Mapping[str, Any]:
     if source is None or isinstance(source, Mapping):
         return source or QWEN3_4B
+    return _config_file(ROOT / source)
+
+
+@while_unchanged(answers=32)
+def _config_file(path: Path) -> Mapping[str, Any]:
     try:
-        return json.loads((ROOT / source).read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"The configuration {source} cannot be read ({error}): correct the card or the file."
+            f"The configuration {path} cannot be read ({error}): correct the card or the file."
         ) from error

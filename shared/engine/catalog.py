@@ -164,6 +164,24 @@ class Catalog:
         return model.handler.query_time_grid(model.architecture, model.card.model, settings)
 
 
+def look_up(
+    model_id: str,
+    folders: Folders,
+    handler_for: HandlerFor | None = None,
+    lora_folders: LoraFolders | None = None,
+) -> ModelInfo:
+    """One model as `catalog` describes it, with the files that are here. SettingsError when it is gone."""
+    cards, _ = load_cards(folders.root, SETTINGS)
+    if model_id in cards:
+        card, handler_for = cards[model_id], handler_for or _registry()
+        lora_folders = lora_folders or LoraFolders(folders.root / "loras")
+        return _describe(card, handler_for(card.architecture), folders, lora_folders, {})
+    found = catalog(
+        folders.root, folders.ckpts, handler_for, others=folders.others, lora_folders=lora_folders
+    )
+    return found.model(model_id)  # says what is there instead
+
+
 def catalog(
     root: Path,
     ckpts: Path,
@@ -183,10 +201,7 @@ def catalog(
     others: further folders with model files. lora_folders: by default `root`/loras.
     drafts: as for load_cards.
     """
-    if handler_for is None:
-        import models as families
-
-        handler_for = families.handler_for
+    handler_for = handler_for or _registry()
     cards, card_errors = load_cards(root, SETTINGS, drafts)
     errors = [str(error) for error in card_errors]
     models: dict[str, ModelInfo] = {}
@@ -206,6 +221,12 @@ def catalog(
         model.defaults.update({n: value for n, value in (overrides or {}).items() if n in model.settings})
         models[card.id] = model
     return Catalog(models, errors, notices, preferred, wildcards=root / "wildcards")
+
+
+def _registry() -> HandlerFor:
+    import models as families
+
+    return families.handler_for
 
 
 def locked(found: Catalog) -> Catalog:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shared.engine import consent, machine
-from shared.engine.catalog import HandlerFor, LoraFolders, ModelInfo, catalog
+from shared.engine.catalog import HandlerFor, LoraFolders, ModelInfo, look_up
 from shared.engine.hashes import FileHashes, names_of
 from shared.engine.loras import Loras, gather
 from shared.engine.outlook import NOTHING, Outlook, outlook
@@ -101,15 +101,7 @@ class ModelHost:
 
     def info(self, model_id: str) -> ModelInfo:
         """The model's card as it is on disk now; SettingsError when it is gone."""
-        folders = self._folders
-        found = catalog(
-            folders.root,
-            folders.ckpts,
-            self._handler_for,
-            others=folders.others,
-            lora_folders=self._lora_folders,
-        )
-        return found.model(model_id)
+        return look_up(model_id, self._folders, self._handler_for, self._lora_folders)
 
     def get(
         self,

@@ -4,7 +4,6 @@ computer, and what would go if it were removed. Reads headers at most; no torch.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
 import statistics
@@ -21,6 +20,7 @@ from shared.engine.plan_table import Row
 from shared.engine.planner import Machine
 from shared.engine.records import DONE, Job
 from shared.errors import UserError
+from shared.files.unchanged import while_unchanged
 from shared.weights import formats
 from shared.weights.downloads import parts
 from shared.weights.files import Folders, Required, destination, is_url, locate
@@ -153,14 +153,9 @@ def _here(role: str, path: Path) -> Item:
         return Item(role, path.name, path, size, problem=f"{path} cannot be read ({error.strerror}).")
 
 
+@while_unchanged(answers=256)
 def format_of(path: Path) -> str:
     """The format of a checkpoint file or folder, from its header. UserError when it cannot be used."""
-    status = path.stat()
-    return _format_of(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=256)
-def _format_of(path: Path, size: int, time: int) -> str:
     return formats.inspect([path]).label
 
 

@@ -1,0 +1,1 @@
+"""What every part does with files. Standard library only."""
