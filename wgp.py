@@ -7,7 +7,7 @@ from start import main
 
 def page():
     try:
-        from shared.cli import main as run
+        from shared.cli.main import main as run
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] in ("shared", "models"):
             raise

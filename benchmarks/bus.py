@@ -51,9 +51,9 @@ def per_step(transformer: ZImageTransformer2DModel, steps: int, moved: Callable[
 
 def engine(name: str, resident: int, prefetch: bool, steps: int) -> tuple[float, int]:
     """(bytes per step, bytes of the blocks that a step streams)"""
-    from shared.offloading import Residency
-    from shared.placement import Placement, resident_blocks
-    from tests.counting import CountingTransport
+    from shared.gpu.offloading import Residency
+    from shared.gpu.placement import Placement, resident_blocks
+    from tests.support.counting import CountingTransport
 
     transformer, card = model(), CountingTransport() if name == "stream" else counting_card()
     residency = (
@@ -73,7 +73,7 @@ def counting_card() -> Any:
     """Enough of torch.cuda for mmgp to plan and to copy: for a process of its own, where it stays."""
     import pytest
 
-    from tests.fake_cuda import FakeCuda
+    from tests.support.fake_cuda import FakeCuda
 
     card = FakeCuda()
     card.install(pytest.MonkeyPatch())

@@ -27,7 +27,7 @@ import psutil
 import torch
 
 from benchmarks.report import header
-from shared.weights import heap
+from shared.gpu import heap
 
 PROMPT = "a red circle above a blue square on a yellow background"
 
@@ -72,7 +72,7 @@ LORA_RANKS = (0, 16, 128)
 def ours(work: Workload) -> Any:
     """Our pipeline with the Mini's text encoder and VAE and the workload's transformer."""
     from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel
-    from tests import mini
+    from tests.support import mini
 
     _, pipe = mini.load("z_image_mini_base")
     if work.transformer:
@@ -87,7 +87,7 @@ def theirs(work: Workload, pipe: Any) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
     from transformers import Qwen3Model
 
-    from tests import mini
+    from tests.support import mini
 
     config = {k: v for k, v in asdict(pipe.transformer.config).items() if k != "patch_size"}
     transformer = ZImageTransformer2DModel(**config, n_kv_heads=config["n_heads"]).eval()
@@ -156,8 +156,8 @@ def lora_file(transformer: Any, rank: int) -> Any:
     from pathlib import Path
 
     from shared.loras.adapters import LowRank
+    from shared.loras.inspection import Verdict
     from shared.loras.reader import LoraFile
-    from shared.loras.verdict import Verdict
 
     linears = {
         name: module

@@ -29,8 +29,8 @@ from torch import nn
 from benchmarks.report import header
 from shared.engine.configuration import EngineConfig
 from shared.engine.engine import Engine
-from shared.engine.records import ENDED
-from tests.browser import ROOT
+from shared.jobs.records import ENDED
+from tests.support.browser import ROOT
 
 MODEL = "z_image"
 BLOCKS = ("layers.", "noise_refiner.", "context_refiner.", "model.layers.")  # whose linear layers are int8
@@ -40,7 +40,7 @@ SAMPLE_SECONDS = 0.02
 HEARD_AFTER = 0.5  # seconds into a phase at which it is cancelled
 WITHOUT_BF16 = (
     "import torch; torch.ops.mkldnn._is_mkldnn_bf16_supported = lambda: False;"
-    "from shared.engine import worker; worker.main()"
+    "from shared.worker import worker; worker.main()"
 )
 
 

@@ -23,13 +23,13 @@ from PIL import Image
 from benchmarks.report import header
 from shared.engine.configuration import EngineConfig
 from shared.engine.engine import Engine
-from shared.engine.gallery import Collection, Found, Wanted
-from shared.engine.store import JobStore
+from shared.gallery.collection import Collection, Found, Wanted
+from shared.gallery.thumbnails import thumbnail
 from shared.imaging import metadata
-from shared.ui.gallery import PAGE, Gallery
-from shared.ui.generate import Generate
-from shared.ui.thumbnails import thumbnail
-from tests.browser import ROOT
+from shared.jobs.store import JobStore
+from shared.ui.create.tab import Generate
+from shared.ui.gallery.tab import PAGE, Gallery
+from tests.support.browser import ROOT
 
 SIZES = ((1024, 1024), (832, 1216), (1216, 832), (1280, 720), (768, 1344))
 WORDS = """a the lighthouse portrait woman dawn storm oil painting photograph detailed soft light mountain

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import models
 from benchmarks.report import card, header
-from shared.offload_engines import SLOTS
+from shared.gpu.offload_engines import SLOTS
 
 Runs = Mapping[str, Callable[[], Any]]
 
@@ -96,8 +96,8 @@ def measure(work: models.Work, rounds: int, backend: str) -> list[str]:
 @torch.inference_mode()
 def measure_streamed(work: models.Work, rounds: int) -> list[str]:
     """The second table's lines: each engine with nothing and with half of the blocks on the card."""
-    from shared.offloading import Residency
-    from shared.placement import Placement
+    from shared.gpu.offloading import Residency
+    from shared.gpu.placement import Placement
 
     lines = [f"| {'':32} | ms per forward | of resident |", f"|{'-' * 34}|----------------|-------------|"]
     for kind, layer in (("bf16", None), ("int8", models.int8)):

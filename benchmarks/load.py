@@ -20,7 +20,7 @@ from benchmarks.report import header
 from shared.engine.configuration import EngineConfig
 from shared.engine.engine import Engine
 from shared.errors import UserError
-from tests.browser import ROOT, serve
+from tests.support.browser import ROOT, serve
 
 SETTINGS = {"model_type": "z_image_mini", "prompt": "a red circle", "num_inference_steps": 8}
 PAUSE_SECONDS = 0.2  # between two questions, as a person would ask

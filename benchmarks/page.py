@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.report import header
 from shared.engine.configuration import EngineConfig
 from shared.engine.engine import Engine
-from tests.browser import FLAGS, ROOT, find_chromium, free_port
+from tests.support.browser import FLAGS, ROOT, find_chromium, free_port
 
 EMPTY = """
 import sys
@@ -32,7 +32,7 @@ page.launch(server_port=int(sys.argv[1]), quiet=True)
 OURS = """
 import sys
 from pathlib import Path
-from shared.cli import main
+from shared.cli.main import main
 folder = Path(sys.argv[2])
 main(["--server-port", sys.argv[1]], output_dir=folder, database=folder / ".zgp" / "zgp.sqlite3")
 """

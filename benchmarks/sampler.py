@@ -20,7 +20,7 @@ import torch
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.unified_sampler import STYLES
 from shared.errors import UserError
-from shared.settings import levels_of
+from shared.settings.table import levels_of
 from training.grammar import Scene, held_out
 from training.sampling import CardPainter
 from training.score import judge, summarize

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks import models
 from benchmarks.report import card, header
-from shared.offload_engines import SLOTS
+from shared.gpu.offload_engines import SLOTS
 
 CONTEXT_GB = 0.6  # what CUDA itself and its libraries take of a card
 RESERVE_GB = 0.9  # activations of one layer and of the latents at 1024 x 1024
@@ -55,8 +55,8 @@ def resident_blocks(model: Any, gigabytes: float, slots: int) -> int:
 
 
 def ours(work: models.Work, variant: str, gigabytes: float) -> Callable[[], Any]:
-    from shared.offloading import Residency
-    from shared.placement import Placement
+    from shared.gpu.offloading import Residency
+    from shared.gpu.placement import Placement
 
     model = models.transformer(work, torch.device("cpu"))
     engine, layer = OURS[variant]

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shared import json_file
 from shared.errors import UserError
+from shared.files import json_file
+from shared.gpu.offload_engines import SLOTS
 from shared.imaging.naming import TEMPLATE, template_problem
-from shared.offload_engines import SLOTS
-from shared.settings import ATTENTION_PACKAGES
+from shared.settings.table import ATTENTION_PACKAGES
 
 log = logging.getLogger(__name__)
 

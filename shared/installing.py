@@ -70,7 +70,7 @@ def main(arguments: Sequence[str], usage: str) -> int:
     try:
         first, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
         if first == "--test":
-            from shared.testing import test  # here, as it stands on this module
+            from shared.cli.testing import test  # here, as it stands on this module
 
             return test(rest)
         if first == "--setup-only":

@@ -16,9 +16,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import pytest
 
-from shared.engine.catalog import catalog
-from tests.browser import ROOT, Visit, chromium, serve, visits
-from tests.cards import card  # noqa: F401  (a fixture)
+from shared.library.catalog import catalog
+from tests.support.browser import ROOT, Visit, chromium, serve, visits
+from tests.support.cards import card  # noqa: F401  (a fixture)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

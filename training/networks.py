@@ -21,7 +21,7 @@ from models.z_image.transformer_z_image import (
     positions,
     unpatchify,
 )
-from shared.attention import sdpa
+from shared.gpu.attention import sdpa
 from training.grammar import SHAPES
 from training.render import Batch
 

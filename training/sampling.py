@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.z_image.transformer_z_image import Control, ZImageTransformer2DModel
-from shared.loras.multipliers import parse
+from shared.loras.strengths import parse
 from training.grammar import Scene
 from training.networks import forward_batch
 
@@ -73,7 +73,7 @@ class CardPainter:
     """Draws scenes through the program's own pipeline with a model card: one each, seed = its number."""
 
     def __init__(self, card: str, overrides: Mapping[str, Any]) -> None:
-        from shared.engine.catalog import catalog
+        from shared.library.catalog import catalog
 
         root = Path(__file__).resolve().parents[1]
         model = catalog(root, root / "ckpts").model(card)

@@ -24,8 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.z_image import control_layout, names
-from models.z_image.control_layout import INPAINT_CHANNELS, LATENT_CHANNELS, OWN, PLAIN, SHARED, Layout
+from models.z_image.checkpoints import control_layout, weight_names
+from models.z_image.checkpoints.control_layout import (
+    INPAINT_CHANNELS,
+    LATENT_CHANNELS,
+    OWN,
+    PLAIN,
+    SHARED,
+    Layout,
+)
 from models.z_image.transformer_z_image import (
     HALF_MAX,
     HintsAt,
@@ -125,7 +132,7 @@ def load(file: Path, config: ZImageConfig, dtype: torch.dtype) -> ZImageControlM
     """The control network of a file, for a base of that configuration. UserError when it does not fit."""
     _, layout = control_layout.read(file, config)
     model = build(lambda: ZImageControlModel(config, layout))
-    load_weights(model, [file], dtype=dtype, names=names.CONTROL, unused=layout.unused)
+    load_weights(model, [file], dtype=dtype, names=weight_names.CONTROL, unused=layout.unused)
     return model
 
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models.z_image import control_layout as layouts
-from models.z_image import names
-from models.z_image.control_layout import OWN, PLAIN, SHARED, Layout
+from models.z_image.checkpoints import control_layout as layouts
+from models.z_image.checkpoints import weight_names
+from models.z_image.checkpoints.control_layout import OWN, PLAIN, SHARED, Layout
 from shared.errors import UserError
 from shared.files.unchanged import while_unchanged
-from shared.footprint import Needs, Offers, PartSize, Variant
+from shared.gpu.footprint import Needs, Offers, PartSize, Variant
 from shared.imaging import hires as enlarging
 from shared.weights import formats
 from shared.weights.files import (
@@ -39,7 +39,7 @@ MAX_CAPTION = 512  # tokens; how many a prompt has is only known once it is enco
 STACKS = ("context_refiner", "noise_refiner", "layers")  # blocks that can be streamed, as a pass meets them
 CONTROL_STACKS = ("control_noise_refiner", "control_layers")
 PICTURES = ("image_start", "image_guide")  # settings whose pictures the VAE encodes
-NAMES = {"transformer": names.TRANSFORMER, "text_encoder": names.TEXT_ENCODER}
+NAMES = {"transformer": weight_names.TRANSFORMER, "text_encoder": weight_names.TEXT_ENCODER}
 VAE_TILES = (1024, 768, 512, 384, 256)  # pixels
 ACTIVATION = 2  # bytes of a value on a card
 VAE_VALUE = 4  # the VAE computes in fp32

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.attention import Attend
 from shared.errors import UserError
+from shared.gpu.attention import Attend
 
 
 @dataclass(frozen=True)

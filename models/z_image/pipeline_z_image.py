@@ -16,23 +16,24 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.z_image import control as control_nets
-from models.z_image import pictures, prompt_cache, text_encoding, unified_sampler, vae
+from models.z_image import image_tensors, unified_sampler, vae
+from models.z_image.checkpoints.control_layout import INPAINT_CHANNELS
 from models.z_image.control import Guide, Share, ZImageControlModel
-from models.z_image.control_layout import INPAINT_CHANNELS
+from models.z_image.image_tensors import Given, Known, Pictures
 from models.z_image.nag import Nag
-from models.z_image.pictures import Given, Known, Pictures
-from models.z_image.prompt_cache import Encoded, PromptCache
-from models.z_image.schedule import make_sigmas
 from models.z_image.seed_variety import SeedVariety
+from models.z_image.sigmas import make_sigmas
+from models.z_image.text_encoder import prompt_cache, text_encoding
+from models.z_image.text_encoder.prompt_cache import Encoded, PromptCache
 from models.z_image.tiles import Forward, Grid
 from models.z_image.transformer_z_image import Conditioning, ZImageTransformer2DModel, dit_time
 from models.z_image.unified_sampler import UnifiedConfig
 from shared.errors import UserError
-from shared.interrupt import listening
+from shared.gpu.interrupt import listening
+from shared.gpu.offloading import Residency
+from shared.gpu.placement import Placement
 from shared.loras.apply import set_multipliers
-from shared.offloading import Residency
-from shared.placement import Placement
-from shared.settings_check import check_argument
+from shared.settings.validation import check_argument
 
 PARTS = ("transformer", "text_encoder", "vae")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -243,7 +244,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         _check_output(output_type, max_sequence_length)
         notes: list[str] = []
         share = Share(control_context_scale, control_start, control_end)
-        given = pictures.prepare(width, height, image, inpaint_mask, control_image, mask_feather, notes)
+        given = image_tensors.prepare(width, height, image, inpaint_mask, control_image, mask_feather, notes)
         strength = _strength(denoising_strength, given)
         if strength == 0:
             return self._unchanged(given, num_images_per_prompt, prompt, prompt_embeds, output_type, notes)

@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 
-from models.z_image import loading, unified_sampler
+from models.z_image import unified_sampler
+from models.z_image.checkpoints import loading
 from models.z_image.pipeline_z_image import ZImageOutput
 from models.z_image.pipeline_z_image import ZImagePipeline as Pipeline
-from models.z_image.prompt_cache import PromptCache
+from models.z_image.text_encoder.prompt_cache import PromptCache
 from models.z_image.z_image_handler import DEFAULT_FOLDERS
 from shared.errors import UserError
-from shared.offload_engines import default_engine
-from shared.offloading import Placement, Residency
-from shared.transport import default_device
+from shared.gpu.offload_engines import default_engine
+from shared.gpu.offloading import Placement, Residency
+from shared.gpu.transport import default_device
 from shared.weights import hub, snapshot
 from shared.weights.downloads import DownloadProgress
 from shared.weights.files import Folders, is_whole

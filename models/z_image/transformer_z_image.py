@@ -29,10 +29,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.z_image.nag import Nag, NagAttend
-from shared import attention as attention_backends
-from shared import kernels
 from shared.errors import Cancelled, UserError
-from shared.interrupt import check
+from shared.gpu import attention as attention_backends
+from shared.gpu import kernels
+from shared.gpu.interrupt import check
 from shared.loras.apply import norm_weight
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Fused:
-    """The device's kernels for formulas of a block (see `shared.kernels.find`); None: the plain formula."""
+    """The device's kernels for formulas of a block (`shared.gpu.kernels.find`); None: the plain formula."""
 
     rms_rope: Callable[..., tuple[Tensor, Tensor]] | None = None
     rms_gated_residual: Callable[..., Tensor] | None = None

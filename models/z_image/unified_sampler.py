@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import UserError
-from shared.settings import FIXED_STEPS, SETTINGS, levels_of, solver_name
+from shared.settings.table import FIXED_STEPS, SETTINGS, levels_of, solver_name
 
 if TYPE_CHECKING:
     import torch

@@ -13,23 +13,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.z_image import lora_names, memory, recognition, sources
-from models.z_image.sources import ROOT
+from models.z_image import memory
+from models.z_image.checkpoints import lora_names, recognition, sources
+from models.z_image.checkpoints.sources import ROOT
 from models.z_image.unified_sampler import check_offered, resolve, time_grid
 from shared.errors import UserError
-from shared.footprint import Needs, Offers
+from shared.gpu.footprint import Needs, Offers
+from shared.gpu.interrupt import imported
 from shared.imaging.hires import Hires
-from shared.interrupt import imported
 from shared.loras.names import ModelNames
-from shared.settings import ATTENTION_PACKAGES
-from shared.settings_texts import parse_outpaint, parse_parameters, parse_resolution
+from shared.settings.parsing import parse_outpaint, parse_parameters, parse_resolution
+from shared.settings.table import ATTENTION_PACKAGES
 from shared.weights.files import Folders, Required
 
 if TYPE_CHECKING:
     import torch
 
-    from models.z_image.generation import ZImageProcessor
-    from models.z_image.loading import Share
+    from models.z_image.checkpoints.loading import Share
+    from models.z_image.job.job import ZImageProcessor
     from models.z_image.pipeline_z_image import ZImagePipeline
 
 DEFAULT_FOLDERS = Folders(ROOT, ROOT / "ckpts")
@@ -210,7 +211,7 @@ class family_handler:
         """What counts a prompt's tokens as the pipeline does, its chat template included; None while the
         tokenizer is not on disk.
         """
-        from models.z_image import prompt_tokens
+        from models.z_image.text_encoder import prompt_tokens
 
         name = sources.TOKENIZER_FILES[0]
         place = sources.tokenizer(model_def, folders or DEFAULT_FOLDERS, needed=[name])
@@ -299,8 +300,8 @@ class family_handler:
         what the system bears. offload: what moves the weights to the card, "mmgp" (the default where it is
         installed) or "stream".
         """
-        imported("models.z_image.loading")
-        from models.z_image.loading import load
+        imported("models.z_image.checkpoints.loading")
+        from models.z_image.checkpoints.loading import load
 
         if text_encoder_quantization not in QUANTIZATIONS:
             raise UserError(

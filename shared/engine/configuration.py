@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shared.engine.catalog import Catalog, HandlerFor, LoraFolders, catalog, locked
-from shared.engine.planner import Overrides
 from shared.errors import UserError
+from shared.gpu.planner import Overrides
 from shared.imaging.saving import Rules
+from shared.library.catalog import Catalog, HandlerFor, LoraFolders, catalog, locked
 from shared.weights.files import Folders
 
-WORKER = (sys.executable, "-m", "shared.engine.worker")
+WORKER = (sys.executable, "-m", "shared.worker.worker")
 
 
 def queue_of(outputs: Path) -> Path:

@@ -14,27 +14,27 @@ from typing import Any
 
 from shared import config as config_file
 from shared.engine import second_start
-from shared.engine.catalog import Catalog, HandlerFor, ModelInfo
 from shared.engine.configuration import EngineConfig, read_catalog, worker_arguments, worker_environment
-from shared.engine.consent import Agreed
-from shared.engine.downloading import Downloads
-from shared.engine.forever import Forever
-from shared.engine.grid import Grid
-from shared.engine.grid import plan as plan_grid
-from shared.engine.inputs import PICTURES, keep_pictures
-from shared.engine.loras import check_addresses
-from shared.engine.machine import survey
-from shared.engine.outlook import Outlook, outlook
-from shared.engine.planner import Machine
 from shared.engine.preferences import Preferences
 from shared.engine.questions import Questions
-from shared.engine.records import ENDED, Event
-from shared.engine.store import JobStore
-from shared.engine.supervisor import Supervisor
 from shared.errors import QueueFull, UserError
+from shared.gpu.machine import survey
+from shared.gpu.planner import Machine
+from shared.jobs.grid import Grid
+from shared.jobs.grid import plan as plan_grid
+from shared.jobs.inputs import PICTURES, keep_pictures
+from shared.jobs.records import ENDED, Event
+from shared.jobs.repeat import Forever
+from shared.jobs.store import JobStore
+from shared.jobs.supervisor import Supervisor
+from shared.library.catalog import Catalog, HandlerFor, ModelInfo
+from shared.library.consent import Agreed
+from shared.library.download_queue import Downloads
+from shared.library.job_loras import check_addresses
+from shared.library.outlook import Outlook, outlook
 from shared.loras.library import Library
-from shared.settings import random_seed
-from shared.settings_check import Validated
+from shared.settings.table import random_seed
+from shared.settings.validation import Validated
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from shared import config as config_file
-from shared.engine import saved_defaults
-from shared.engine.catalog import Catalog
 from shared.engine.configuration import EngineConfig
 from shared.errors import UserError
+from shared.library import saved_defaults
+from shared.library.catalog import Catalog
 
 
 class Preferences:

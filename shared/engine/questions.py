@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shared.engine.catalog import Catalog, ModelInfo
-from shared.engine.consent import Agreed, Ask, NotAgreed, asks, together
-from shared.engine.outlook import Outlook
-from shared.engine.records import ON_A_PAGE, Job
-from shared.engine.store import JobStore
 from shared.errors import UserError
 from shared.imaging.hires import needs_no_model
-from shared.settings import ANY_PRECISION
+from shared.jobs.records import ON_A_PAGE, Job
+from shared.jobs.store import JobStore
+from shared.library.catalog import Catalog, ModelInfo
+from shared.library.consent import Agreed, Ask, NotAgreed, asks, together
+from shared.library.outlook import Outlook
+from shared.settings.table import ANY_PRECISION
 
 #: what the files of a job depend on; jobs that are alike in it are looked at once
 SIZES = ("model_type", "precision", "resolution", "batch_size", "hires_scale", "hires_tile")

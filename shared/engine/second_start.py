@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shared import json_file
 from shared.engine.configuration import EngineConfig
 from shared.errors import UserError
-from shared.lock import ProcessLock
+from shared.files import json_file
+from shared.files.lock import ProcessLock
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from shared.errors import UserError
-from shared.settings_texts import parse_outpaint, parse_resolution
+from shared.settings.parsing import parse_outpaint, parse_resolution
 from shared.weights.files import Folders
 
 LANCZOS = "lanczos"

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from shared.errors import UserError
 from shared.loras.adapters import Adapter, DiffBias, Dora, LoHa, LoKr, LowRank, NormDiff, Oft
-from shared.loras.layout import LORA_SUFFIXES
+from shared.loras.inspection import Verdict
 from shared.loras.names import ModelNames
+from shared.loras.parser import LORA_SUFFIXES
 from shared.loras.reader import LoraFile, read
-from shared.loras.verdict import Verdict
 
 PREFIX, LOKR_PREFIX = "transformer.", "diffusion_model."
 FOLDED = ("lora_adapter_metadata", "ss_network_alpha")  # metadata that would be wrong about the new file

@@ -16,11 +16,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from shared.cards import source_problem
 from shared.errors import UserError
-from shared.loras.layout import LORA_SUFFIXES
+from shared.library.cards import source_problem
+from shared.loras.inspection import Verdict, inspect
 from shared.loras.names import ModelNames
-from shared.loras.verdict import Verdict, inspect
+from shared.loras.parser import LORA_SUFFIXES
 from shared.weights.files import Folders, Required, file_name, is_url
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
-from shared.wording import printable
+from shared.settings.messages import printable
 
 MAX_CONFIG_BYTES = 1_000_000
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from shared.errors import UserError
 from shared.loras.library import address
-from shared.loras.multipliers import split_profile
+from shared.loras.strengths import split_profile
 from shared.weights.files import UNSAFE_NAME
 
 SUFFIXES = (".lset", ".json", ".zip")

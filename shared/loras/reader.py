@@ -26,10 +26,10 @@ from shared.loras.adapters import (
     input_rotation,
     output_rotation,
 )
-from shared.loras.layout import BIASES, Layout, Module, read_layout
+from shared.loras.inspection import Verdict, verdict_of
 from shared.loras.names import ModelNames
+from shared.loras.parser import BIASES, Layout, Module, read_layout
 from shared.loras.peft import NEUMANN_TERMS, PeftConfig
-from shared.loras.verdict import Verdict, verdict_of
 
 KEPT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # others are read as float32
 

@@ -9,7 +9,7 @@ from shared.errors import UserError
 from shared.prompts import choices, lines
 from shared.prompts.choices import Template
 from shared.prompts.wildcards import Wildcards
-from shared.settings import TEMPLATES, random_seed
+from shared.settings.table import TEMPLATES, random_seed
 
 MOST_JOBS = 500  # of one submission
 

@@ -16,8 +16,8 @@ import re
 from collections.abc import Mapping
 
 from shared.errors import UserError
-from shared.settings import ALL_ONE, PARAGRAPHS
-from shared.wording import nearest
+from shared.settings.messages import nearest
+from shared.settings.table import ALL_ONE, PARAGRAPHS
 
 ENHANCED = "!enhanced!"  # Wan2GP's mark of a prompt that a program has rewritten
 

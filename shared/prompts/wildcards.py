@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from shared.errors import UserError
-from shared.wording import nearest
+from shared.settings.messages import nearest
 
 MAX_BYTES = 8 << 20
 MAX_TABLE_BYTES = 1 << 20  # of a YAML or JSON file, which takes longer to read

@@ -14,14 +14,14 @@ from fastapi.responses import Response
 
 from shared.engine.engine import Engine
 from shared.errors import UserError
-from shared.server.answers import answer
-from shared.server.doors import Doors
-from shared.server.files import Shelf
-from shared.server.guard import Guard
-from shared.server.hosts import Hosts
+from shared.server.errors import answer
+from shared.server.file_access import Shelf
 from shared.server.limits import MAX_UPLOAD
+from shared.server.login import Doors
+from shared.server.middleware import Guard
 from shared.server.openai import openai_router
-from shared.server.questions import add_questions
+from shared.server.origin import Hosts
+from shared.server.page_rpc import add_questions
 from shared.server.refused import Refused
 from shared.server.rest import rest_router
 from shared.server.schema import PROBLEM, settings_schema

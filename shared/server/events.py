@@ -9,9 +9,9 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from shared.engine.records import ENDED, Event
-from shared.engine.store import JobStore
 from shared.errors import UserError
+from shared.jobs.records import ENDED, Event
+from shared.jobs.store import JobStore
 
 POLL_SECONDS = 0.1
 SILENCE_SECONDS = 15.0  # then a comment is sent, before something on the way takes the line for dead

@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 
 from starlette.requests import Request
 
-from shared.engine.consent import NotAgreed
 from shared.engine.engine import Engine
 from shared.errors import QueueFull, UserError
+from shared.library.consent import NotAgreed
 from shared.server.refused import Refused
-from shared.settings import SettingsError
-from shared.settings_check import Validated
+from shared.settings.table import SettingsError
+from shared.settings.validation import Validated
 
 MAX_JOBS = 100
 SOURCE = "api"

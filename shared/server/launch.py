@@ -19,10 +19,10 @@ from gradio.networking import setup_tunnel
 
 from shared.engine.engine import Engine
 from shared.errors import UserError
-from shared.server.access import OWN_USER, Access
 from shared.server.app import make_app
-from shared.server.doors import Doors
-from shared.server.hosts import Hosts, is_loopback
+from shared.server.credentials import OWN_USER, Access
+from shared.server.login import Doors
+from shared.server.origin import Hosts, is_loopback
 from shared.ui.app import build
 
 ANY_ADDRESS = ("0.0.0.0", "::")

@@ -6,13 +6,14 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 from urllib.parse import quote
 
 from starlette.responses import HTMLResponse
 
-ICON = (Path(__file__).parents[1] / "ui" / "icon.svg").read_text("utf-8")
-STYLE = (Path(__file__).parent / "login_style.css").read_text("utf-8")
+from shared.ui import static_files
+
+ICON = static_files.read("icon.svg")
+STYLE = static_files.read("login.css")
 STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 POLICY = (
     f"default-src 'none'; style-src 'sha256-{STYLE_HASH}'; img-src data:; form-action 'self'; "

@@ -12,8 +12,8 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
 from shared.engine.engine import Engine
-from shared.engine.records import CANCELLED, DONE, ENDED, ImageRecord, Job
-from shared.server.files import Shelf
+from shared.jobs.records import CANCELLED, DONE, ENDED, ImageRecord, Job
+from shared.server.file_access import Shelf
 from shared.server.jobs import json_body, submit_all
 from shared.server.refused import Refused
 

@@ -12,15 +12,15 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from shared.engine.engine import Engine
-from shared.engine.inputs import keep_picture
-from shared.engine.records import ENDED, ImageRecord, Job
 from shared.errors import UserError
 from shared.imaging.sources import load_picture
+from shared.jobs.inputs import keep_picture
+from shared.jobs.records import ENDED, ImageRecord, Job
 from shared.server.events import event_lines, nothing_follows
-from shared.server.files import Shelf
+from shared.server.file_access import Shelf
 from shared.server.jobs import json_body, refuse, submit_all
 from shared.server.refused import Refused
-from shared.server.views import (
+from shared.server.schemas import (
     AcceptedJobs,
     ImageView,
     JobView,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.settings import SETTINGS, Setting
+from shared.settings.table import SETTINGS, Setting
 
 TYPES: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array"}
 LIMITS = {

@@ -10,8 +10,8 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from shared.engine.engine import Engine
-from shared.engine.records import DONE, ENDED, ImageRecord
 from shared.errors import UserError
+from shared.jobs.records import DONE, ENDED, ImageRecord
 
 POLL_SECONDS = 0.1
 

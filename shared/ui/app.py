@@ -7,10 +7,10 @@ import gradio as gr
 from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.ui.api import add_generate
-from shared.ui.gallery import Gallery
-from shared.ui.generate import Generate
-from shared.ui.models import Models
-from shared.ui.preferences import Preferences, header_area
+from shared.ui.create.tab import Generate
+from shared.ui.gallery.tab import Gallery
+from shared.ui.models.tab import Models
+from shared.ui.settings.tab import Preferences, header_area
 
 HEADER = '<header class="zgp-header"><h1>ZGP</h1><p>Z-Image for the GPU poor</p>%s</header>'
 LOGOUT = '<form method="post" action="logout"><button class="zgp-button">Log out</button></form>'

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.themes.utils.fonts import Font
 
-HERE = Path(__file__).parent
+from shared.ui.static_files import FOLDER, read
+
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 MONO = ("ui-monospace", "SF Mono", "Cascadia Mono", "DejaVu Sans Mono", "monospace")
 
@@ -76,9 +76,9 @@ def look(theme: str = "") -> dict[str, Any]:
     """
     return {
         "theme": gr.themes.Default() if theme == "gradio" else zgp_theme(),
-        "css_paths": [HERE / "style.css", *sorted(HERE.glob("*_style.css"))],
-        "js": (HERE / "script.js").read_text(encoding="utf-8"),
-        "favicon_path": HERE / "icon.svg",
+        "css_paths": [FOLDER / "style.css", *sorted(FOLDER.glob("*_style.css"))],
+        "js": read("script.js"),
+        "favicon_path": FOLDER / "icon.svg",
         "footer_links": [],
         "run_history": False,
         "show_error": True,

@@ -31,7 +31,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from shared.errors import Cancelled, UserError
-from shared.lock import ProcessLock
+from shared.files.lock import ProcessLock
+from shared.files.public_urls import check_request
 from shared.version import VERSION
 from shared.weights import hub
 from shared.weights.files import (
@@ -44,7 +45,6 @@ from shared.weights.files import (
     destination,
     is_url,
 )
-from shared.weights.public import check_request
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -136,7 +136,7 @@ def ensure(
 
     What is there is used after a look at its header; of what is missing, the first alternative that is a URL
     is downloaded. Raises UserError or Cancelled; what had come by then is kept and continued next time.
-    public_only: for addresses that others wrote; see shared.weights.public.
+    public_only: for addresses that others wrote; see shared.files.public_urls.
     """
     required = list(required)
     missing = [item for item in required if not describe(item, folders).on_disk]

@@ -14,8 +14,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from shared.errors import UserError
+from shared.settings.messages import printable
 from shared.weights import hub
-from shared.wording import printable
 
 LIBRARY_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 # What a header may ask of us. The largest models have some thousand tensors, with names of about 100

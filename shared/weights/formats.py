@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
+from shared.settings.messages import printable
 from shared.weights.files import DTYPE_BITS, Header, RefusedFile, read_header, unsupported, weight_files
 from shared.weights.layouts import FLOATS, ROLES, Part, Stored, kind_of, parts_of
-from shared.wording import printable
 
 log = logging.getLogger(__name__)
 

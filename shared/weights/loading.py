@@ -23,9 +23,9 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from shared import interrupt
 from shared.errors import UserError, is_out_of_memory
-from shared.weights import heap, quantized
+from shared.gpu import heap, interrupt
+from shared.weights import quantized
 from shared.weights.files import DamagedFile
 from shared.weights.formats import HALVES, Checkpoint, Entry, Names, inspect
 

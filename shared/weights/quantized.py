@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared import kernels
-from shared.kernels import E2M1
+from shared.gpu import kernels
+from shared.gpu.kernels import E2M1
 
 INT4 = (0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1)
 CODES = {"int4": INT4, "fp4": E2M1}

@@ -20,7 +20,7 @@ from PIL import Image
 from shared.errors import UserError
 from shared.imaging import sources
 from shared.imaging.preprocess import depth, lines, pose
-from shared.settings import Setting
+from shared.settings.table import Setting
 
 Make = Callable[
     ..., np.ndarray

@@ -1,0 +1,1 @@
+"""The queue: jobs, grids, their pictures' records and inputs in one database."""

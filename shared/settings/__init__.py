@@ -1,0 +1,1 @@
+"""The settings of a job: the table that everybody reads, and what checks and parses values."""

@@ -1,0 +1,1 @@
+"""The tab Create: the form and what fills it."""

@@ -1,0 +1,1 @@
+"""Beside the form: what runs, what waits, and the picture that came last."""

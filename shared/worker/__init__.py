@@ -1,0 +1,1 @@
+"""The process that computes: one model in memory, one job after the other."""
