@@ -26,8 +26,9 @@ from shared.engine.configuration import EngineConfig, read_catalog
 from shared.errors import UserError
 from shared.gpu.machine import survey
 from shared.gpu.planner import Machine
+from shared.jobs.agreements import agreed_in
 from shared.library.catalog import Catalog, HandlerFor, ModelInfo
-from shared.library.consent import Ask, NotAgreed, agreed_in, amount
+from shared.library.consent import Ask, NotAgreed, amount
 from shared.library.job_loras import bytes_here
 from shared.library.outlook import Outlook, outlook, unplanned
 from shared.loras.presets import find_preset, read_preset

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from shared.errors import UserError
-from shared.library.cards import source_problem
+from shared.files.urls import source_problem
 from shared.loras.inspection import Verdict, inspect
 from shared.loras.names import ModelNames
 from shared.loras.parser import LORA_SUFFIXES

@@ -15,10 +15,11 @@ import pytest
 from shared.engine.engine import Engine, EngineConfig
 from shared.errors import UserError
 from shared.gpu.planner import GIB, Machine
+from shared.jobs.agreements import Agreed, agreed_in
 from shared.jobs.records import CANCELLED, DONE, FAILED, QUEUED
 from shared.jobs.store import JobStore
 from shared.library import consent
-from shared.library.consent import Agreed, NotAgreed, agreed_in
+from shared.library.consent import NotAgreed
 from shared.weights.files import Folders
 from shared.worker import worker
 from shared.worker.model_manager import ModelHost

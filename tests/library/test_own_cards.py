@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from shared.engine import custom_models, inventory
 from shared.engine.configuration import EngineConfig
 from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.gpu.planner import Machine
 from shared.jobs.records import Job
-from shared.library import custom_models, inventory
 from shared.settings.table import SettingsError
 from shared.weights.files import Folders, Required
 from tests.support.browser import ROOT

@@ -435,8 +435,8 @@ def test_no_other_model_is_used_while_locked(house):
 
 
 def texts_as_html(house) -> dict[str, str]:
+    from shared.engine import inventory
     from shared.jobs.records import ImageRecord
-    from shared.library import inventory
     from shared.ui.components import notice, viewer
     from shared.ui.create import form, grid, loras, presets, prompt
     from shared.ui.gallery import html as gallery_html

@@ -10,9 +10,9 @@ from typing import Any
 
 import gradio as gr
 
+from shared.engine import custom_models
 from shared.engine.engine import Engine
 from shared.errors import UserError
-from shared.library import custom_models
 from shared.library.catalog import ModelInfo
 from shared.ui.components.errors import QUIET, shows_errors
 from shared.ui.components.text import plural

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from shared.engine.engine import Engine
+from shared.engine.inventory import is_own
 from shared.errors import UserError
 from shared.library.cards import FOLDERS, read_json
 from shared.library.catalog import ModelInfo
-from shared.library.inventory import is_own
 from shared.weights import formats
 from shared.weights.files import SHARD, Folders, locate, read_header
 
