@@ -34,6 +34,7 @@ from shared.library.outlook import Outlook, outlook, unplanned
 from shared.loras.presets import find_preset, read_preset
 from shared.server.credentials import TOKEN_VARIABLE, Access, read_access
 from shared.server.origin import host_name, is_loopback
+from shared.settings.messages import size_text
 
 if TYPE_CHECKING:  # what lists and plans do without is imported where it is used: it takes half a second
     from shared.cli.batch import Reporter, Valid
@@ -293,7 +294,8 @@ def list_models(config: EngineConfig, handler_for: HandlerFor | None, as_json: b
             print(json.dumps({**said, "plan": plan, **fetched}))
             continue
         on_disk = "yes" if model.available else f"{len(model.missing)} of {len(model.required)} files missing"
-        size, terms = size_text(model.size_bytes), model.card.model.get("license", "-")
+        size = size_text(model.size_bytes) if model.size_bytes else "-"
+        terms = model.card.model.get("license", "-")
         to_come = amount(found.left, found.kind) if found.left else "-"
         rows.append((model.id, model.name, model.architecture, on_disk, size, to_come, terms, plan))
     if not as_json:
@@ -322,10 +324,3 @@ def _outlook(
     except UserError as error:
         return unplanned(model, folders, agreed), str(error)
     return found, "" if found.plan is None else found.plan.report()
-
-
-def size_text(size: int) -> str:
-    """A number of bytes for people: "7.3 MB", "12.3 GB", "-" for none."""
-    if size == 0:
-        return "-"
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from shared.engine.engine import Engine
+from shared.files.names import is_device
 from shared.gallery.collection import TRASH_FOLDER
 from shared.server.refused import Refused
 
@@ -32,7 +33,6 @@ OURS = ("/api/v1/", "/v1/")
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 THUMBNAILS = ".thumbnails"
-DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 DRIVE = re.compile(r"[a-z]:(?=[/\\])", re.IGNORECASE)
 LONGEST = 4096  # characters of an address
 NOT_SERVED = "There is nothing here by that name."
@@ -110,6 +110,6 @@ def _is_plain(text: str) -> bool:
         part not in ("", ".", "..")
         and ":" not in part
         and part == part.rstrip(". ")
-        and not DEVICE.fullmatch(part)
+        and not is_device(part)
         for part in parts
     )

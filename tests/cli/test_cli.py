@@ -336,11 +336,6 @@ def test_the_list_of_models_as_json(wgp, root, capsys):
     assert "torn.json" in models[None]["error"]
 
 
-@pytest.mark.parametrize(("size", "text"), [(0, "-"), (7_300_000, "7.3 MB"), (12_300_000_000, "12.3 GB")])
-def test_sizes_for_people(size, text):
-    assert main.size_text(size) == text
-
-
 # -- the page -----------------------------------------------------------------------------------------------
 
 

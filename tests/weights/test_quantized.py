@@ -296,7 +296,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatc
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shared.weights.loading.os.replace", full)
+    monkeypatch.setattr("shared.files.atomic.os.replace", full)
     with pytest.raises(UserError, match=r"x\.safetensors cannot be written \(No space left on device\)"):
         save_quantized(small(), tmp_path / "x.safetensors", SMALL)
     assert not list(tmp_path.iterdir())
