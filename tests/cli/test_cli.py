@@ -25,10 +25,10 @@ from shared.jobs.task_file import read_tasks
 from shared.server.credentials import Access
 from shared.version import VERSION
 from tests.support.fake_family import Planned, handler_for, make_root
+from tests.support.fake_worker import FAKE_WORKER
 from tests.support.waiting import LIMIT, until
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE_WORKER = (sys.executable, "-m", "tests.support.fake_family")
 
 
 @pytest.fixture
@@ -288,6 +288,7 @@ def test_an_unknown_model_flag_ends_with_2(wgp, tasks, capsys):
 
 RUN_CLI = """
 import sys; from pathlib import Path; from shared.cli.main import main
+from tests.support.fake_worker import FAKE_WORKER
 from tests.support.fake_family import handler_for
 command = (sys.executable, "-m", "tests.support.fake_family")
 sys.exit(main(sys.argv[2:], root=Path(sys.argv[1]), handler_for=handler_for, worker_command=command))

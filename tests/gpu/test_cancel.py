@@ -21,7 +21,7 @@ from shared.weights.files import Folders
 from shared.weights.loading import build
 from shared.worker.model_manager import ModelHost, Silent
 from tests.support import mini, packers
-from tests.weights.test_formats import CONFIG, FORMATS
+from tests.support.tiny_formats import CONFIG, FORMATS
 
 CPU = torch.device("cpu")
 

@@ -35,7 +35,7 @@ from shared.weights.loading import save_quantized
 from shared.worker import failures
 from shared.worker.model_manager import ModelHost, Silent
 from tests.support import mini, packers
-from tests.weights.test_formats import FORMATS, tiny
+from tests.support.tiny_formats import FORMATS, tiny
 
 LINUX = sys.platform == "linux"
 CPU = torch.device("cpu")

@@ -28,8 +28,8 @@ from shared.weights.files import Folders, Required
 from tests.support import fake_family
 from tests.support.browser import ROOT
 from tests.support.hub_stand_in import REPOSITORY, Fault, HubStandIn, Stored
+from tests.support.safetensors_bytes import safetensors, tensor
 from tests.support.waiting import until
-from tests.weights.test_files import safetensors, tensor
 
 CONTENT = random.Random(1).randbytes(200_000)
 MODEL = safetensors({"a": tensor(0, len(CONTENT))}, CONTENT)

@@ -22,7 +22,7 @@ from shared.settings.table import SettingsError
 from shared.weights.files import Folders, Required
 from tests.support.browser import ROOT
 from tests.support.lora_writers import Style, factors, save
-from tests.weights.test_files import safetensors, tensor
+from tests.support.safetensors_bytes import safetensors, tensor
 
 MINI = ROOT / "models" / "z_image" / "mini"
 HF = "https://huggingface.co/DeepBeepMeep/Z-Image/resolve/main"

@@ -20,16 +20,16 @@ from models.z_image.transformer_z_image import (
     ZImageConfig,
     ZImageTransformer2DModel,
 )
-from models.z_image.z_image_handler import TRANSFORMER_CONFIG, VAE_CONFIG, family_handler
+from models.z_image.z_image_handler import VAE_CONFIG, family_handler
 from shared.errors import UserError
 from shared.weights.files import Folders, Required
-from tests.models.test_control import CONFIG, saved
+from tests.support.control_nets import CONFIG, saved
+from tests.support.dimensions import DIT
 from tests.support.live_bytes import LiveBytes, attend
 from tests.support.mini import ROOT, model_def
 
 META = torch.device("meta")
 VAE = json.loads((ROOT / VAE_CONFIG).read_text())
-DIT = json.loads((ROOT / TRANSFORMER_CONFIG).read_text())
 MINI = ROOT / "models/z_image/mini"
 
 

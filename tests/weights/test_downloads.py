@@ -24,7 +24,7 @@ from shared.weights.downloads import DownloadProgress, ensure
 from shared.weights.files import Folders, Required
 from tests.support.hub_stand_in import REPOSITORY, Fault, HubStandIn, Stored, use_endpoint
 from tests.support.mini import ROOT
-from tests.weights.test_files import safetensors, tensor
+from tests.support.safetensors_bytes import safetensors, tensor
 
 CONTENT = random.Random(1).randbytes(50_000)
 MODEL = safetensors({"a": tensor(0, len(CONTENT))}, CONTENT)
