@@ -27,9 +27,10 @@ from shared.errors import UserError
 from shared.gpu.machine import survey
 from shared.gpu.planner import Machine
 from shared.jobs.agreements import agreed_in
-from shared.library.catalog import Catalog, HandlerFor, ModelInfo
+from shared.library.catalog import Catalog
 from shared.library.consent import Ask, NotAgreed, amount
 from shared.library.job_loras import bytes_here
+from shared.library.model_info import HandlerFor, ModelInfo
 from shared.library.outlook import Outlook, outlook, unplanned
 from shared.loras.presets import find_preset, read_preset
 from shared.server.credentials import TOKEN_VARIABLE, Access, read_access

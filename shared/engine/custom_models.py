@@ -20,7 +20,7 @@ from shared.errors import UserError
 from shared.files import atomic
 from shared.files.names import without_device
 from shared.library.cards import FOLDERS, read_json
-from shared.library.catalog import ModelInfo
+from shared.library.model_info import ModelInfo
 from shared.weights import formats
 from shared.weights.files import SHARD, Folders, locate, read_header
 

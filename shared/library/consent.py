@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from shared.errors import UserError
-from shared.library.catalog import ModelInfo
+from shared.library.model_info import ModelInfo
 from shared.library.outlook import Missing, Outlook
 from shared.settings.messages import size_text
 

@@ -16,7 +16,8 @@ from typing import Protocol
 
 from shared.errors import Cancelled, UserError
 from shared.gpu.planner import Machine
-from shared.library.catalog import Catalog, ModelInfo
+from shared.library.catalog import Catalog
+from shared.library.model_info import ModelInfo
 from shared.library.outlook import Outlook, unplanned
 from shared.weights.downloads import DownloadProgress, discard, ensure
 from shared.weights.files import Folders, Required

@@ -9,7 +9,7 @@ from typing import Any
 from shared.engine.engine import Engine
 from shared.jobs.inputs import without_folders
 from shared.jobs.records import ImageRecord, Job
-from shared.library.catalog import ModelInfo
+from shared.library.model_info import ModelInfo
 from shared.server.schema import setting_schema
 from shared.settings.table import SETTINGS
 from shared.settings.validation import Validated

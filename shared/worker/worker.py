@@ -35,8 +35,8 @@ from shared.jobs.inputs import without_folders
 from shared.jobs.records import CANCELLED, DONE, FAILED, ON_A_PAGE, Job
 from shared.jobs.store import JobStore
 from shared.jobs.supervisor import RESTART_ME
-from shared.library.catalog import HandlerFor, LoraFolders
 from shared.library.consent import NotAgreed
+from shared.library.model_info import HandlerFor, LoraFolders
 from shared.loras.library import without_secrets
 from shared.weights.files import Folders
 from shared.worker import failures, grid_sheet
