@@ -33,7 +33,7 @@ from shared.library.job_loras import bytes_here
 from shared.library.model_info import HandlerFor, ModelInfo
 from shared.library.outlook import Outlook, outlook, unplanned
 from shared.loras.presets import find_preset, read_preset
-from shared.server.credentials import TOKEN_VARIABLE, Access, read_access
+from shared.server.credentials import TOKEN_VARIABLE, Credentials, read_credentials
 from shared.server.origin import host_name, is_loopback
 from shared.settings.messages import size_text
 
@@ -124,7 +124,7 @@ def _with_preset(
 def serve(config: EngineConfig, handler_for: HandlerFor | None, options: argparse.Namespace) -> int:
     """Show the page until Ctrl-C. UserError when its address cannot be used."""
     host, port = page_address(options)
-    access, invented = page_access(options, host)
+    access, generated_password = page_access(options, host)
     allowed = [host_name(name) for name in options.allowed_host]
     check_address(host, port)
     from shared.engine import second_start
@@ -144,7 +144,7 @@ def serve(config: EngineConfig, handler_for: HandlerFor | None, options: argpars
             open_browser=options.open_browser,
             theme=options.theme,
             access=access,
-            invented=invented,
+            generated_password=generated_password,
             allowed_hosts=allowed,
         )
     except KeyboardInterrupt:
@@ -166,12 +166,12 @@ def page_address(options: argparse.Namespace) -> tuple[str, int]:
     return host or "127.0.0.1", port or DEFAULT_PORT
 
 
-def page_access(options: argparse.Namespace, host: str) -> tuple[Access, str]:
+def page_access(options: argparse.Namespace, host: str) -> tuple[Credentials, str]:
     """Who may come in, and the password that was made up for it or ""."""
     token = os.environ.get(TOKEN_VARIABLE, "")
     tokens = [*options.api_token, *([token] if token else [])]
     exposed = options.share or not is_loopback(host)
-    return read_access(options.auth, options.auth_file, tokens, exposed)
+    return read_credentials(options.auth, options.auth_file, tokens, exposed)
 
 
 def check_address(host: str, port: int) -> None:

@@ -22,7 +22,7 @@ from shared.gpu.planner import Machine, Overrides
 from shared.jobs.records import CANCELLED
 from shared.jobs.store import JobStore
 from shared.jobs.task_file import read_tasks
-from shared.server.credentials import Access
+from shared.server.credentials import Credentials
 from shared.version import VERSION
 from tests.support.fake_family import Planned, handler_for, make_root
 from tests.support.fake_worker import FAKE_WORKER
@@ -362,7 +362,7 @@ def test_the_page_gets_an_engine_that_already_runs(wgp, launched, free_port):
     [(engine, supervised, options)] = launched
     assert options == {
         "host": "127.0.0.1", "port": free_port, "share": False, "open_browser": True, "theme": "gradio",
-        "access": Access(), "invented": "", "allowed_hosts": [],
+        "access": Credentials(), "generated_password": "", "allowed_hosts": [],
     }  # fmt: skip
     assert supervised and not engine.supervises and engine.worker_pid is None
 

@@ -57,13 +57,13 @@ def house(tmp_path_factory):
 
 def served(engine: Engine, uploads: Path) -> SimpleNamespace:
     from shared.server.app import make_app
-    from shared.server.credentials import Access
-    from shared.server.login import Doors
-    from shared.server.origin import Hosts
+    from shared.server.credentials import Credentials
+    from shared.server.login import LoginSessions
+    from shared.server.origin import HostOriginCheck
     from shared.ui.app import build
 
     blocks = build(engine)
-    app = make_app(engine, blocks, uploads, Hosts(), Doors(Access()))
+    app = make_app(engine, blocks, uploads, HostOriginCheck(), LoginSessions(Credentials()))
     return SimpleNamespace(engine=engine, app=app, page=Page(app, blocks), blocks=blocks)
 
 
