@@ -7,7 +7,6 @@ left out; the other cards still load.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
-from shared.files.unchanged import Identity, identity
+from shared.files.unchanged import Identity, identity, remembered
 from shared.files.urls import source_problem
 from shared.settings.messages import nearest
 from shared.settings.wan2gp import WAN2GP_SETTINGS, why_idle
@@ -185,7 +184,7 @@ def load_cards(
     return dict(cards), list(errors)
 
 
-@functools.lru_cache(maxsize=4)
+@remembered(answers=4)
 def _cards_as_they_are(
     root: Path, paths: tuple[Path, ...], state: Identity, known_settings: tuple[str, ...]
 ) -> tuple[dict[str, Card], list[CardError]]:

@@ -53,7 +53,7 @@ TAKES_PICTURE = _takes({"image/*": {"schema": {"type": "string", "format": "bina
 
 def rest_router(engine: Engine, uploads: Path, files: FileAccess) -> APIRouter:
     """The routes below /api/v1."""
-    router = APIRouter(prefix="/api/v1", responses={"4XX": {"description": "ApiError", **PROBLEM}})
+    router = APIRouter(prefix="/api/v1", responses={"4XX": {"description": "Refused", **PROBLEM}})
     store = engine.store
 
     @router.post("/jobs", status_code=201, openapi_extra=TAKES_SETTINGS)
