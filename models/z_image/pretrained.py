@@ -13,10 +13,12 @@ import torch
 
 from models.z_image import unified_sampler
 from models.z_image.checkpoints import loading
+from models.z_image.checkpoints.loading import LoadOptions
+from models.z_image.checkpoints.part_configs import read_config
+from models.z_image.family import DEFAULT_FOLDERS
 from models.z_image.pipeline_z_image import ZImageOutput
 from models.z_image.pipeline_z_image import ZImagePipeline as Pipeline
 from models.z_image.text_encoder.prompt_cache import PromptCache
-from models.z_image.z_image_handler import DEFAULT_FOLDERS
 from shared.errors import UserError
 from shared.gpu.offload_engines import default_engine
 from shared.gpu.offloading import Placement, Residency
@@ -76,19 +78,11 @@ class ZImagePipeline(Pipeline):
         folder = _folder(source, folders, local_files_only)
         _check_index(folder)
         definition: dict[str, Any] = {key: str(folder / name) for key, name in CONFIGS.items()}
-        _, pipe = loading.load(
-            folder / "transformer",
-            "z_image",
-            {**definition, "VAE_URLs": [str(folder / VAE_FILE)]},
-            dtype=dtype or torch_dtype,
-            vae_dtype=None,
-            text_encoder_filename=folder / "text_encoder",
-            attention="auto",
-            device=None,
-            prompt_cache=None,
-            folders=folders,
-            pipeline=cls,
+        options = LoadOptions(
+            dtype=dtype or torch_dtype, text_encoder_filename=folder / "text_encoder", folders=folders
         )
+        definition["VAE_URLs"] = [str(folder / VAE_FILE)]
+        _, pipe = loading.load(folder / "transformer", "z_image", definition, options, cls)
         return pipe
 
     def __call__(
@@ -191,7 +185,7 @@ def _lacking(folder: Path) -> list[str]:
 
 def _check_index(folder: Path) -> None:
     """UserError when the folder's parts are not those of Z-Image."""
-    index = loading.read_config(str(folder / INDEX))
+    index = read_config(folder / INDEX)
     for part, known in CLASSES.items():
         named = index.get(part)
         name = named[-1] if isinstance(named, list) and named else named

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,17 +13,11 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import AutoTokenizer, Qwen3Model
 
-from models.z_image import control, memory
-from models.z_image.checkpoints import control_layout, sources
+from models.z_image import control
+from models.z_image.checkpoints import checkpoint_sizes, control_layout, sources
 from models.z_image.checkpoints import weight_names as names
-from models.z_image.job.job import ZImageProcessor
-from models.z_image.job.latent_preview import LatentRgb
-from models.z_image.pipeline_z_image import Usual, ZImagePipeline
-from models.z_image.text_encoder import text_encoding
-from models.z_image.text_encoder.prompt_cache import PromptCache
-from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel
-from models.z_image.unified_sampler import UnifiedConfig
-from models.z_image.z_image_handler import (
+from models.z_image.checkpoints.part_configs import read_config, transformer_config
+from models.z_image.family import (
     CONFIGS,
     CONTROL_TYPES,
     DEFAULT_FOLDERS,
@@ -33,6 +27,14 @@ from models.z_image.z_image_handler import (
     TRANSFORMER_CONFIG,
     VAE_CONFIG,
 )
+from models.z_image.job.job import ZImageProcessor
+from models.z_image.job.latent_preview import LatentRgb
+from models.z_image.pipeline_inputs import Usual
+from models.z_image.pipeline_z_image import ZImagePipeline
+from models.z_image.text_encoder import text_encoding
+from models.z_image.text_encoder.prompt_cache import PromptCache
+from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel
+from models.z_image.unified_sampler import UnifiedConfig
 from shared.errors import UserError
 from shared.gpu import attention as attention_backends
 from shared.gpu.offload_engines import default_engine
@@ -52,7 +54,7 @@ UNSEEN = {
     "vae": ("AutoencoderKL", ("norm_num_groups", "scaling_factor", "shift_factor")),
 }
 #: (role, files, whatever else the part depends on, how to make it) -> the part, which others may have, too
-Share = Callable[[str, Sequence[Path], Hashable, Callable[[], Any]], Any]
+PartSharing = Callable[[str, Sequence[Path], Hashable, Callable[[], Any]], Any]
 
 
 def _alone(role: str, files: Sequence[Path], config: Hashable, make: Callable[[], Any]) -> Any:
@@ -60,108 +62,174 @@ def _alone(role: str, files: Sequence[Path], config: Hashable, make: Callable[[]
     return make()
 
 
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded: see `family_handler.load_model`, whose arguments these are.
+
+    prompt_cache: folder of encoded prompts; None keeps them in memory. pinned_share: of the RAM, to page-lock
+    at most. offload: one of offload_engines.SLOTS, "" the default.
+    """
+
+    quantize: bool = False
+    quantize_text_encoder: bool = False
+    dtype: torch.dtype | None = None
+    vae_dtype: torch.dtype | None = None
+    text_encoder_filename: str | Path | None = None
+    attention: str = "auto"
+    device: str | torch.device | None = None
+    prompt_cache: Path | None = None
+    share: PartSharing | None = None
+    save_quantized: bool = False
+    folders: Folders = DEFAULT_FOLDERS
+    pinned_share: float | None = None
+    offload: str = ""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where the parts of a model lie on disk. control: the file of its control network, if it has one."""
+
+    transformer: formats.Checkpoint
+    control: Path | None
+    vae: Path
+    text_encoder: Sequence[Path]
+    encoder_config: Path
+    tokenizer: Path
+
+
 def load(
     model_filename: str | Path | Sequence[str | Path],
     base_model_type: str,
-    model_def: dict[str, Any],
-    *,
-    quantize: bool = False,
-    quantize_text_encoder: bool = False,
-    dtype: torch.dtype | None,
-    vae_dtype: torch.dtype | None,
-    text_encoder_filename: str | Path | None,
-    attention: str,
-    device: str | torch.device | None,
-    prompt_cache: Path | None,
-    share: Share | None = None,
-    save_quantized: bool = False,
-    folders: Folders = DEFAULT_FOLDERS,
-    pinned_share: float | None = None,
-    offload: str = "",
+    model_def: Mapping[str, Any],
+    options: LoadOptions,
     pipeline: type[P] = ZImagePipeline,  # type: ignore[assignment]
 ) -> tuple[ZImageProcessor, P]:
-    """See `family_handler.load_model`. prompt_cache: folder of encoded prompts; None keeps them in memory.
-
-    pinned_share: of the RAM, to page-lock at most. offload: one of offload_engines.SLOTS, "" the default.
-    pipeline: the class to make.
-    """
-    shared = share or _alone
-    place = torch.device(device) if device else default_device()
-    if text_encoder_filename is None:
-        text_encoder_filename = _first_on_disk(sources.text_encoder(model_def)[0], folders)
-    vae_file = _first_on_disk(sources.vae(model_def), folders)
-    encoder = sources.find(text_encoder_filename, "", folders)
-    encoder_config, tokenizer_folder = _beside(model_def, encoder, folders)
-
-    wanted = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
-    files_given = [sources.find(source, "", folders) for source in wanted]
-    nets = [file for file in files_given if control_layout.is_control(file)]
-    _check_control(nets, alone=nets == files_given, wanted=base_model_type in CONTROL_TYPES)
-    found = formats.inspect([file for file in files_given if file not in nets], names.TRANSFORMER)
-    dtype = dtype or preferred_dtype(found, place)
-    encoder_dtype = torch.bfloat16 if dtype == torch.float16 else dtype  # Qwen3 can overflow float16
-    config = model_def.get("transformer_config") or TRANSFORMER_CONFIG
-    quantize = quantize or bool(model_def.get("auto_quantize"))
-    transformer = shared(
-        "transformer",
-        found.files,
-        f"{config} {dtype} {quantize}",
-        lambda: _transformer(model_def, found, dtype, quantize),
+    """See `family_handler.load_model`. pipeline: the class to make."""
+    files = _find_files(model_filename, base_model_type, model_def, options)
+    device = torch.device(options.device) if options.device else default_device()
+    pipe = _build(files, base_model_type, model_def, options, device, pipeline)
+    choose_attention = functools.partial(
+        attention_backends.choose,
+        otherwise=options.attention,
+        card_rule=model_def.get("attention"),
+        capability=attention_backends.capability_of(device),
     )
-    if save_quantized and not found.quantized:
-        _save_quantized(transformer, _int8_file(found.files, model_def, folders))
-    vae_config, vae_dtype = model_def.get("vae_config") or VAE_CONFIG, vae_dtype or torch.float32
-    _check_beside("transformer", found.files[0], read_config(config))
-    _check_beside("vae", vae_file, read_config(vae_config))
+    rgb = LatentRgb.read(_latent_rgb_file(model_def.get("vae_config") or VAE_CONFIG))
+    return ZImageProcessor(pipe, rgb, choose_attention, options.folders), pipe
+
+
+def _find_files(
+    model_filename: str | Path | Sequence[str | Path],
+    base_model_type: str,
+    model_def: Mapping[str, Any],
+    options: LoadOptions,
+) -> ModelFiles:
+    """UserError for files that are missing, damaged, or made for another model."""
+    folders, encoder = options.folders, options.text_encoder_filename
+    if encoder is None:
+        encoder = _first_on_disk(sources.text_encoder(model_def)[0], folders)
+    vae = _first_on_disk(sources.vae(model_def), folders)
+    encoder = sources.find(encoder, "", folders)
+    encoder_config, tokenizer = _beside(model_def, encoder, folders)
+    named = [model_filename] if isinstance(model_filename, (str, Path)) else list(model_filename)
+    files = [sources.find(source, "", folders) for source in named]
+    nets = [file for file in files if control_layout.is_control(file)]
+    _check_control(nets, alone=nets == files, wanted=base_model_type in CONTROL_TYPES)
+    transformer = formats.inspect([file for file in files if file not in nets], names.TRANSFORMER)
+    _check_beside("transformer", transformer.files[0], transformer_config(model_def))
+    _check_beside("vae", vae, read_config(model_def.get("vae_config") or VAE_CONFIG))
     encoder_files = weight_files(encoder, names.TEXT_ENCODER.folder)
     for file in encoder_files:
         check_safetensors(file)  # it is read when a prompt needs it; damage is better known now
+    return ModelFiles(transformer, nets[0] if nets else None, vae, encoder_files, encoder_config, tokenizer)
+
+
+def _build(
+    files: ModelFiles,
+    base_model_type: str,
+    model_def: Mapping[str, Any],
+    options: LoadOptions,
+    device: torch.device,
+    pipeline: type[P],
+) -> P:
+    """The pipeline of these files. Its text encoder is loaded when a prompt needs it."""
+    share, quantize_encoder = options.share or _alone, options.quantize_text_encoder
+    dtype = options.dtype or preferred_dtype(files.transformer, device)
+    vae_dtype = options.vae_dtype or torch.float32
+    encoder_dtype = torch.bfloat16 if dtype == torch.float16 else dtype  # Qwen3 can overflow float16
+    config = model_def.get("transformer_config") or TRANSFORMER_CONFIG
+    vae_config = model_def.get("vae_config") or VAE_CONFIG
+    transformer = _shared_transformer(files.transformer, model_def, options, dtype, share)
     pipe = pipeline(
         transformer,
-        lambda: shared(
+        lambda: share(
             "text_encoder",
-            encoder_files,
-            f"{encoder_config} {encoder_dtype} {quantize_text_encoder}",
-            lambda: _text_encoder(encoder_config, encoder_files, encoder_dtype, quantize_text_encoder),
+            files.text_encoder,
+            f"{files.encoder_config} {encoder_dtype} {quantize_encoder}",
+            lambda: _text_encoder(files.encoder_config, files.text_encoder, encoder_dtype, quantize_encoder),
         ),
-        shared("vae", [vae_file], f"{vae_config} {vae_dtype}", lambda: _vae(vae_config, vae_file, vae_dtype)),
-        AutoTokenizer.from_pretrained(tokenizer_folder),
+        share(
+            "vae", [files.vae], f"{vae_config} {vae_dtype}", lambda: _vae(vae_config, files.vae, vae_dtype)
+        ),
+        AutoTokenizer.from_pretrained(files.tokenizer),
         read_config(model_def.get("scheduler_config") or SCHEDULER_CONFIGS[base_model_type]),
-        place,
-        prompt_cache=PromptCache(prompt_cache),
+        device,
+        prompt_cache=PromptCache(options.prompt_cache),
         encoder_id=text_encoding.identity(
-            [*encoder_files, encoder_config], tokenizer_folder, encoder_dtype, place, quantize_text_encoder
+            [*files.text_encoder, files.encoder_config],
+            files.tokenizer,
+            encoder_dtype,
+            device,
+            quantize_encoder,
         ),
     )
-    if nets:
-        pipe.control = shared(
-            "control", nets, f"{config} {dtype}", lambda: control.load(nets[0], transformer.config, dtype)
+    if net := files.control:
+        pipe.control = share(
+            "control", [net], f"{config} {dtype}", lambda: control.load(net, transformer.config, dtype)
         )
     pipe.unified_solver = _is_unified(model_def, transformer)
     pipe.usual = _usual(base_model_type, pipe.unified_solver)
-    engine = offload or default_engine()
-    pipe.residency = shared(
+    pipe.residency = _shared_residency(options, device, share)
+    return pipe
+
+
+def _shared_residency(options: LoadOptions, device: torch.device, share: PartSharing) -> Residency:
+    engine = options.offload or default_engine()
+    return share(
         "residency",
         [],
-        f"{place} {engine}",
-        lambda: Residency(place, engine=engine, pinned_limit=pinned_bytes(pinned_share)),
+        f"{device} {engine}",
+        lambda: Residency(device, engine=engine, pinned_limit=pinned_bytes(options.pinned_share)),
     )
-    choose_attention = functools.partial(
-        attention_backends.choose,
-        otherwise=attention,
-        card_rule=model_def.get("attention"),
-        capability=attention_backends.capability_of(place),
+
+
+def _shared_transformer(
+    checkpoint: formats.Checkpoint,
+    model_def: Mapping[str, Any],
+    options: LoadOptions,
+    dtype: torch.dtype,
+    share: PartSharing,
+) -> ZImageTransformer2DModel:
+    """In int8 and written to disk as such, where the options say so."""
+    config = model_def.get("transformer_config") or TRANSFORMER_CONFIG
+    quantize = options.quantize or bool(model_def.get("auto_quantize"))
+    transformer = share(
+        "transformer",
+        checkpoint.files,
+        f"{config} {dtype} {quantize}",
+        lambda: _transformer(model_def, checkpoint, dtype, quantize),
     )
-    rgb = LatentRgb.read(_latent_rgb_file(vae_config))
-    return ZImageProcessor(pipe, rgb, choose_attention, folders), pipe
+    if options.save_quantized and not checkpoint.quantized:
+        _save_quantized(transformer, _int8_file(checkpoint.files, model_def, options.folders))
+    return transformer
 
 
 def _is_unified(model_def: Mapping[str, Any], transformer: ZImageTransformer2DModel) -> bool:
     """Whether to sample as TwinFlow does: the card says it, and of a file without a card its second time
     embedder.
     """
-    told = "unified_solver" in model_def or "URLs" in model_def
-    return bool(model_def.get("unified_solver")) if told else transformer.has_second_time_embedder
+    has_card = "unified_solver" in model_def or "URLs" in model_def
+    return bool(model_def.get("unified_solver")) if has_card else transformer.has_second_time_embedder
 
 
 def _usual(base_model_type: str, unified: bool) -> Usual:
@@ -188,31 +256,17 @@ def _check_control(nets: Sequence[Path], *, alone: bool, wanted: bool) -> None:
         )
 
 
-def read_config(config: str | Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration given in the card itself or as a path from the project's root."""
-    if isinstance(config, Mapping):
-        return dict(config)
-    try:
-        return json.loads((ROOT / config).read_text("utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"The configuration {config} cannot be read ({error.strerror}): correct the card."
-        ) from error
-    except ValueError as error:
-        raise UserError(f"The configuration {config} is not JSON ({error}): correct the file.") from error
-
-
 def _check_beside(part: str, weights_file: Path, config: Mapping[str, Any]) -> None:
     """UserError when the config.json beside a part's weights says that they are computed in another way."""
     file = weights_file.parent / "config.json"
     class_name, keys = UNSEEN[part]
-    told = read_config(str(file)) if file.is_file() else {}
-    if told.get("_class_name") != class_name:
+    beside = read_config(file) if file.is_file() else {}
+    if beside.get("_class_name") != class_name:
         return
     for key in keys:
-        if key in told and told[key] != config.get(key, told[key]):
+        if key in beside and beside[key] != config.get(key, beside[key]):
             raise UserError(
-                f"{file} has {key} = {told[key]}, and this model is computed with {config[key]}: take the "
+                f"{file} has {key} = {beside[key]}, and this model is computed with {config[key]}: take the "
                 f"model's own weights, or give the card a {part}_config."
             )
 
@@ -241,12 +295,12 @@ def _beside(model_def: Mapping[str, Any], encoder: Path, folders: Folders) -> tu
 
 
 def _transformer(
-    model_def: Mapping[str, Any], found: formats.Checkpoint, dtype: torch.dtype, quantize: bool = False
+    model_def: Mapping[str, Any], checkpoint: formats.Checkpoint, dtype: torch.dtype, quantize: bool = False
 ) -> ZImageTransformer2DModel:
-    config = ZImageConfig.from_dict(read_config(model_def.get("transformer_config") or TRANSFORMER_CONFIG))
-    twin = any(name.startswith("t_embedder_2.") for name in found.entries)
+    config = ZImageConfig.from_dict(transformer_config(model_def))
+    twin = any(name.startswith("t_embedder_2.") for name in checkpoint.entries)
     model = build(lambda: ZImageTransformer2DModel(config, second_time_embedder=twin))
-    load_weights(model, found.files, dtype=dtype, names=names.TRANSFORMER)
+    load_weights(model, checkpoint.files, dtype=dtype, names=names.TRANSFORMER)
     if quantize:
         weights.quantize(model, names.TRANSFORMER)
     return model
@@ -261,7 +315,7 @@ def _int8_file(files: Sequence[Path], model_def: Mapping[str, Any], folders: Fol
         known = stem if stem != files[0].stem else f"{stem}_quanto_int8"
         return files[0].with_name(f"{known}.safetensors")
     published = [file_name(source) for source in model_def.get("URLs") or [] if is_url(source)]
-    int8 = [name for name in published if memory.kind_by_name(name) == "int8"]
+    int8 = [name for name in published if checkpoint_sizes.kind_by_name(name) == "int8"]
     own = f"{files[0].parent.parent.name}_quanto_bf16_int8.safetensors"
     return folders.ckpts / (int8[0] if int8 else own)
 
@@ -286,7 +340,7 @@ def _text_encoder(
 
 
 def _vae(config: str | Mapping[str, Any], file: Path, dtype: torch.dtype) -> AutoencoderKL:
-    model = build(lambda: AutoencoderKL.from_config(read_config(config)))
+    model = build(lambda: AutoencoderKL.from_config(dict(read_config(config))))
     load_weights(model, [file], dtype=dtype, names=names.VAE)
     return model
 

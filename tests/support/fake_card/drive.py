@@ -27,7 +27,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from models.z_image import pipeline_inputs
-from models.z_image.z_image_handler import SAMPLER_SETTINGS, family_handler
+from models.z_image.family import SAMPLER_SETTINGS
+from models.z_image.z_image_handler import family_handler
 from shared.gpu import kernels, placement
 from shared.gpu.offloading import Residency
 from shared.gpu.offloading_mmgp import ManagedPart, load_mmgp
