@@ -43,7 +43,7 @@ def main(name, load):
 
 
 def installing():
-    from shared.installing import main as install_and_run
+    from shared.cli.start import main as install_and_run
 
     return install_and_run(sys.argv[1:], __doc__)
 

@@ -1,4 +1,4 @@
-"""What start.py does: makes the environment in .venv on the first run, then runs wgp.py in it.
+"""Makes the environment in .venv on the first run, and runs wgp.py in it.
 
 Standard library only: it runs before anything is installed.
 """
@@ -63,35 +63,6 @@ class Machine:
     def here() -> Machine:
         nvidia = bool(shutil.which("nvidia-smi")) or Path("/proc/driver/nvidia/version").exists()
         return Machine(platform.system(), nvidia, Path("/dev/kfd").exists())
-
-
-def main(arguments: Sequence[str], usage: str) -> int:
-    """Do what the arguments ask for and return the exit code. On POSIX a normal start does not return."""
-    try:
-        first, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
-        if first == "--test":
-            from shared.cli.testing import test  # here, as it stands on this module
-
-            return test(rest)
-        if first == "--setup-only":
-            print("ZGP is installed." if set_up([REQUIREMENTS]) else "ZGP was installed already.")
-            return 0
-        if first in ("--help", "-h"):
-            print(usage)
-            if not is_set_up(REQUIREMENTS):
-                print("The flags of wgp.py are shown here once ZGP is installed (--setup-only).")
-                return 0
-        fresh = set_up([REQUIREMENTS])
-        return run_zgp([*arguments, *(["--open-browser"] if fresh and opens_page(arguments) else [])])
-    except StartError as error:
-        print(f"start.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"start.py: {refused(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
 
 
 def refused(error: OSError) -> str:

@@ -42,14 +42,13 @@ class ImageTensors:
 
 
 def prepare(
-    width: int,
-    height: int,
+    size: tuple[int, int],
     image: ImageInput | None = None,
     mask: ImageInput | None = None,
     control: ImageInput | None = None,
     feather: float = 0.0,
 ) -> ImageTensors:
-    """What the pipeline was given, at width x height. UserError for what cannot be used.
+    """What the pipeline was given, at `size` (width, height). UserError for what cannot be used.
 
     mask: white (from half on) is repainted. feather: pixels over which the new picture fades in, inwards from
     the mask's edge.
@@ -60,11 +59,11 @@ def prepare(
             raise UserError("inpaint_mask came without a picture: give the one to repaint as image.")
         notes = ("There was a mask but no image: the control picture is the one that was repainted.",)
         image, control = control, None
-    (pixels, image_notes), (map_pixels, map_notes) = (_pixels(x, width, height) for x in (image, control))
+    (pixels, image_notes), (map_pixels, map_notes) = (_pixels(x, *size) for x in (image, control))
     notes += (*image_notes, *map_notes)
     if mask is None:
         return ImageTensors(pixels, control=map_pixels, notes=notes)
-    white, mask_notes = _mask(mask, width, height)
+    white, mask_notes = _mask(mask, *size)
     black, full = (Image.new("RGB", white.size, colour) for colour in ("black", "white"))
     weights = masks.composite(black, full, white, feather)
     painted = _tensor(white)[0] >= 0.5

@@ -7,51 +7,19 @@ stores its matrix (every backend here).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from models.z_image.checkpoints.control_layout import SHARED, Layout
+from models.z_image.checkpoints.part_configs import ACTIVATION, VAE_VALUE, Shape
 from shared.gpu.footprint import Needs
 from shared.imaging import hires as enlarging
 
 MAX_CAPTION = 512  # tokens; how many a prompt has is only known once it is encoded
 PICTURES = ("image_start", "image_guide")  # settings whose pictures the VAE encodes
 VAE_TILES = (1024, 768, 512, 384, 256)  # pixels
-ACTIVATION = 2  # bytes of a value on a card
-VAE_VALUE = 4  # the VAE computes in fp32
 LATENT_STATE = 6  # fp32 copies of a latent around a step: sample, output, prediction, preview, NaN check
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The transformer's dimensions, under the names of its config.json."""
-
-    dim: int = 3840
-    n_layers: int = 30
-    n_refiner_layers: int = 2
-    n_heads: int = 30
-    cap_feat_dim: int = 2560
-    in_channels: int = 16
-    patch_size: int = 2
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Shape:
-        return cls(**{k: config[k] for k in cls.__dataclass_fields__ if k in config})
-
-    @property
-    def hidden(self) -> int:
-        return int(self.dim / 3 * 8)
-
-    @property
-    def linear_weights(self) -> int:
-        """Of one block, without its modulation."""
-        return 4 * self.dim**2 + 3 * self.dim * self.hidden
-
-    def image_tokens(self, width: int, height: int) -> int:
-        side = 8 * self.patch_size
-        return _padded((width // side) * (height // side))
 
 
 @dataclass(frozen=True)
@@ -71,10 +39,6 @@ class Sizes:
     @property
     def tokens(self) -> int:
         return self.image + self.caption + self.negative
-
-
-def _padded(length: int) -> int:
-    return math.ceil(length / 32) * 32
 
 
 # ---- activations -------------------------------------------------------------------------------------------

@@ -39,6 +39,15 @@ class Usual:
     guidance_scale: float = 0.0
     control_context_scale: float = default("control_context_scale")
 
+    def guidance(
+        self, scale: float | None, normalization: float | None, truncation: float | None
+    ) -> Guidance:
+        scale = self.guidance_scale if scale is None else scale
+        return Guidance(scale, float(normalization or 0), truncation)
+
+    def control(self, scale: float | None, start: float, end: float) -> ControlSchedule:
+        return ControlSchedule(self.control_context_scale if scale is None else scale, start, end)
+
 
 @dataclass(frozen=True)
 class ModelTraits:
@@ -71,6 +80,10 @@ class Canvas:
                     f"The {name} {value} is not a multiple of {SIZE_MULTIPLE}; the nearest is {near}."
                 )
         return cls(width, height, tile)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
 
 
 @dataclass(frozen=True)

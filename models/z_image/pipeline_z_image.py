@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.arguments import default
 from models.z_image import control as control_nets
 from models.z_image import image_tensors, vae
-from models.z_image.control import ControlSchedule, Guide, ZImageControlModel
+from models.z_image.control import Guide, ZImageControlModel
 from models.z_image.image_tensors import ImageInput, ImageTensors, InpaintConstraint
 from models.z_image.nag import Nag
 from models.z_image.pipeline_inputs import (
@@ -31,7 +31,7 @@ from models.z_image.pipeline_inputs import (
     Usual,
     generators_for,
 )
-from models.z_image.sampling import Denoiser, Guidance, LoraStrengths, StepCallback
+from models.z_image.sampling import Denoiser, LoraStrengths, StepCallback
 from models.z_image.seed_variety import SeedVariety
 from models.z_image.text_encoder import prompt_cache, text_encoding
 from models.z_image.text_encoder.prompt_cache import Encoded, PromptCache
@@ -90,7 +90,30 @@ class EncodedImages:
 
 
 class ZImagePipeline(Mapping[str, nn.Module]):
-    """Callable as in the model documents, and the mapping of its parts that offloading needs."""
+    """Callable as in the model documents, and the mapping of its parts that offloading needs.
+
+    A call makes `num_images_per_prompt` pictures of each prompt. Raises UserError for values that make no
+    picture, Cancelled when interrupted. What is None is as `usual` for the model; height and width are then
+    1024.
+
+    height, width: pixels, multiples of 16. num_inference_steps: forwards of the transformer.
+    guidance_scale: see Guidance. generator: one for all pictures or one for each; noise is drawn on its
+    device.
+    latents: the noise itself, [n, 16, height / 8, width / 8]. *_embeds: features [L, hidden] for prompts.
+    flow_shift: static shift of the schedule instead of the model's. interrupt: asked before every layer.
+    sample_solver, unified_sampler_config: see unified_sampler.resolve; no name means the model's own.
+    NAG_*: see Nag; it acts at a scale above 1 while guidance is off.
+    seed_variety*: see SeedVariety; each picture's noise comes from its generator's seed.
+    image: a picture to start from, see image_tensors.ImageInput; denoising_strength: how far from it, 0
+    (it comes back as it is) to 1 (only its mask's surroundings are left of it).
+    inpaint_mask: white where `image` is repainted; every other pixel stays. mask_feather: see
+    image_tensors.prepare.
+    control_image: what the model's control network follows, a map as its preprocessor makes it, at
+    control_context_scale (0 to 2) from control_start to control_end of the steps (0 to 1, see
+    ControlSchedule).
+    tile: denoise in overlapping tiles of so many pixels, a multiple of 16, instead of the whole picture.
+    lora_strengths: of the LoRAs attached to the transformer; without it they keep those they have.
+    """
 
     def __init__(
         self,
@@ -196,59 +219,24 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         on_phase: Callable[[str], None] = lambda phase: None,
         interrupt: Callable[[], bool] | None = None,
     ) -> ZImageOutput:
-        """Make `num_images_per_prompt` pictures of each prompt.
-
-        What is None is as `usual` for the model; height and width are then 1024.
-        height, width: pixels, multiples of 16. num_inference_steps: forwards of the transformer.
-        guidance_scale: see Guidance. generator: one for all pictures or one for each; noise is drawn on its
-        device.
-        latents: the noise itself, [n, 16, height / 8, width / 8]. *_embeds: features [L, hidden] for prompts.
-        flow_shift: static shift of the schedule instead of the model's. interrupt: asked before every layer.
-        sample_solver, unified_sampler_config: see unified_sampler.resolve; no name means the model's own.
-        NAG_*: see Nag; it acts at a scale above 1 while guidance is off.
-        seed_variety*: see SeedVariety; each picture's noise comes from its generator's seed.
-        image: a picture to start from, see image_tensors.ImageInput; denoising_strength: how far from it, 0
-        (it comes back as it is) to 1 (only its mask's surroundings are left of it).
-        inpaint_mask: white where `image` is repainted; every other pixel stays. mask_feather: see
-        image_tensors.prepare.
-        control_image: what the model's control network follows, a map as its preprocessor makes it, at
-        control_context_scale (0 to 2) from control_start to control_end of the steps (0 to 1, see
-        ControlSchedule).
-        tile: denoise in overlapping tiles of so many pixels, a multiple of 16, instead of the whole picture.
-        lora_strengths: of the LoRAs attached to the transformer; without it they keep those they have.
-        Raises UserError for values that make no picture, Cancelled when interrupted.
-        """
-        usual, canvas = self.usual, Canvas.checked(width, height, tile)
-        scale = usual.guidance_scale if guidance_scale is None else guidance_scale
-        weight = usual.control_context_scale if control_context_scale is None else control_context_scale
+        """Make `num_images_per_prompt` pictures of each prompt: see the class."""
+        traits, canvas = self.traits, Canvas.checked(width, height, tile)
         prompts = Prompts.of(prompt, prompt_embeds)
         sampler = Sampler.chosen(
-            self.traits, sample_solver, num_inference_steps, unified_sampler_config, flow_shift
+            traits, sample_solver, num_inference_steps, unified_sampler_config, flow_shift
         )
+        guidance = traits.usual.guidance(guidance_scale, cfg_normalization, cfg_truncation)
+        nag = Nag(NAG_scale, NAG_tau, NAG_alpha)
+        unified = sampler.unified is not None
+        steering = Steering.of(guidance, nag, negative_prompt, negative_prompt_embeds, len(prompts), unified)
+        variety = SeedVariety(seed_variety, seed_variety_share, seed_variety_until)
+        images = image_tensors.prepare(canvas.size, image, inpaint_mask, control_image, mask_feather)
+        control = traits.usual.control(control_context_scale, control_start, control_end)
+        generators = generators_for(generator, len(prompts), num_images_per_prompt)
         inputs = PipelineInputs(
-            canvas=canvas,
-            prompts=prompts,
-            steering=Steering.of(
-                Guidance(scale, float(cfg_normalization or 0), cfg_truncation),
-                Nag(NAG_scale, NAG_tau, NAG_alpha),
-                negative_prompt,
-                negative_prompt_embeds,
-                len(prompts),
-                unified=sampler.unified is not None,
-            ),
-            sampler=sampler,
-            variety=SeedVariety(seed_variety, seed_variety_share, seed_variety_until),
-            images=image_tensors.prepare(
-                canvas.width, canvas.height, image, inpaint_mask, control_image, mask_feather
-            ),
-            control=ControlSchedule(weight, control_start, control_end),
-            denoising_strength=denoising_strength,
-            images_per_prompt=num_images_per_prompt,
-            generators=generators_for(generator, len(prompts), num_images_per_prompt),
-            latents=latents,
-            max_sequence_length=max_sequence_length,
-            output_type=output_type,
-        )
+            canvas, prompts, steering, sampler, variety, images, control, denoising_strength,
+            num_images_per_prompt, generators, latents, max_sequence_length, output_type,
+        )  # fmt: skip
         return self._run(inputs, Hooks(callback, lora_strengths, on_phase, interrupt))
 
     def _run(self, inputs: PipelineInputs, hooks: Hooks) -> ZImageOutput:
@@ -265,7 +253,6 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         if images.start is not None:
             samples = [sigmas[0] * x + (1 - sigmas[0]) * images.start for x in samples]
         # 3. steps of the transformer
-        hooks.on_phase("Denoising")
         samples = self._denoise(inputs, prompts, images, samples, sigmas, hooks)
         notes = [*inputs.notes, *prompts.notes, *images.notes]
         if inputs.output_type == "latent":
@@ -418,6 +405,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
     ) -> list[Tensor]:
         """The latents that the samples become. UserError when they are not numbers."""
         repeat, variety = inputs.images_per_prompt, inputs.variety
+        varied = variety.for_each(prompts.positive, repeat, inputs.generators) if variety.on else []
+        hooks.on_phase("Denoising")
         with contextlib.ExitStack() as in_use:
             in_use.enter_context(listening(hooks.interrupt))
             in_use.enter_context(self._in_use(self.transformer))
@@ -428,7 +417,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
                 tiles=tiles,
                 positive=[x for x in prompts.positive for _ in range(repeat)],
                 negative=[x for x in prompts.negative for _ in range(repeat)],
-                varied=variety.for_each(prompts.positive, repeat, inputs.generators) if variety.on else [],
+                varied=varied,
                 guidance=inputs.steering.guidance,
                 nag=inputs.steering.nag,
                 variety=variety,

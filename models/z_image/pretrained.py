@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from models.z_image import unified_sampler
-from models.z_image.checkpoints import loading
-from models.z_image.checkpoints.loading import LoadOptions
+from models.z_image import loading, unified_sampler
 from models.z_image.checkpoints.part_configs import read_config
 from models.z_image.family import DEFAULT_FOLDERS
+from models.z_image.loading import LoadOptions
 from models.z_image.pipeline_z_image import ZImageOutput
 from models.z_image.pipeline_z_image import ZImagePipeline as Pipeline
 from models.z_image.text_encoder.prompt_cache import PromptCache

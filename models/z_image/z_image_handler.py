@@ -41,8 +41,8 @@ from shared.weights.files import Folders, Required
 if TYPE_CHECKING:
     import torch
 
-    from models.z_image.checkpoints.loading import PartSharing
     from models.z_image.job.job import ZImageProcessor
+    from models.z_image.loading import PartSharing
     from models.z_image.pipeline_z_image import ZImagePipeline
 
 
@@ -281,8 +281,8 @@ class family_handler:
         what the system bears. offload: what moves the weights to the card, "mmgp" (the default where it is
         installed) or "stream".
         """
-        imported("models.z_image.checkpoints.loading")
-        from models.z_image.checkpoints.loading import LoadOptions, load
+        imported("models.z_image.loading")
+        from models.z_image.loading import LoadOptions, load
 
         if text_encoder_quantization not in QUANTIZATIONS:
             raise UserError(

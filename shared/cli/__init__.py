@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: flags, tasks from files, and what start.py does."""

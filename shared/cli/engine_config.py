@@ -12,7 +12,7 @@ from shared import config as config_file
 from shared.engine.configuration import EngineConfig, queue_of
 from shared.gpu.planner import RESERVED, Overrides
 from shared.imaging.saving import Rules
-from shared.library.catalog import LoraFolders
+from shared.library.model_info import LoraFolders
 
 
 def configuration(options: argparse.Namespace, root: Path, engine_options: Mapping[str, Any]) -> EngineConfig:

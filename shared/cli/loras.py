@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared.library.catalog import Catalog, ModelInfo
+from shared.library.catalog import Catalog
+from shared.library.model_info import ModelInfo
 from shared.loras.inspection import Verdict
 from shared.loras.library import Library
 from shared.settings.messages import printable

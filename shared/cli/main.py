@@ -26,13 +26,16 @@ from shared.engine.configuration import EngineConfig, read_catalog
 from shared.errors import UserError
 from shared.gpu.machine import survey
 from shared.gpu.planner import Machine
-from shared.library.catalog import Catalog, HandlerFor, ModelInfo
-from shared.library.consent import Ask, NotAgreed, agreed_in, amount
+from shared.jobs.agreements import agreed_in
+from shared.library.catalog import Catalog
+from shared.library.consent import Ask, NotAgreed, amount
 from shared.library.job_loras import bytes_here
+from shared.library.model_info import HandlerFor, ModelInfo
 from shared.library.outlook import Outlook, outlook, unplanned
 from shared.loras.presets import find_preset, read_preset
-from shared.server.credentials import TOKEN_VARIABLE, Access, read_access
+from shared.server.credentials import TOKEN_VARIABLE, Credentials, read_credentials
 from shared.server.origin import host_name, is_loopback
+from shared.settings.messages import size_text
 
 if TYPE_CHECKING:  # what lists and plans do without is imported where it is used: it takes half a second
     from shared.cli.batch import Reporter, Valid
@@ -121,7 +124,7 @@ def _with_preset(
 def serve(config: EngineConfig, handler_for: HandlerFor | None, options: argparse.Namespace) -> int:
     """Show the page until Ctrl-C. UserError when its address cannot be used."""
     host, port = page_address(options)
-    access, invented = page_access(options, host)
+    access, generated_password = page_access(options, host)
     allowed = [host_name(name) for name in options.allowed_host]
     check_address(host, port)
     from shared.engine import second_start
@@ -141,7 +144,7 @@ def serve(config: EngineConfig, handler_for: HandlerFor | None, options: argpars
             open_browser=options.open_browser,
             theme=options.theme,
             access=access,
-            invented=invented,
+            generated_password=generated_password,
             allowed_hosts=allowed,
         )
     except KeyboardInterrupt:
@@ -163,12 +166,12 @@ def page_address(options: argparse.Namespace) -> tuple[str, int]:
     return host or "127.0.0.1", port or DEFAULT_PORT
 
 
-def page_access(options: argparse.Namespace, host: str) -> tuple[Access, str]:
+def page_access(options: argparse.Namespace, host: str) -> tuple[Credentials, str]:
     """Who may come in, and the password that was made up for it or ""."""
     token = os.environ.get(TOKEN_VARIABLE, "")
     tokens = [*options.api_token, *([token] if token else [])]
     exposed = options.share or not is_loopback(host)
-    return read_access(options.auth, options.auth_file, tokens, exposed)
+    return read_credentials(options.auth, options.auth_file, tokens, exposed)
 
 
 def check_address(host: str, port: int) -> None:
@@ -292,7 +295,8 @@ def list_models(config: EngineConfig, handler_for: HandlerFor | None, as_json: b
             print(json.dumps({**said, "plan": plan, **fetched}))
             continue
         on_disk = "yes" if model.available else f"{len(model.missing)} of {len(model.required)} files missing"
-        size, terms = size_text(model.size_bytes), model.card.model.get("license", "-")
+        size = size_text(model.size_bytes) if model.size_bytes else "-"
+        terms = model.card.model.get("license", "-")
         to_come = amount(found.left, found.kind) if found.left else "-"
         rows.append((model.id, model.name, model.architecture, on_disk, size, to_come, terms, plan))
     if not as_json:
@@ -321,10 +325,3 @@ def _outlook(
     except UserError as error:
         return unplanned(model, folders, agreed), str(error)
     return found, "" if found.plan is None else found.plan.report()
-
-
-def size_text(size: int) -> str:
-    """A number of bytes for people: "7.3 MB", "12.3 GB", "-" for none."""
-    if size == 0:
-        return "-"
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

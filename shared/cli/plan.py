@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from shared.engine.configuration import EngineConfig
 from shared.gpu.machine import survey
 from shared.gpu.planner import Machine
+from shared.jobs.agreements import agreed_in
 from shared.library import plan_table
 from shared.library.catalog import Catalog
-from shared.library.consent import agreed_in
 
 
 def show(

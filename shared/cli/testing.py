@@ -80,6 +80,7 @@ def checks(python: Path, flags: Sequence[str]) -> list[Check]:
     return [
         Check("ruff", [*tool, "ruff", "check", "."]),
         Check("mypy", [*tool, "mypy"]),
+        Check("layers", [str(python.with_name("lint-imports")), "--no-logo", "--no-cache"]),
         Check("fast tests", [*pytest, "-m", "not slow and not browser"], tests=True),
         Check("slow tests", [*pytest, "-m", "slow or browser"], tests=True),
     ]

@@ -13,7 +13,8 @@ from typing import Any
 from shared.errors import UserError
 from shared.gpu.planner import Overrides
 from shared.imaging.saving import Rules
-from shared.library.catalog import Catalog, HandlerFor, LoraFolders, catalog, locked
+from shared.library.catalog import Catalog, catalog, locked
+from shared.library.model_info import HandlerFor, LoraFolders
 from shared.weights.files import Folders
 
 WORKER = (sys.executable, "-m", "shared.worker.worker")

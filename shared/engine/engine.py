@@ -20,6 +20,7 @@ from shared.engine.questions import Questions
 from shared.errors import QueueFull, UserError
 from shared.gpu.machine import survey
 from shared.gpu.planner import Machine
+from shared.jobs.agreements import Agreed
 from shared.jobs.grid import Grid
 from shared.jobs.grid import plan as plan_grid
 from shared.jobs.inputs import PICTURES, keep_pictures
@@ -27,10 +28,10 @@ from shared.jobs.records import ENDED, Event
 from shared.jobs.repeat import Forever
 from shared.jobs.store import JobStore
 from shared.jobs.supervisor import Supervisor
-from shared.library.catalog import Catalog, HandlerFor, ModelInfo
-from shared.library.consent import Agreed
+from shared.library.catalog import Catalog
 from shared.library.download_queue import Downloads
 from shared.library.job_loras import check_addresses
+from shared.library.model_info import HandlerFor, ModelInfo
 from shared.library.outlook import Outlook, outlook
 from shared.loras.library import Library
 from shared.settings.table import random_seed

@@ -8,10 +8,12 @@ from typing import Any
 
 from shared.errors import UserError
 from shared.imaging.hires import needs_no_model
+from shared.jobs.agreements import Agreed
 from shared.jobs.records import ON_A_PAGE, Job
 from shared.jobs.store import JobStore
-from shared.library.catalog import Catalog, ModelInfo
-from shared.library.consent import Agreed, Ask, NotAgreed, asks, together
+from shared.library.catalog import Catalog
+from shared.library.consent import Ask, NotAgreed, asks, together
+from shared.library.model_info import ModelInfo
 from shared.library.outlook import Outlook
 from shared.settings.table import ANY_PRECISION
 

@@ -5,7 +5,6 @@ The version before the last write stays beside it as NAME.bak.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
+from shared.files import atomic
 
 
 def parse(path: Path) -> dict[str, Any]:
@@ -44,21 +44,14 @@ def set_aside(path: Path, why: str) -> Path:
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Replace the file, keeping the one before it as its backup. UserError when the disk refuses."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            shutil.copyfile(path, backup_of(path))
-        os.replace(temporary, path)
+        with atomic.replacing(path) as part:
+            part.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+            atomic.flush(part)
+            if path.exists():
+                shutil.copyfile(path, backup_of(path))
     except OSError as error:
         raise not_written(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # it was never made, or its folder is none
-            temporary.unlink()
 
 
 def not_written(path: Path, error: OSError) -> UserError:

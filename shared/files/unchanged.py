@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 Answer = TypeVar("Answer")
 Identity = tuple[tuple[str, int, int], ...]
 
+_remembered: list[Callable[[], None]] = []  # what empties each function's memory
+
 
 def identity(paths: Iterable[Path]) -> Identity:
     """What changes when one of these files, or one in these folders, does: each one's path, bytes and time of
@@ -20,6 +22,17 @@ def identity(paths: Iterable[Path]) -> Identity:
     return tuple((str(file), status.st_size, status.st_mtime_ns) for file, status in states)
 
 
+def remembered(answers: int) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
+    """Decorates a function of hashable arguments, an identity among them: keeps its last `answers`."""
+
+    def decorate(ask: Callable[..., Answer]) -> Callable[..., Answer]:
+        known = functools.lru_cache(maxsize=answers)(ask)
+        _remembered.append(known.cache_clear)
+        return known
+
+    return decorate
+
+
 def while_unchanged(answers: int) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
     """Decorates a function of a file or folder, its first argument, and of further hashable ones: its last
     `answers` are given again while the file, or every file in the folder, is as it was. Errors are not
@@ -27,7 +40,7 @@ def while_unchanged(answers: int) -> Callable[[Callable[..., Answer]], Callable[
     """
 
     def decorate(ask: Callable[..., Answer]) -> Callable[..., Answer]:
-        @functools.lru_cache(maxsize=answers)
+        @remembered(answers)
         def known(path: Path, state: Identity, *more: Any) -> Answer:
             return ask(path, *more)
 
@@ -42,3 +55,9 @@ def while_unchanged(answers: int) -> Callable[[Callable[..., Answer]], Callable[
         return answer
 
     return decorate
+
+
+def forget() -> None:
+    """Ask everything anew, as a program does that has just begun."""
+    for clear in _remembered:
+        clear()

@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from shared.errors import UserError
-from shared.ui.components.text import size_text
+from shared.settings.messages import size_text
 
 MOST_BYTES = 2_000_000_000
 KEPT_SECONDS = 3600.0

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
 
+from shared.files.names import without_device
+
 TEMPLATE = "{date}/{date}-{time}_seed{seed}_{prompt}"
 
 _MAX_PROMPT_BYTES = 80
@@ -21,8 +23,6 @@ _MAX_PARTS = 6
 _MAX_TEMPLATE = 300
 _FIELD = re.compile(r"\{(\w+)(?:\((\d{1,3})\))?\}")
 _NOT_IN_NAMES = set('<>:"|?*')
-#: names that Windows keeps for devices, whatever their extension
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -89,4 +89,4 @@ def _safe(part: str) -> str:
         for letter in part
     )
     kept = kept.encode(errors="ignore")[:_MAX_PART_BYTES].decode(errors="ignore").strip("_ .")
-    return f"_{kept}" if _RESERVED.match(kept) else kept
+    return without_device(kept)

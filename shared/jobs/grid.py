@@ -17,7 +17,8 @@ from typing import Any
 
 from shared.errors import UserError
 from shared.jobs.records import Job
-from shared.library.catalog import Catalog, ModelInfo
+from shared.library.catalog import Catalog
+from shared.library.model_info import ModelInfo
 from shared.settings.messages import nearest
 from shared.settings.table import OF_THE_USER, SETTINGS, TEMPLATES, Setting, SettingsError, idle, random_seed
 from shared.settings.validation import Validated

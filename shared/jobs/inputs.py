@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from shared.errors import UserError
+from shared.files import atomic
 from shared.imaging.sources import Picture, load_picture
 from shared.settings.table import SETTINGS, SettingsError
 
@@ -98,10 +98,7 @@ def keep_picture(picture: Picture, folder: Path) -> tuple[Path, list[str]]:
         data = _png(image)
     copy = folder.absolute() / f"{hashlib.sha256(data).hexdigest()}.png"
     if not copy.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = copy.with_name(f"{copy.name}.{os.getpid()}.part")
-        part.write_bytes(data)
-        os.replace(part, copy)
+        atomic.write(copy, data)
     return copy, notes
 
 

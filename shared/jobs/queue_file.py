@@ -16,6 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shared.errors import UserError
+from shared.files import atomic
+from shared.files.names import is_device
 from shared.jobs.inputs import PICTURES
 from shared.jobs.records import Job
 from shared.settings.wan2gp import letters_of
@@ -29,7 +31,6 @@ MAX_PICTURE = 128 << 20
 MAX_TOTAL = 2 << 30
 MAX_RATIO = 200  # unpacked to packed; pictures and settings stay far below it
 SMALL = 1 << 20  # what unpacks to less may have any ratio
-DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 WRITER = f"ZGP {VERSION}"
 OURS = ("type", "image_mode", "video_prompt_type")  # written for Wan2GP alone
 #: what zipfile and json raise on files that are damaged, or made to be
@@ -41,20 +42,17 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, Val
 
 def write_queue(jobs: Iterable[Job], path: Path) -> Path:
     """Write the jobs' settings and pictures to `path`, complete or not at all; `path`."""
-    part = path.with_name(path.name + ".part")
     manifest, pictures = [], dict[str, Path]()
     for job in jobs:
         params, named = _params(job.settings)
         manifest.append({"id": job.id, "params": params})
         pictures |= named
     try:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+        with atomic.replacing(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=2))
             for name, picture in pictures.items():
                 archive.write(picture, name, zipfile.ZIP_STORED)
-        part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(
             f"The queue cannot be saved as {path} ({error.strerror or error}): check the folder, the free "
             "space, and that the jobs' pictures are still there."
@@ -144,7 +142,7 @@ def _suspicious(entry: zipfile.ZipInfo) -> str:
     parts = entry.filename.replace("\\", "/").split("/")
     if parts[0] == "" or ":" in entry.filename or ".." in parts or not entry.filename.isprintable():
         return "leads out of the file"
-    if any(part.split(".")[0].strip().lower() in DEVICES for part in parts):
+    if any(map(is_device, parts)):
         return "has the name of a device"
     if entry.create_system == 3 and stat.S_IFMT(entry.external_attr >> 16) not in (
         0,

@@ -9,7 +9,7 @@ from typing import Any
 from shared.errors import UserError
 from shared.imaging import metadata, sources
 from shared.imaging.hires import MAX_PIXELS
-from shared.library.catalog import ModelInfo
+from shared.library.model_info import ModelInfo
 from shared.settings.table import SETTINGS
 
 PROMPT = "a sharp, detailed picture"  # for pictures that do not say what they show

@@ -7,17 +7,16 @@ left out; the other cards still load.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from shared.errors import UserError
-from shared.files.unchanged import Identity, identity
+from shared.files.unchanged import Identity, identity, remembered
+from shared.files.urls import source_problem
 from shared.settings.messages import nearest
 from shared.settings.wan2gp import WAN2GP_SETTINGS, why_idle
 
@@ -185,7 +184,7 @@ def load_cards(
     return dict(cards), list(errors)
 
 
-@functools.lru_cache(maxsize=4)
+@remembered(answers=4)
 def _cards_as_they_are(
     root: Path, paths: tuple[Path, ...], state: Identity, known_settings: tuple[str, ...]
 ) -> tuple[dict[str, Card], list[CardError]]:
@@ -338,28 +337,6 @@ def _card_source_problem(source: str) -> str:
     parts = source.removeprefix("hf://").split("/")
     whole = len(parts) >= 3 and all(re.fullmatch(r"[\w.-]*\w[\w.-]*", part) for part in parts)
     return "" if whole else "expected hf://OWNER/NAME/PATH, a file or folder of a repository"
-
-
-def source_problem(source: str) -> str:
-    """Why `source` may not be fetched or opened; "" for an https URL or a path that stays in the project."""
-    if not source.strip() or not source.isprintable():
-        return "expected the text of a URL or path"
-    if "://" in source:
-        return _url_problem(source)
-    if ":" in source or source[0] in "/\\~" or ".." in re.split(r"[/\\]", source):
-        return "expected a path inside the project: relative, without drive letter and without '..'"
-    return ""
-
-
-def _url_problem(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "expected a valid URL"
-    local = parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1")
-    if parts.hostname and (parts.scheme == "https" or local):
-        return ""
-    return "expected an https:// URL (http:// only for localhost)"
 
 
 def _json_type(value: Any) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,64 +14,15 @@ from shared.imaging.hires import upscalers
 from shared.library import job_loras as loras
 from shared.library import saved_defaults
 from shared.library.cards import Card, load_cards
-from shared.loras.library import Library
-from shared.loras.names import ModelNames
+from shared.library.model_info import HandlerFor, LoraFolders, ModelInfo
 from shared.prompts.jobs import expand
 from shared.prompts.remarks import remarks
 from shared.prompts.wildcards import Wildcards
 from shared.settings.table import SETTINGS, SettingsError, applies
 from shared.settings.validation import Validated, validate
-from shared.weights.files import Folders, Required, describe
+from shared.weights.files import Folders, describe
 
 DEFAULT_MODEL = "z_image_mini"  # built in: it runs right after the installation, without a download
-
-HandlerFor = Callable[[str], Any]
-
-
-@dataclass(frozen=True)
-class LoraFolders:
-    """root: has a folder for each family. given: folders of the command line, by their flags' names."""
-
-    root: Path
-    given: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """One model. `settings` names what acts on it, in page order; `defaults` has a value for each of them.
-
-    factory: the defaults without what the user saved and without the flags' own.
-    lora_folder: where its LoRAs are, None where the family has none.
-    """
-
-    id: str
-    name: str
-    description: str
-    architecture: str
-    capabilities: dict[str, Any]
-    defaults: dict[str, Any]
-    settings: list[str]
-    available: bool
-    missing: list[str]
-    size_bytes: int
-    required: list[Required]
-    card: Card
-    handler: Any
-    lora_folder: Path | None = None
-    factory: dict[str, Any] = field(default_factory=dict)
-
-    def loras(self) -> Library:
-        """The LoRAs for this model; one object for models of one shape. SettingsError when it has none."""
-        if self.lora_folder is None:
-            raise SettingsError([f"The model '{self.id}' has no LoRAs: choose another model."])
-        return _library(self.lora_folder, self.handler.query_lora_names(self.architecture, self.card.model))
-
-
-@functools.cache
-def _library(folder: Path, names: ModelNames) -> Library:
-    """Kept, because it remembers its verdicts."""
-    return Library(folder, names)
-
 
 @dataclass(frozen=True)
 class Catalog:

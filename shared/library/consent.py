@@ -1,55 +1,19 @@
 """Large downloads begin after a yes, which is given once for each file: on the page, by a flag, or by a
-program. Whoever starts one asks `check`; the yes outlives jobs, tabs and restarts. No torch.
+program (jobs/agreements.py keeps it). Whoever starts one asks `check`. No torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from shared.errors import UserError
-from shared.jobs import rows as job_rows
-from shared.jobs.database import Database
-from shared.library.catalog import ModelInfo
-from shared.library.outlook import NOTHING, Missing, Outlook
+from shared.library.model_info import ModelInfo
+from shared.library.outlook import Missing, Outlook
 from shared.settings.messages import size_text
 
 LARGE = 1_000_000_000  # bytes that come without a question, LoRAs and tokenizers among them
-
-
-class Agreed:
-    """The addresses that somebody said yes to, in the file of the queue."""
-
-    def __init__(self, database: Database):
-        self._db = database
-
-    def given(self) -> frozenset[str]:
-        rows = self._db.connection().execute("SELECT source FROM agreed_downloads")
-        return frozenset(row["source"] for row in rows)
-
-    def give(self, sources: Iterable[str]) -> None:
-        """Pages look again, so that jobs which wait for it go on."""
-        with self._db.transaction() as cx:
-            cx.executemany(
-                "INSERT OR IGNORE INTO agreed_downloads (source, time) VALUES (?, ?)",
-                [(source, time.time()) for source in sources],
-            )
-            job_rows.add_event(cx, None, "agreed")
-
-    def withdraw(self, sources: Iterable[str]) -> None:
-        """Ask again before these are fetched another time."""
-        with self._db.transaction() as cx:
-            cx.executemany(
-                "DELETE FROM agreed_downloads WHERE source = ?", [(source,) for source in sources]
-            )
-
-
-def agreed_in(file: Path) -> frozenset[str]:
-    """What is agreed to in the file of a queue, which need not exist."""
-    return Agreed(Database(file, check=False)).given() if file.exists() else NOTHING
 
 
 @dataclass(frozen=True)

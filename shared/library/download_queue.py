@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from shared.errors import Cancelled, UserError
 from shared.gpu.planner import Machine
-from shared.library.catalog import Catalog, ModelInfo
-from shared.library.consent import Agreed
+from shared.library.catalog import Catalog
+from shared.library.model_info import ModelInfo
 from shared.library.outlook import Outlook, unplanned
 from shared.weights.downloads import DownloadProgress, discard, ensure
 from shared.weights.files import Folders, Required
@@ -51,6 +52,13 @@ class Download:
         return (self.total - self.done) / self.speed
 
 
+class Agreements(Protocol):
+    """Who keeps what somebody said yes to."""
+
+    def give(self, sources: Iterable[str]) -> None: ...
+    def withdraw(self, sources: Iterable[str]) -> None: ...
+
+
 class Downloads:
     """models: the catalog as it is now. outlook: of a job with the model's defaults. finished: is called from
     the downloading thread whenever a download has ended, however it ended. agreed: a download that is asked
@@ -63,7 +71,7 @@ class Downloads:
         folders: Folders,
         outlook: Callable[..., Outlook],
         finished: Callable[[], object],
-        agreed: Agreed | None = None,
+        agreed: Agreements | None = None,
     ):
         self._models, self._folders, self._outlook, self._finished = models, folders, outlook, finished
         self._agreed = agreed

@@ -15,7 +15,7 @@ from shared.prompts.remarks import without_tags
 from shared.settings.table import SettingsError
 
 if TYPE_CHECKING:
-    from shared.library.catalog import ModelInfo
+    from shared.library.model_info import ModelInfo
     from shared.weights.downloads import DownloadProgress
 
 

@@ -12,7 +12,7 @@ from shared.errors import UserError
 from shared.gpu import planner
 from shared.gpu.footprint import Offers, Variant
 from shared.gpu.planner import NO_OVERRIDES, Machine, Overrides, Plan
-from shared.library.catalog import ModelInfo
+from shared.library.model_info import ModelInfo
 from shared.settings.table import ANY_PRECISION
 from shared.weights.files import Folders, Required, arrived, describe, file_name, is_url
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from shared.errors import UserError
 from shared.gpu import kernel_packages
 from shared.gpu.planner import GIB, NO_OVERRIDES, Machine, Overrides, Plan
-from shared.library.catalog import ModelInfo
+from shared.library.model_info import ModelInfo
 from shared.library.outlook import NOTHING, Outlook, outlook, unplanned
 from shared.settings.messages import size_text
 from shared.weights.files import Folders

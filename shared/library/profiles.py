@@ -7,19 +7,18 @@ it). The LoRAs of a profile stand in front of the user's, and their strengths be
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
+from shared.files import atomic
+from shared.files.names import is_plain
 from shared.loras.library import address
 from shared.loras.strengths import merge_profile, split_profile
 from shared.settings.table import SETTINGS
-from shared.weights.files import UNSAFE_NAME
 
 MAX_BYTES = 1_000_000
 LORA_KEYS = ("activated_loras", "loras_multipliers")
@@ -106,19 +105,14 @@ def apply(profile: Profile | None, settings: Mapping[str, Any]) -> dict[str, Any
 
 def save_profile(path: Path, settings: Mapping[str, Any], help: str = "") -> None:
     """Write the user's settings as a profile, whole or not at all. UserError when that cannot be."""
-    if path.suffix != ".json" or UNSAFE_NAME.search(path.name) or path.name.startswith("."):
+    if path.suffix != ".json" or not is_plain(path.name):
         raise UserError(f"'{path.name}' is no name for a profile: expected NAME.json.")
     content = {name: value for name, value in settings.items() if name in MEDIA_FREE or name in LORA_KEYS}
     content["loras_multipliers"] = str(content.get("loras_multipliers") or "").replace("|", " ").strip()
-    new = path.with_name(f".{path.name}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(content | ({"help": help} if help else {}), indent=2, ensure_ascii=False)
-        new.write_text(text, encoding="utf-8")
-        os.replace(new, path)
+        atomic.write(path, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            new.unlink(missing_ok=True)
         raise UserError(f"The profile {path} cannot be written ({error.strerror or error}).") from error
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from shared.errors import UserError
 from shared.imaging.foreign.reader import Foreign
-from shared.library.catalog import Catalog, ModelInfo
+from shared.library.catalog import Catalog
 from shared.library.job_loras import bare
+from shared.library.model_info import ModelInfo
 from shared.settings.parsing import parse_resolution
 
 OTHER_NOISE = "Other programs compute differently: expect a similar picture, not the same one."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shared.errors import UserError
+from shared.files import atomic
 from shared.loras.adapters import Adapter, DiffBias, Dora, LoHa, LoKr, LowRank, NormDiff, Oft
 from shared.loras.inspection import Verdict
 from shared.loras.names import ModelNames
@@ -47,13 +46,10 @@ def convert(
             for suffix, tensor in made.items():
                 tensors[f"{prefix}{module}.{suffix}"] = tensor.contiguous().clone()
     metadata = {key: value for key, value in lora.metadata.items() if key not in FOLDED}
-    new = out.with_name(f".{out.name}.new")
     try:
-        save_file(tensors, new, {**metadata, "format": "pt"})
-        os.replace(new, out)
+        with atomic.replacing(out) as part:
+            save_file(tensors, part, {**metadata, "format": "pt"})
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            new.unlink(missing_ok=True)
         raise UserError(f"{out} cannot be written ({error}): free the disk or name another place.") from error
     return lora.verdict
 

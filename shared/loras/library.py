@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from shared.errors import UserError
-from shared.library.cards import source_problem
+from shared.files.names import without_device
+from shared.files.urls import source_problem
 from shared.loras.inspection import Verdict, inspect
 from shared.loras.names import ModelNames
 from shared.loras.parser import LORA_SUFFIXES
@@ -30,7 +31,6 @@ PREVIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".preview.png", ".preview.
 INCOMING = ".incoming"  # downloads that have not been judged yet
 MAX_NAME = 150  # characters of a fetched file's name
 SECRET = re.compile(r"(?i)token|key|secret|signature|password|credential|auth")  # in a parameter's name
-WINDOWS_NAMES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\.|$)")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _safe_name(name: str) -> str:
         (path.stem, path.suffix) if path.suffix.lower() in LORA_SUFFIXES else (name, LORA_SUFFIXES[0])
     )
     stem = stem.strip(". ")[:MAX_NAME].rstrip(". ") or "lora"
-    return f"{'_' if WINDOWS_NAMES.match(stem) else ''}{stem}{suffix}"
+    return without_device(f"{stem}{suffix}")
 
 
 def _files(folder: Path) -> Iterator[Path]:

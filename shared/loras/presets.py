@@ -10,10 +10,7 @@ No torch.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
+from shared.files import atomic
+from shared.files.names import UNSAFE_NAME, is_plain
 from shared.loras.library import address
 from shared.loras.strengths import split_profile
-from shared.weights.files import UNSAFE_NAME
 
 SUFFIXES = (".lset", ".json", ".zip")
 MAX_JSON_BYTES = 5_000_000
@@ -31,8 +29,6 @@ MAX_MEDIA = 50  # files of a .zip
 MAX_MEDIA_BYTES = 200_000_000  # of all media of a .zip, unpacked
 SETTINGS_NAMES = ("queue.json", "settings.json")
 LSET_KEYS = {"loras": "activated_loras", "loras_mult": "loras_multipliers", "prompt": "prompt"}
-#: names that Windows gives to devices, whatever follows a dot
-_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\s*(\..*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ def read_preset(path: Path) -> Preset:
 
 def check_name(name: str) -> None:
     """UserError for what is no file's name on some system, or names a hidden file."""
-    if UNSAFE_NAME.search(name) or not name.strip() or name.startswith(".") or _DEVICE.fullmatch(name):
+    if not is_plain(name):
         raise UserError(f"'{name}' is no name for a preset: use letters, digits and blanks.")
 
 
@@ -96,18 +92,14 @@ def write_preset(path: Path, preset: Preset) -> None:
     check_name(path.stem)
     own = split_profile(preset.multipliers)[1]
     settings = {**preset.settings, "activated_loras": list(preset.loras), "loras_multipliers": own}
-    new = path.with_name(f".{path.name}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".zip":
-            _write_zip(new, settings, preset.media)
-        else:
-            content = _lset(settings, preset.full_prompt) if path.suffix == ".lset" else settings
-            new.write_text(_text(content), "utf-8")
-        os.replace(new, path)
+        with atomic.replacing(path) as new:
+            if path.suffix == ".zip":
+                _write_zip(new, settings, preset.media)
+            else:
+                content = _lset(settings, preset.full_prompt) if path.suffix == ".lset" else settings
+                new.write_text(_text(content), "utf-8")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            new.unlink(missing_ok=True)
         raise UserError(f"The preset {path} cannot be written ({error.strerror or error}).") from error
 
 

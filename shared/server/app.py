@@ -14,17 +14,16 @@ from fastapi.responses import Response
 
 from shared.engine.engine import Engine
 from shared.errors import UserError
-from shared.server.errors import answer
-from shared.server.file_access import Shelf
+from shared.server.errors import ApiError, error_response
+from shared.server.file_access import FileAccess
 from shared.server.limits import MAX_UPLOAD
-from shared.server.login import Doors
-from shared.server.middleware import Guard
+from shared.server.login import LoginSessions
+from shared.server.middleware import SecurityMiddleware
 from shared.server.openai import openai_router
-from shared.server.origin import Hosts
-from shared.server.page_rpc import add_questions
-from shared.server.refused import Refused
+from shared.server.origin import HostOriginCheck
+from shared.server.page_rpc import add_page_rpc
 from shared.server.rest import rest_router
-from shared.server.schema import PROBLEM, settings_schema
+from shared.server.schemas import PROBLEM, settings_schema
 from shared.ui.theme import look
 from shared.version import VERSION
 
@@ -36,12 +35,17 @@ EVENTS_AT_ONCE = 1000
 
 
 def make_app(
-    engine: Engine, page: gr.Blocks, uploads: Path, hosts: Hosts, doors: Doors, theme: str = ""
-) -> Guard:
+    engine: Engine,
+    page: gr.Blocks,
+    uploads: Path,
+    origins: HostOriginCheck,
+    sessions: LoginSessions,
+    theme: str = "",
+) -> SecurityMiddleware:
     """The whole server as one ASGI application. `uploads`: where Gradio puts what is sent to it."""
-    shelf = Shelf(engine, uploads)
-    app = api(engine, uploads, shelf)
-    add_questions(app, page)
+    files = FileAccess(engine, uploads)
+    app = api(engine, uploads, files)
+    add_page_rpc(app, page)
     page.max_threads = EVENTS_AT_ONCE
     gr.mount_gradio_app(
         app,
@@ -62,14 +66,14 @@ def make_app(
     # or listeners take any file of this computer whose path is sent to them: only launch() sets it
     page.has_launched = True
     page.is_running = True  # or Gradio takes every SVG that is uploaded for one of the page's own
-    return Guard(app, hosts, doors, shelf)
+    return SecurityMiddleware(app, origins, sessions, files)
 
 
-def api(engine: Engine, uploads: Path, shelf: Shelf) -> FastAPI:
+def api(engine: Engine, uploads: Path, files: FileAccess) -> FastAPI:
     """The part for programs. What it does not know is left to what is mounted after it."""
     app = FastAPI(title="ZGP", version=VERSION, openapi_url=OPENAPI, docs_url=None, redoc_url=None)
-    app.include_router(rest_router(engine, uploads, shelf))
-    app.include_router(openai_router(engine, uploads, shelf))
+    app.include_router(rest_router(engine, uploads, files))
+    app.include_router(openai_router(engine, uploads, files))
     for below in ("/api", "/v1"):
         app.add_api_route(
             below + "/{rest:path}", _unknown, methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
@@ -103,27 +107,27 @@ def described(app: FastAPI) -> dict[str, Any]:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return answer(error, request.url.path)
+    assert isinstance(error, ApiError)
+    return error_response(error, request.url.path)
 
 
 async def _user_error(request: Request, error: Exception) -> Response:
-    return answer(Refused(400, str(error), getattr(error, "problems", ())), request.url.path)
+    return error_response(ApiError(400, str(error), getattr(error, "problems", ())), request.url.path)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = [f"{one['loc'][-1]}: {one['msg']}" for one in error.errors()]
-    return answer(Refused(400, "; ".join(problems), problems), request.url.path)
+    return error_response(ApiError(400, "; ".join(problems), problems), request.url.path)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     sentence = "Something went wrong here that should not; the terminal of ZGP has the details."
-    return answer(Refused(500, sentence), request.url.path)
+    return error_response(ApiError(500, sentence), request.url.path)
 
 
 HANDLERS: dict[type[Exception], Any] = {
-    Refused: _refused,
+    ApiError: _refused,
     UserError: _user_error,
     RequestValidationError: _invalid,
     Exception: _failed,
@@ -131,4 +135,4 @@ HANDLERS: dict[type[Exception], Any] = {
 
 
 async def _unknown(rest: str) -> None:
-    raise Refused(404, "There is nothing here by that name; see /api/v1/openapi.json for what there is.")
+    raise ApiError(404, "There is nothing here by that name; see /api/v1/openapi.json for what there is.")

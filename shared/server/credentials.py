@@ -18,7 +18,7 @@ _NOBODY = secrets.token_bytes(32)
 
 
 @dataclass(frozen=True)
-class Access:
+class Credentials:
     """Digests of the passwords by user and of the tokens; nobody at all means that no login is needed."""
 
     users: Mapping[str, bytes] = field(default_factory=dict)
@@ -43,9 +43,9 @@ def digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
-def read_access(
+def read_credentials(
     auth: Iterable[str], auth_file: Path | None, tokens: Iterable[str], exposed: bool
-) -> tuple[Access, str]:
+) -> tuple[Credentials, str]:
     """(who may come in, the password that was made up for OWN_USER or "").
 
     exposed: other computers reach the page, so somebody must log in. UserError for what cannot be read.
@@ -53,11 +53,11 @@ def read_access(
     pairs = [_pair(text, "--auth") for text in auth]
     pairs += _pairs_in(auth_file) if auth_file else []
     digests = tuple(digest(_token(token)) for token in tokens)
-    invented = ""
+    generated_password = ""
     if not pairs and (exposed or digests):
-        invented = "-".join(secrets.token_hex(3) for _ in range(4))
-        pairs = [(OWN_USER, invented)]
-    return Access({name: digest(password) for name, password in pairs}, digests), invented
+        generated_password = "-".join(secrets.token_hex(3) for _ in range(4))
+        pairs = [(OWN_USER, generated_password)]
+    return Credentials({name: digest(password) for name, password in pairs}, digests), generated_password
 
 
 def _pair(text: str, where: str) -> tuple[str, str]:

@@ -1,35 +1,48 @@
-"""Answers to requests that are not served: one sentence, in the shape that the caller reads."""
+"""Requests that are not served: one sentence, in the shape that the caller reads."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from shared.server.refused import Refused
-
 OPENAI = "/v1/"
 OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-def answer(refused: Refused, path: str) -> Response:
+class ApiError(Exception):
+    """A request that is not served. detail: one sentence. problems: every one of several, one sentence each.
+
+    retry: the seconds after which another try makes sense.
+    """
+
+    def __init__(self, status: int, detail: str, problems: Sequence[str] = (), retry: float = 0) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.problems = list(problems) or [detail]
+        self.retry = retry
+
+
+def error_response(error: ApiError, path: str) -> Response:
     """As RFC 9457 has it; under /v1/ as OpenAI's clients expect it."""
-    headers = {"Retry-After": f"{max(1, round(refused.retry))}"} if refused.retry else {}
-    if refused.status == 401:
+    headers = {"Retry-After": f"{max(1, round(error.retry))}"} if error.retry else {}
+    if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if path.startswith(OPENAI):
-        return JSONResponse(_openai(refused), refused.status, headers)
+        return JSONResponse(_openai(error), error.status, headers)
     content = {
-        "title": HTTPStatus(refused.status).phrase,
-        "status": refused.status,
-        "detail": refused.sentence,
-        "problems": refused.problems,
+        "title": HTTPStatus(error.status).phrase,
+        "status": error.status,
+        "detail": error.detail,
+        "problems": error.problems,
     }
-    return JSONResponse(content, refused.status, headers, media_type="application/problem+json")
+    return JSONResponse(content, error.status, headers, media_type="application/problem+json")
 
 
-def _openai(refused: Refused) -> dict[str, Any]:
-    kind = OPENAI_TYPES.get(refused.status, "invalid_request_error" if refused.status < 500 else "api_error")
-    code = "model_not_found" if refused.status == 404 else None
-    return {"error": {"message": refused.sentence, "type": kind, "param": None, "code": code}}
+def _openai(error: ApiError) -> dict[str, Any]:
+    kind = OPENAI_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    code = "model_not_found" if error.status == 404 else None
+    return {"error": {"message": error.detail, "type": kind, "param": None, "code": code}}

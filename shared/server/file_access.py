@@ -10,8 +10,9 @@ import re
 from pathlib import Path
 
 from shared.engine.engine import Engine
+from shared.files.names import is_device
 from shared.gallery.collection import TRASH_FOLDER
-from shared.server.refused import Refused
+from shared.server.errors import ApiError
 
 GRADIO = "/gradio_api/"
 FILE = f"{GRADIO}file="
@@ -32,28 +33,27 @@ OURS = ("/api/v1/", "/v1/")
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 THUMBNAILS = ".thumbnails"
-DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 DRIVE = re.compile(r"[a-z]:(?=[/\\])", re.IGNORECASE)
 LONGEST = 4096  # characters of an address
 NOT_SERVED = "There is nothing here by that name."
 
 
 def check_address(method: str, path: str) -> None:
-    """Refused for an address that is neither the page's nor ours."""
+    """ApiError for an address that is neither the page's nor ours."""
     if len(path) > LONGEST:
-        raise Refused(414, "The address is too long; shorten it.")
+        raise ApiError(414, "The address is too long; shorten it.")
     if any(ord(character) < 32 for character in path):
-        raise Refused(400, "The address has characters that cannot be written; check it.")
+        raise ApiError(400, "The address has characters that cannot be written; check it.")
     if path.startswith(OURS):
         return
     names, below = (READ, READ_BELOW) if method in ("GET", "HEAD") else (WRITE, WRITE_BELOW)
     if path not in names and not path.startswith(below):
-        raise Refused(404, NOT_SERVED)
+        raise ApiError(404, NOT_SERVED)
     if not path.startswith(FILE) and (".." in path.split("/") or "\\" in path):
-        raise Refused(404, NOT_SERVED)
+        raise ApiError(404, NOT_SERVED)
 
 
-class Shelf:
+class FileAccess:
     """The files that the page may show: what was uploaded, and the pictures that the database knows."""
 
     def __init__(self, engine: Engine, uploads: Path) -> None:
@@ -62,9 +62,9 @@ class Shelf:
         self._uploads = uploads.resolve()
 
     def check(self, path: str) -> None:
-        """Refused for the address of any other file, whether it exists or not."""
+        """ApiError for the address of any other file, whether it exists or not."""
         if not self._may_read(path.removeprefix(FILE)):
-            raise Refused(403, "This file is not one of the pictures here.")
+            raise ApiError(403, "This file is not one of the pictures here.")
 
     def picture(self, path: str) -> Path | None:
         """The file of a picture in the outputs; None for everything else, and when it is gone."""
@@ -110,6 +110,6 @@ def _is_plain(text: str) -> bool:
         part not in ("", ".", "..")
         and ":" not in part
         and part == part.rstrip(". ")
-        and not DEVICE.fullmatch(part)
+        and not is_device(part)
         for part in parts
     )

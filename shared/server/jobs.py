@@ -11,7 +11,7 @@ from starlette.requests import Request
 from shared.engine.engine import Engine
 from shared.errors import QueueFull, UserError
 from shared.library.consent import NotAgreed
-from shared.server.refused import Refused
+from shared.server.errors import ApiError
 from shared.settings.table import SettingsError
 from shared.settings.validation import Validated
 
@@ -21,11 +21,11 @@ RETRY_SECONDS = 30.0
 
 
 async def json_body(request: Request) -> Any:
-    """The body of a request; Refused when it is no JSON."""
+    """The body of a request; ApiError when it is no JSON."""
     try:
         return json.loads(await request.body())
     except (ValueError, RecursionError) as error:
-        raise Refused(
+        raise ApiError(
             400, f"The body cannot be read as JSON ({error}); send one object of settings."
         ) from None
 
@@ -33,12 +33,12 @@ async def json_body(request: Request) -> Any:
 def submit_all(
     engine: Engine, uploads: Path, many: list[Any], download: bool = False
 ) -> list[tuple[int, Validated]]:
-    """Queue what a list of settings stands for. Refused names every problem; then nothing is queued.
+    """Queue what a list of settings stands for. ApiError names every problem; then nothing is queued.
 
     download: a yes to large downloads that it takes.
     """
     if not 1 <= len(many) <= MAX_JOBS:
-        raise Refused(400, f"The list has {len(many)} jobs; expected 1 to {MAX_JOBS}, send more lists.")
+        raise ApiError(400, f"The list has {len(many)} jobs; expected 1 to {MAX_JOBS}, send more lists.")
     _check(engine, many)
     try:
         with engine.store.together():
@@ -54,10 +54,10 @@ def submit_all(
 def refuse(error: UserError) -> NoReturn:
     """Raise the error as an answer."""
     if isinstance(error, QueueFull):
-        raise Refused(429, str(error), retry=RETRY_SECONDS) from error
+        raise ApiError(429, str(error), retry=RETRY_SECONDS) from error
     if isinstance(error, NotAgreed):
-        raise Refused(409, str(error)) from error
-    raise Refused(400, str(error), getattr(error, "problems", ())) from error
+        raise ApiError(409, str(error)) from error
+    raise ApiError(400, str(error), getattr(error, "problems", ())) from error
 
 
 def _check(engine: Engine, many: list[Any]) -> None:
@@ -69,4 +69,4 @@ def _check(engine: Engine, many: list[Any]) -> None:
             where = f"job {number}: " if len(many) > 1 else ""
             problems += [where + problem for problem in error.problems]
     if problems:
-        raise Refused(400, "; ".join(problems), problems)
+        raise ApiError(400, "; ".join(problems), problems)

@@ -20,9 +20,9 @@ from gradio.networking import setup_tunnel
 from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.server.app import make_app
-from shared.server.credentials import OWN_USER, Access
-from shared.server.login import Doors
-from shared.server.origin import Hosts, is_loopback
+from shared.server.credentials import OWN_USER, Credentials
+from shared.server.login import LoginSessions
+from shared.server.origin import HostOriginCheck, is_loopback
 from shared.ui.app import build
 
 ANY_ADDRESS = ("0.0.0.0", "::")
@@ -37,31 +37,31 @@ def launch(
     share: bool = False,
     open_browser: bool = False,
     theme: str = "",
-    access: Access | None = None,
-    invented: str = "",
+    access: Credentials | None = None,
+    generated_password: str = "",
     allowed_hosts: Iterable[str] = (),
 ) -> None:
     """Returns or raises KeyboardInterrupt when the process is told to stop. UserError when the port is taken.
 
-    access: who may come in (nobody named: everybody). invented: the password to be told at the start.
+    access: who may come in (nobody named: everybody). generated_password: to be told at the start.
     allowed_hosts: names that this server answers to beside its own.
     """
-    access = access or Access()
+    access = access or Credentials()
     engine.config.output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="zgp-uploads-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # ours alone: Gradio's usual one is that of all its programs
         page = build(engine, login=access.needed)
-        hosts = Hosts(listens=not is_loopback(host), allowed=allowed_hosts)
-        doors = Doors(access, f"zgp_session_{port}")
-        app = make_app(engine, page, Path(folder), hosts, doors, theme)
+        origins = HostOriginCheck(listens=not is_loopback(host), allowed=allowed_hosts)
+        sessions = LoginSessions(access, f"zgp_session_{port}")
+        app = make_app(engine, page, Path(folder), origins, sessions, theme)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, ws="none",
             timeout_graceful_shutdown=1, limit_concurrency=MOST_CONNECTIONS,
         )  # fmt: skip
         with listening(host, port) as opened:
-            print(greeting(host, port, invented), flush=True)
+            print(greeting(host, port, generated_password), flush=True)
             if share:
-                _share(host, port, hosts)
+                _share(host, port, origins)
             if open_browser:
                 webbrowser.open(local_url(host, port))
             _Server(config).run(sockets=[opened])
@@ -92,14 +92,14 @@ def listening(host: str, port: int) -> socket.socket:
     return opened
 
 
-def greeting(host: str, port: int, invented: str = "") -> str:
+def greeting(host: str, port: int, generated_password: str = "") -> str:
     """Where the page is, and how to come in when that is not known yet."""
     lines = [f"ZGP is at {local_url(host, port)}"]
     if host in ANY_ADDRESS and (address := own_address()):
         lines.append(f"Other computers of this network find it at http://{address}:{port}/")
-    if invented:
+    if generated_password:
         lines.append(
-            f"Log in as {OWN_USER} with the password {invented} (made up for this start; --auth "
+            f"Log in as {OWN_USER} with the password {generated_password} (made up for this start; --auth "
             "user:password sets your own)."
         )
     return "\n".join(lines)
@@ -120,7 +120,7 @@ def own_address() -> str:
             return ""
 
 
-def _share(host: str, port: int, hosts: Hosts) -> None:
+def _share(host: str, port: int, origins: HostOriginCheck) -> None:
     """Make the page public. Without the tunnel it stays where it is, which is said."""
     near = "127.0.0.1" if host in ANY_ADDRESS else host
     try:
@@ -129,5 +129,5 @@ def _share(host: str, port: int, hosts: Hosts) -> None:
         print(f"--share found no tunnel ({error}): the page is not public.", file=sys.stderr, flush=True)
         return
     name = urlsplit(url).hostname or ""
-    hosts.allow(name)
+    origins.allow(name)
     print(f"Everybody who can log in finds it at https://{name}/", flush=True)

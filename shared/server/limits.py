@@ -9,7 +9,7 @@ from typing import Any
 
 from anyio import to_thread
 
-from shared.server.refused import Refused
+from shared.server.errors import ApiError
 
 Receive = Callable[[], Awaitable[Any]]
 
@@ -23,13 +23,13 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BRACKETS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
-async def bounded(scope: Any, receive: Receive) -> Receive:
-    """What the application is to receive from. Refused for a body that is too large or too deep."""
+async def limit_body(scope: Any, receive: Receive) -> Receive:
+    """What the application is to receive from. ApiError for a body that is too large or too deep."""
     headers = dict(scope["headers"])
     length = _length(headers.get(b"content-length"))
     if scope["path"] in UPLOADS:
         if length is None and scope["method"] == "POST":
-            raise Refused(411, "An upload must say how long it is: send a Content-Length.")
+            raise ApiError(411, "An upload must say how long it is: send a Content-Length.")
         _check(length or 0, MAX_UPLOAD)  # the server itself cuts off what comes beyond the length
         return receive
     _check(length or 0, MAX_BODY)
@@ -40,9 +40,9 @@ async def bounded(scope: Any, receive: Receive) -> Receive:
         body += chunk
         _check(len(body), MAX_BODY)
     if not await to_thread.run_sync(is_shallow, bytes(body)):
-        raise Refused(400, f"The JSON is nested more than {MAX_DEPTH} levels deep; flatten it.")
+        raise ApiError(400, f"The JSON is nested more than {MAX_DEPTH} levels deep; flatten it.")
     if not await to_thread.run_sync(is_text, bytes(body)):
-        raise Refused(400, "The JSON has half of a character (\\ud800 to \\udfff alone); leave it out.")
+        raise ApiError(400, "The JSON has half of a character (\\ud800 to \\udfff alone); leave it out.")
     return _replay(bytes(body), receive)
 
 
@@ -76,7 +76,7 @@ async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Refused(400, "The connection ended before the request did.")
+            raise ApiError(400, "The connection ended before the request did.")
         more = message.get("more_body", False)
         yield message.get("body", b"")
 
@@ -94,10 +94,10 @@ def _length(value: bytes | None) -> int | None:
     if value is None:
         return None
     if not re.fullmatch(rb"\d{1,15}", value):
-        raise Refused(400, "The Content-Length is no number; correct it.")
+        raise ApiError(400, "The Content-Length is no number; correct it.")
     return int(value)
 
 
 def _check(length: int, most: int) -> None:
     if length > most:
-        raise Refused(413, f"The request is larger than {most // MEGABYTE} MB; send less at once.")
+        raise ApiError(413, f"The request is larger than {most // MEGABYTE} MB; send less at once.")

@@ -1,71 +1,109 @@
-"""The login: one page, one cookie; programs show a token instead."""
+"""The login: one page, which is a form without any script, and one cookie; programs show a token instead."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import math
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
+from html import escape
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from shared.server.credentials import Access, digest
-from shared.server.login_page import login_page
-from shared.server.refused import Refused
-from shared.server.throttle import SlowDown
+from shared.server.credentials import Credentials, digest
+from shared.server.errors import ApiError
+from shared.server.throttle import LoginThrottle
+from shared.ui import static_files
 
 SESSION_SECONDS = 7 * 24 * 3600
 MOST_SESSIONS = 1000
 LARGEST_FORM = 8192  # bytes
 WRONG = "That name and password do not belong together."
+ICON = static_files.read("icon.svg")
+STYLE = static_files.read("login.css")
+STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+POLICY = (
+    f"default-src 'none'; style-src 'sha256-{STYLE_HASH}'; img-src data:; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+PAGE = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>ZGP: log in</title>
+<link rel="icon" href="data:image/svg+xml,{quote(ICON)}">
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+<h1>ZGP</h1>
+<p>Z-Image for the GPU poor</p>
+<form method="post" action="login">
+%s
+<label for="username">Name</label>
+<input id="username" name="username" autocomplete="username" autocapitalize="none" required autofocus>
+<label for="password">Password</label>
+<input id="password" name="password" type="password" autocomplete="current-password" required>
+<button>Log in</button>
+</form>
+</main>
+</body>
+</html>
+"""
 
 
-class Doors:
+class LoginSessions:
     """Knows who is in. `cookie`: its name, another one for each port, since cookies know no ports."""
 
-    def __init__(self, access: Access, cookie: str = "zgp_session", slow: SlowDown | None = None) -> None:
-        self.access = access
+    def __init__(
+        self, credentials: Credentials, cookie: str = "zgp_session", throttle: LoginThrottle | None = None
+    ) -> None:
+        self.credentials = credentials
         self._cookie = cookie
-        self._slow = slow or SlowDown()
+        self._throttle = throttle or LoginThrottle()
         self._sessions: OrderedDict[bytes, float] = OrderedDict()  # digest of the cookie -> its end
 
-    def admits(self, request: Request) -> bool:
+    def is_authenticated(self, request: Request) -> bool:
         """Whether the request comes from somebody who logged in, or has a token.
 
-        Refused for a wrong token, which counts as a try to guess.
+        ApiError for a wrong token, which counts as a try to guess.
         """
-        if not self.access.needed or self._is_session(request.cookies.get(self._cookie, "")):
+        if not self.credentials.needed or self._is_session(request.cookies.get(self._cookie, "")):
             return True
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer":
             return False
-        if self.access.knows_token(token.strip()):  # whatever others behind the same address have tried
+        if self.credentials.knows_token(token.strip()):  # whatever others behind the same address have tried
             return True
         address = _address(request)
         self._refuse_hasty(address)
-        self._slow.failed(address)
-        raise Refused(401, "This token is not known here; take the one that the server was started with.")
+        self._throttle.record_failure(address)
+        raise ApiError(401, "This token is not known here; take the one that the server was started with.")
 
     async def login(self, request: Request) -> Response:
         """Show the form, or read it."""
-        if not self.access.needed or (request.method == "GET" and self.admits(request)):
+        if not self.credentials.needed or (request.method == "GET" and self.is_authenticated(request)):
             return RedirectResponse("./", 303)
         if request.method != "POST":
             return login_page()
         wants_page = "text/html" in request.headers.get("accept", "")
         try:
             await self._check(request)
-        except Refused as refused:
+        except ApiError as error:
             if not wants_page:
                 raise
-            retry = {"Retry-After": str(math.ceil(refused.retry))} if refused.retry else {}
-            return login_page(refused.sentence, refused.status, retry)
+            retry = {"Retry-After": str(math.ceil(error.retry))} if error.retry else {}
+            return login_page(error.detail, error.status, retry)
         response: Response = RedirectResponse("./", 303) if wants_page else JSONResponse({"success": True})
-        self._begin(request, response)
+        self._start_session(request, response)
         return response
 
     def logout(self, request: Request) -> Response:
@@ -76,22 +114,23 @@ class Doors:
         return response
 
     async def _check(self, request: Request) -> None:
-        """Refused unless the form has a user's name and password."""
+        """ApiError unless the form has a user's name and password."""
         name, password = await _form(request)
         address = _address(request)
         self._refuse_hasty(address)
-        self._slow.failed(address)  # before the pause: tries at the same time must not share one
-        await asyncio.sleep(self._slow.pause())
-        if not self.access.knows_user(name, password):
-            raise Refused(401, WRONG)
-        self._slow.passed(address)
+        self._throttle.record_failure(address)  # before the pause: tries at the same time must not share one
+        await asyncio.sleep(self._throttle.delay())
+        if not self.credentials.knows_user(name, password):
+            raise ApiError(401, WRONG)
+        self._throttle.reset(address)
 
     def _refuse_hasty(self, address: str) -> None:
-        wait = self._slow.wait(address)
+        wait = self._throttle.retry_after(address)
         if wait:
-            raise Refused(429, f"Too many wrong tries: wait {math.ceil(wait)} s, then try again.", retry=wait)
+            sentence = f"Too many wrong tries: wait {math.ceil(wait)} s, then try again."
+            raise ApiError(429, sentence, retry=wait)
 
-    def _begin(self, request: Request, response: Response) -> None:
+    def _start_session(self, request: Request, response: Response) -> None:
         """A new session under a new number: one that somebody else put into the browser stays worthless."""
         number = secrets.token_urlsafe(32)
         self._sessions[digest(number)] = time.time() + SESSION_SECONDS
@@ -115,15 +154,25 @@ async def _form(request: Request) -> tuple[str, str]:
     async for chunk in request.stream():
         body += chunk
         if len(body) > LARGEST_FORM:
-            raise Refused(413, "This is too long for a name and a password; shorten it.")
+            raise ApiError(413, "This is too long for a name and a password; shorten it.")
     try:
         fields: dict[str, list[Any]] = parse_qs(
             body.decode("utf-8"), keep_blank_values=True, max_num_fields=8
         )
     except ValueError:
-        raise Refused(400, "This is no login form; send the fields username and password.") from None
+        raise ApiError(400, "This is no login form; send the fields username and password.") from None
     return fields.get("username", [""])[0].strip(), fields.get("password", [""])[0]
 
 
 def _address(request: Request) -> str:
     return request.client.host if request.client else ""
+
+
+def login_page(
+    problem: str = "", status: int = 200, headers: Mapping[str, str] | None = None
+) -> HTMLResponse:
+    """The form, with what went wrong the last time."""
+    told = f'<p class="problem" role="alert">{escape(problem)}</p>' if problem else ""
+    return HTMLResponse(
+        PAGE.replace("%s", told), status, {"Content-Security-Policy": POLICY, **(headers or {})}
+    )

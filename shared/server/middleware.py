@@ -7,12 +7,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from shared.server.errors import answer
-from shared.server.file_access import FILE, Shelf, check_address
-from shared.server.limits import bounded
-from shared.server.login import Doors
-from shared.server.origin import Hosts
-from shared.server.refused import Refused
+from shared.server.errors import ApiError, error_response
+from shared.server.file_access import FILE, FileAccess, check_address
+from shared.server.limits import limit_body
+from shared.server.login import LoginSessions
+from shared.server.origin import HostOriginCheck
 
 #: Gradio starts itself with scripts in its page, and components' scripts are text that it compiles
 PAGE_POLICY = (
@@ -33,11 +32,13 @@ HEADERS = {
 }
 
 
-class Guard:
+class SecurityMiddleware:
     """Stands before `app`: for whom, from where, who, what and how much, in this order."""
 
-    def __init__(self, app: Any, hosts: Hosts, doors: Doors, shelf: Shelf) -> None:
-        self._app, self._hosts, self._doors, self._shelf = app, hosts, doors, shelf
+    def __init__(
+        self, app: Any, origins: HostOriginCheck, sessions: LoginSessions, files: FileAccess
+    ) -> None:
+        self._app, self._origins, self._sessions, self._files = app, origins, sessions, files
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -46,30 +47,30 @@ class Guard:
             return await send({"type": "websocket.close", "code": 1008})
         send = _with_headers(scope["path"], send)
         try:
-            scope = self._hosts.checked(scope)
-            response = await self._at_the_door(Request(scope, receive))
+            scope = self._origins.checked(scope)
+            response = await self._authenticate(Request(scope, receive))
             if response is None:
                 check_address(scope["method"], scope["path"])
                 if scope["path"].startswith(FILE):
-                    self._shelf.check(scope["path"])
-                receive = await bounded(scope, receive)
-        except Refused as refused:
-            response = answer(refused, scope["path"])
+                    self._files.check(scope["path"])
+                receive = await limit_body(scope, receive)
+        except ApiError as error:
+            response = error_response(error, scope["path"])
         await (response or self._app)(scope, receive, send)
 
-    async def _at_the_door(self, request: Request) -> Response | None:
+    async def _authenticate(self, request: Request) -> Response | None:
         """The login's own answers, and one for who has not logged in; None for who is in."""
         path = request.scope["path"]
         if path == "/login":
-            return await self._doors.login(request)
-        if not self._doors.admits(request):
+            return await self._sessions.login(request)
+        if not self._sessions.is_authenticated(request):
             if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
                 return RedirectResponse("/login", 303)
-            raise Refused(
+            raise ApiError(
                 401, "Log in first: on the page, or with the header Authorization: Bearer and an API token."
             )
         if path == "/logout" and request.method == "POST":
-            return self._doors.logout(request)
+            return self._sessions.logout(request)
         return None
 
 

@@ -13,9 +13,9 @@ from starlette.concurrency import run_in_threadpool
 
 from shared.engine.engine import Engine
 from shared.jobs.records import CANCELLED, DONE, ENDED, ImageRecord, Job
-from shared.server.file_access import Shelf
+from shared.server.errors import ApiError
+from shared.server.file_access import FileAccess
 from shared.server.jobs import json_body, submit_all
-from shared.server.refused import Refused
 
 POLL_SECONDS = 0.1
 #: theirs -> ours
@@ -46,7 +46,7 @@ TAKES = {
 }
 
 
-def openai_router(engine: Engine, uploads: Path, shelf: Shelf) -> APIRouter:
+def openai_router(engine: Engine, uploads: Path, files: FileAccess) -> APIRouter:
     """The routes below /v1."""
     router = APIRouter(prefix="/v1")
 
@@ -66,7 +66,7 @@ def openai_router(engine: Engine, uploads: Path, shelf: Shelf) -> APIRouter:
         jobs = [await _ended(engine, job_id, request) for job_id, _ in queued]
         records = [record for job in jobs for record in engine.store.images(job.id)]
         base = str(request.base_url).rstrip("/")
-        data = [await run_in_threadpool(_datum, record, form, base, shelf) for record in records]
+        data = [await run_in_threadpool(_datum, record, form, base, files) for record in records]
         told = {
             "jobs": [job.id for job in jobs],
             "notes": [note for job in jobs for note in job.notes],
@@ -78,18 +78,18 @@ def openai_router(engine: Engine, uploads: Path, shelf: Shelf) -> APIRouter:
 
 
 def translated(values: Any, engine: Engine) -> tuple[dict[str, Any], str]:
-    """(our settings, the form of the answer) for a request's body. Refused for what cannot be done."""
+    """(our settings, the form of the answer) for a request's body. ApiError for what cannot be done."""
     if not isinstance(values, dict):
-        raise Refused(400, "The body is no JSON object; expected one with a prompt.")
+        raise ApiError(400, "The body is no JSON object; expected one with a prompt.")
     form = str(values.get("response_format") or FORMATS[0])
     if form not in FORMATS:
-        raise Refused(400, f"response_format came as {form[:40]!r}; expected {' or '.join(FORMATS)}.")
+        raise ApiError(400, f"response_format came as {form[:40]!r}; expected {' or '.join(FORMATS)}.")
     if values.get("stream"):
-        raise Refused(400, "stream came as true; pictures come whole here: leave it out.")
+        raise ApiError(400, "stream came as true; pictures come whole here: leave it out.")
     model = values.get("model")
     if model and not (isinstance(model, str) and model in engine.catalog.models):
         known = ", ".join(engine.catalog.models)
-        raise Refused(404, f"There is no model {str(model)[:80]!r}: choose one of {known}, or name none.")
+        raise ApiError(404, f"There is no model {str(model)[:80]!r}: choose one of {known}, or name none.")
     dropped = {"response_format", "stream", "partial_images", *WITHOUT_MEANING}
     settings: dict[str, Any] = {
         NAMES.get(str(name), str(name)): value for name, value in values.items() if name not in dropped
@@ -100,7 +100,7 @@ def translated(values: Any, engine: Engine) -> tuple[dict[str, Any], str]:
 
 
 async def _ended(engine: Engine, job_id: int, request: Request) -> Job:
-    """The job once it is done. Refused when it was not; a caller who hangs up cancels it."""
+    """The job once it is done. ApiError when it was not; a caller who hangs up cancels it."""
     while (job := engine.store.job(job_id)).status not in ENDED:
         if await request.is_disconnected():
             engine.cancel(job_id)
@@ -108,14 +108,14 @@ async def _ended(engine: Engine, job_id: int, request: Request) -> Job:
     if job.status == DONE:
         return job
     if job.status == CANCELLED:
-        raise Refused(409, f"Job {job_id} was cancelled.")
-    raise Refused(500, job.error or f"Job {job_id} failed.")
+        raise ApiError(409, f"Job {job_id} was cancelled.")
+    raise ApiError(500, job.error or f"Job {job_id} failed.")
 
 
-def _datum(record: ImageRecord, form: str, base: str, shelf: Shelf) -> dict[str, Any]:
+def _datum(record: ImageRecord, form: str, base: str, files: FileAccess) -> dict[str, Any]:
     if form == "url":
         return {"url": f"{base}/api/v1/images/{record.id}", "seed": record.seed}
-    path = shelf.picture(record.path)
+    path = files.picture(record.path)
     if path is None:
-        raise Refused(404, f"The file of image {record.id} is no longer among the pictures here.")
+        raise ApiError(404, f"The file of image {record.id} is no longer among the pictures here.")
     return {"b64_json": base64.b64encode(path.read_bytes()).decode("ascii"), "seed": record.seed}

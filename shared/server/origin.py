@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from shared.errors import UserError
-from shared.server.refused import Refused
+from shared.server.errors import ApiError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 AUTHORITY = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>\d{1,5}))?", re.IGNORECASE)
@@ -40,7 +40,7 @@ def host_name(text: str) -> str:
     return text.lower()
 
 
-class Hosts:
+class HostOriginCheck:
     """The names that this server answers to. `listens`: other computers may ask; `allowed`: further names."""
 
     def __init__(self, listens: bool = False, allowed: Iterable[str] = ()) -> None:
@@ -54,12 +54,12 @@ class Hosts:
         self._allowed.add(name.lower())
 
     def checked(self, scope: Any) -> dict[str, Any]:
-        """The ASGI scope with the name that the browser used as its Host. Refused for foreign requests."""
+        """The ASGI scope with the name that the browser used as its Host. ApiError for foreign requests."""
         headers = _single_headers(scope["headers"])
         host = headers.get(b"x-forwarded-host") or headers.get(b"host", "")
         name = _name(host)
         if not self._knows(name):
-            raise Refused(
+            raise ApiError(
                 403,
                 f"This server does not answer to the name '{name or host[:100]}': open it by its address, or "
                 "start it with --allowed-host NAME.",
@@ -83,7 +83,7 @@ class Hosts:
             return
         scheme, _, authority = origin.partition("://")
         if scheme not in DEFAULT_PORTS or _with_port(authority, scheme) != _with_port(host, scheme):
-            raise Refused(403, "This request comes from another web page; use this server's own page.")
+            raise ApiError(403, "This request comes from another web page; use this server's own page.")
 
 
 #: Gradio would build addresses from these; the Host that was checked takes their place
@@ -91,14 +91,14 @@ _REPLACED = (b"host", b"x-forwarded-host", b"x-gradio-server", b"x-forwarded-pre
 
 
 def _single_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, str]:
-    """The headers by name. Refused for a request that two servers could read in two ways."""
+    """The headers by name. ApiError for a request that two servers could read in two ways."""
     found: dict[bytes, str] = {}
     for key, value in headers:
         if key in SINGLE and key in found:
-            raise Refused(400, f"The header {key.decode('latin-1')} came twice; send it once.")
+            raise ApiError(400, f"The header {key.decode('latin-1')} came twice; send it once.")
         found[key] = value.decode("latin-1").strip()
     if b"content-length" in found and b"transfer-encoding" in found:
-        raise Refused(400, "The request has a Content-Length and a Transfer-Encoding; send one of them.")
+        raise ApiError(400, "The request has a Content-Length and a Transfer-Encoding; send one of them.")
     return found
 
 
@@ -107,7 +107,7 @@ def _check_site(headers: dict[bytes, str]) -> None:
     site, mode = headers.get(b"sec-fetch-site", "none"), headers.get(b"sec-fetch-mode")
     framed = headers.get(b"sec-fetch-dest") in ("iframe", "frame", "embed", "object")
     if site in ("cross-site", "same-site") and (mode != "navigate" or framed):
-        raise Refused(403, "This request comes from another web page; use this server's own page.")
+        raise ApiError(403, "This request comes from another web page; use this server's own page.")
 
 
 def _name(authority: str) -> str:

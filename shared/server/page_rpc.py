@@ -15,15 +15,15 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from shared.server.errors import ApiError
 from shared.server.file_access import GRADIO, NOT_SERVED
 from shared.server.limits import MEGABYTE
-from shared.server.refused import Refused
 
 ADDRESS = f"{GRADIO}component_server"
 LONGEST = MEGABYTE
 
 
-def add_questions(app: FastAPI, page: gr.Blocks) -> None:
+def add_page_rpc(app: FastAPI, page: gr.Blocks) -> None:
     """Let the page's areas ask; before Gradio is mounted."""
     known: dict[Any, Callable[[Any], Any]] = {
         (number, function.__name__): function
@@ -37,7 +37,7 @@ def add_questions(app: FastAPI, page: gr.Blocks) -> None:
         number, name = asked.get("component_id"), asked.get("fn_name")
         function = known.get((number, name)) if type(number) is int and isinstance(name, str) else None
         if function is None:
-            raise Refused(404, NOT_SERVED)
+            raise ApiError(404, NOT_SERVED)
         return JSONResponse(await run_in_threadpool(function, asked.get("data")))
 
     for address in (ADDRESS, f"{ADDRESS}/"):
@@ -46,11 +46,11 @@ def add_questions(app: FastAPI, page: gr.Blocks) -> None:
 
 def _asked(body: bytes) -> dict[str, Any]:
     if len(body) > LONGEST:
-        raise Refused(413, f"The question is longer than {LONGEST // MEGABYTE} MB; ask less at once.")
+        raise ApiError(413, f"The question is longer than {LONGEST // MEGABYTE} MB; ask less at once.")
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError):
-        raise Refused(400, "The question cannot be read as JSON; reload the page.") from None
+        raise ApiError(400, "The question cannot be read as JSON; reload the page.") from None
     if not isinstance(asked, dict):
-        raise Refused(400, "The question is no JSON object; reload the page.")
+        raise ApiError(400, "The question is no JSON object; reload the page.")
     return asked

@@ -16,20 +16,20 @@ from shared.errors import UserError
 from shared.imaging.sources import load_picture
 from shared.jobs.inputs import keep_picture
 from shared.jobs.records import ENDED, ImageRecord, Job
+from shared.server.errors import ApiError
 from shared.server.events import event_lines, nothing_follows
-from shared.server.file_access import Shelf
+from shared.server.file_access import FileAccess
 from shared.server.jobs import json_body, refuse, submit_all
-from shared.server.refused import Refused
 from shared.server.schemas import (
     AcceptedJobs,
-    ImageView,
-    JobView,
-    ModelView,
-    UploadView,
+    ImageResponse,
+    JobResponse,
+    ModelResponse,
+    UploadResponse,
     accepted,
-    image_view,
-    job_view,
-    model_view,
+    image_response,
+    job_response,
+    model_response,
 )
 
 LARGEST_ID = 2**53 - 1
@@ -51,7 +51,7 @@ TAKES_SETTINGS = _takes(
 TAKES_PICTURE = _takes({"image/*": {"schema": {"type": "string", "format": "binary"}}})
 
 
-def rest_router(engine: Engine, uploads: Path, shelf: Shelf) -> APIRouter:
+def rest_router(engine: Engine, uploads: Path, files: FileAccess) -> APIRouter:
     """The routes below /api/v1."""
     router = APIRouter(prefix="/api/v1", responses={"4XX": {"description": "Refused", **PROBLEM}})
     store = engine.store
@@ -68,14 +68,14 @@ def rest_router(engine: Engine, uploads: Path, shelf: Shelf) -> APIRouter:
         return AcceptedJobs([accepted(job_id, validated) for job_id, validated in queued])
 
     @router.get("/jobs")
-    def jobs(limit: Limit = 100, status: Status | None = None) -> list[JobView]:
+    def jobs(limit: Limit = 100, status: Status | None = None) -> list[JobResponse]:
         """Jobs, newest first, without their pictures."""
-        return [job_view(job) for job in store.jobs([status] if status else None, limit)]
+        return [job_response(job) for job in store.jobs([status] if status else None, limit)]
 
     @router.get("/jobs/{job_id}")
-    def job(job_id: Id) -> JobView:
+    def job(job_id: Id) -> JobResponse:
         """A job with its pictures."""
-        return job_view(_job(engine, job_id), store.images(job_id))
+        return job_response(_job(engine, job_id), store.images(job_id))
 
     @router.get("/jobs/{job_id}/events", response_class=StreamingResponse, responses=_EVENTS)
     async def events(
@@ -91,34 +91,36 @@ def rest_router(engine: Engine, uploads: Path, shelf: Shelf) -> APIRouter:
         return StreamingResponse(lines, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     @router.delete("/jobs/{job_id}")
-    def cancel(job_id: Id) -> JobView:
+    def cancel(job_id: Id) -> JobResponse:
         """Cancel a job: at once while it waits, after the step in progress while it runs."""
         if (found := _job(engine, job_id)).status in ENDED:
-            raise Refused(409, f"Job {job_id} is {found.status}: there is nothing to cancel.")
+            raise ApiError(409, f"Job {job_id} is {found.status}: there is nothing to cancel.")
         engine.cancel(job_id)
-        return job_view(_job(engine, job_id))
+        return job_response(_job(engine, job_id))
 
     @router.get("/models")
-    def models() -> list[ModelView]:
+    def models() -> list[ModelResponse]:
         """The models with what acts on them."""
-        return [model_view(model, engine) for model in engine.catalog.models.values()]
+        return [model_response(model, engine) for model in engine.catalog.models.values()]
 
     @router.get("/images")
-    def images(limit: Limit = 100, job: Annotated[int, Query(ge=0, le=LARGEST_ID)] = 0) -> list[ImageView]:
+    def images(
+        limit: Limit = 100, job: Annotated[int, Query(ge=0, le=LARGEST_ID)] = 0
+    ) -> list[ImageResponse]:
         """Finished pictures: the newest of all jobs, or those of one."""
-        return [image_view(record) for record in store.images(job or None, limit)]
+        return [image_response(record) for record in store.images(job or None, limit)]
 
     @router.get("/images/{image_id}", response_class=FileResponse, responses=_FILE)
     def image(image_id: Id) -> FileResponse:
         """The file of a picture."""
-        path = shelf.picture(_image(engine, image_id).path)
+        path = files.picture(_image(engine, image_id).path)
         if path is None:
-            raise Refused(404, f"The file of image {image_id} is no longer among the pictures here.")
+            raise ApiError(404, f"The file of image {image_id} is no longer among the pictures here.")
         kind = mimetypes.guess_type(path.name)[0]
         return FileResponse(path, media_type=kind, filename=path.name, content_disposition_type="inline")
 
     @router.post("/uploads", status_code=201, openapi_extra=TAKES_PICTURE)
-    async def upload(request: Request) -> UploadView:
+    async def upload(request: Request) -> UploadResponse:
         """Take a picture that settings may then name. The body is the file as it is."""
         return await run_in_threadpool(_keep, await request.body(), engine.config.inputs)
 
@@ -137,20 +139,20 @@ def _job(engine: Engine, job_id: int) -> Job:
     try:
         return engine.store.job(job_id)
     except UserError as error:
-        raise Refused(404, str(error)) from error
+        raise ApiError(404, str(error)) from error
 
 
 def _image(engine: Engine, image_id: int) -> ImageRecord:
     try:
         return engine.store.image(image_id)
     except UserError as error:
-        raise Refused(404, str(error)) from error
+        raise ApiError(404, str(error)) from error
 
 
-def _keep(data: bytes, folder: Path) -> UploadView:
+def _keep(data: bytes, folder: Path) -> UploadResponse:
     try:
         copy, notes = keep_picture(data, folder)
         width, height = load_picture(copy).image.size
     except UserError as error:
         refuse(error)
-    return UploadView(copy.name, width, height, notes)
+    return UploadResponse(copy.name, width, height, notes)

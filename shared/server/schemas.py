@@ -9,9 +9,8 @@ from typing import Any
 from shared.engine.engine import Engine
 from shared.jobs.inputs import without_folders
 from shared.jobs.records import ImageRecord, Job
-from shared.library.catalog import ModelInfo
-from shared.server.schema import setting_schema
-from shared.settings.table import SETTINGS
+from shared.library.model_info import ModelInfo
+from shared.settings.table import SETTINGS, Setting
 from shared.settings.validation import Validated
 
 
@@ -31,7 +30,7 @@ class AcceptedJobs:
 
 
 @dataclass(frozen=True)
-class ImageView:
+class ImageResponse:
     """A finished picture; `url` has the file."""
 
     id: int
@@ -47,7 +46,7 @@ class ImageView:
 
 
 @dataclass(frozen=True)
-class JobView:
+class JobResponse:
     """A job. `status`: queued, running, done, failed or cancelled. Times are seconds since the epoch."""
 
     id: int
@@ -64,11 +63,11 @@ class JobView:
     created: float
     started: float | None
     finished: float | None
-    images: list[ImageView] = field(default_factory=list)
+    images: list[ImageResponse] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class ModelView:
+class ModelResponse:
     """A model. `settings`: what acts on it, each as a JSON schema with this model's default.
 
     download_bytes: about what its first picture brings; 0 also where nobody knows.
@@ -87,7 +86,7 @@ class ModelView:
 
 
 @dataclass(frozen=True)
-class UploadView:
+class UploadResponse:
     """A picture that was taken; settings name it by `name`."""
 
     name: str
@@ -100,8 +99,8 @@ def accepted(job_id: int, validated: Validated) -> Accepted:
     return Accepted(job_id, f"/api/v1/jobs/{job_id}", validated.notes, validated.ignored)
 
 
-def image_view(record: ImageRecord) -> ImageView:
-    return ImageView(
+def image_response(record: ImageRecord) -> ImageResponse:
+    return ImageResponse(
         id=record.id,
         job=record.job_id,
         index=record.index,
@@ -115,8 +114,8 @@ def image_view(record: ImageRecord) -> ImageView:
     )
 
 
-def job_view(job: Job, images: list[ImageRecord] | None = None) -> JobView:
-    return JobView(
+def job_response(job: Job, images: list[ImageRecord] | None = None) -> JobResponse:
+    return JobResponse(
         id=job.id,
         url=f"/api/v1/jobs/{job.id}",
         status=job.status,
@@ -131,12 +130,12 @@ def job_view(job: Job, images: list[ImageRecord] | None = None) -> JobView:
         created=job.created,
         started=job.started,
         finished=job.finished,
-        images=[image_view(record) for record in images or ()],
+        images=[image_response(record) for record in images or ()],
     )
 
 
-def model_view(model: ModelInfo, engine: Engine) -> ModelView:
-    return ModelView(
+def model_response(model: ModelInfo, engine: Engine) -> ModelResponse:
+    return ModelResponse(
         id=model.id,
         name=model.name,
         description=model.description,
@@ -151,3 +150,53 @@ def model_view(model: ModelInfo, engine: Engine) -> ModelView:
             for name in model.settings
         },
     )
+
+
+# ---- the one list of settings as JSON schemas, for OpenAPI and for /models ---------------------------------
+
+TYPES: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array"}
+LIMITS = {
+    str: ("minLength", "maxLength"),
+    list: ("minItems", "maxItems"),
+    int: ("minimum", "maximum"),
+    float: ("minimum", "maximum"),
+}
+PROBLEM = {
+    "type": "object",
+    "description": "What went wrong, as RFC 9457 has it.",
+    "required": ["title", "status", "detail", "problems"],
+    "properties": {
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "One sentence."},
+        "problems": {"type": "array", "items": {"type": "string"}, "description": "Every single problem."},
+    },
+}
+
+
+def setting_schema(setting: Setting) -> dict[str, Any]:
+    """One setting; without its default, which depends on the model."""
+    schema: dict[str, Any] = {
+        "type": TYPES[setting.kind],
+        "title": setting.label,
+        "description": setting.help,
+    }
+    for word, limit in zip(LIMITS.get(setting.kind, ()), (setting.minimum, setting.maximum), strict=False):
+        if limit is not None:
+            schema[word] = int(limit) if float(limit).is_integer() else limit
+    if setting.choices:
+        schema["enum"] = list(setting.choices)
+    if setting.kind is list:
+        schema["items"] = {"type": "string"}
+    return schema
+
+
+def settings_schema() -> dict[str, Any]:
+    """What POST /jobs takes. Further names are allowed: those of Wan2GP are reported back, not refused."""
+    return {
+        "type": "object",
+        "description": "Settings of one job. Which of them act on a model is told by /api/v1/models.",
+        "required": ["prompt"],
+        "properties": {name: setting_schema(setting) for name, setting in SETTINGS.items()},
+        "additionalProperties": True,
+    }

@@ -18,7 +18,7 @@ BUSY_FAILURES = 20  # in the last minute, from anywhere: from then on every try 
 LONGEST_PAUSE = 3.0
 
 
-class SlowDown:
+class LoginThrottle:
     """Counts failures. `clock` gives seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -26,7 +26,7 @@ class SlowDown:
         self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()  # address -> (how many, last)
         self._recent: deque[float] = deque(maxlen=1000)
 
-    def wait(self, address: str) -> float:
+    def retry_after(self, address: str) -> float:
         """Seconds that this address has to wait before its next try is looked at."""
         count, last = self._failures.get(_network(address), (0, 0.0))
         passed = self._clock() - last
@@ -34,13 +34,13 @@ class SlowDown:
             return 0.0
         return max(0.0, min(LONGEST_WAIT, 2.0 ** (count - FREE_TRIES)) - passed)
 
-    def pause(self) -> float:
+    def delay(self) -> float:
         """Seconds that every try takes now."""
         while self._recent and self._clock() - self._recent[0] > 60:
             self._recent.popleft()
         return min(LONGEST_PAUSE, max(0, len(self._recent) - BUSY_FAILURES) / 10)
 
-    def failed(self, address: str) -> None:
+    def record_failure(self, address: str) -> None:
         now, network = self._clock(), _network(address)
         count, last = self._failures.pop(network, (0, now))
         self._failures[network] = (1 if now - last > FORGOTTEN_AFTER else count + 1, now)
@@ -48,7 +48,7 @@ class SlowDown:
         if len(self._failures) > REMEMBERED:
             self._failures.popitem(last=False)
 
-    def passed(self, address: str) -> None:
+    def reset(self, address: str) -> None:
         self._failures.pop(_network(address), None)
 
 

@@ -11,13 +11,11 @@ cancelled: hf_hub_download can be stopped, through its tqdm_class, but throws it
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
 import sqlite3
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,8 +29,10 @@ from urllib.parse import urlsplit
 import httpx
 
 from shared.errors import Cancelled, UserError
+from shared.files import hashes
 from shared.files.lock import ProcessLock
 from shared.files.public_urls import check_request
+from shared.settings.messages import size_text
 from shared.version import VERSION
 from shared.weights import hub
 from shared.weights.files import (
@@ -59,7 +59,6 @@ REPORT_EVERY = 0.1  # seconds
 SPEED_WINDOW = 5.0  # seconds
 LOOK_EVERY = 0.2  # seconds between looks at what another process downloads
 SAFETENSORS = (".safetensors", ".sft")
-HASHES = Path(__file__).parents[2] / "ckpts" / ".hashes.json"
 
 HUB_REFUSAL = (
     "Hugging Face refused {name} ({status}): accept the licence at {page} if there is one and set "
@@ -383,8 +382,8 @@ def _check_room(remote: _Remote, done: int) -> None:
     left, free = (remote.size or 0) - done, shutil.disk_usage(remote.path.parent).free
     if left > free:
         raise UserError(
-            f"{remote.path.name} still takes {_bytes(left)}, {remote.path.parent} has {_bytes(free)} free: "
-            "make room there and start again to continue the download."
+            f"{remote.path.name} still takes {size_text(left)}, {remote.path.parent} has {size_text(free)} "
+            "free: make room there and start again to continue the download."
         )
 
 
@@ -396,7 +395,8 @@ def _check_space(remotes: list[_Remote], folder: Path) -> None:
     if needed > free:
         names = ", ".join(remote.path.name for remote in remotes)
         raise UserError(
-            f"To download {names} takes {_bytes(needed)}, {folder} has {_bytes(free)} free: make room there."
+            f"To download {names} takes {size_text(needed)}, {folder} has {size_text(free)} free: make room "
+            "there."
         )
 
 
@@ -404,13 +404,6 @@ def _unwritable(folder: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"The disk of {folder} is full: make room there and start again to continue the download."
     return f"{folder} cannot be written ({error}): allow it or free it, and start again."
-
-
-def _bytes(count: int) -> str:
-    return next(
-        (f"{count / unit:,.1f} {name}" for unit, name in ((1e9, "GB"), (1e6, "MB")) if count >= unit),
-        f"{count:,} bytes",
-    )
 
 
 class _Part:
@@ -503,7 +496,7 @@ def _fetch(
                 part.accept()
                 log.info("Downloaded %s", remote.path)
                 if len(remote.etag) == 64 and remote.page:
-                    _remember(remote.path, remote.etag, HASHES)
+                    hashes.remember(remote.path, remote.etag)
                 return
         meter.report(part.size, "another ZGP process is downloading it")
         _wait(LOOK_EVERY, cancelled)
@@ -614,66 +607,3 @@ class _Digest:
 
     def matches(self) -> bool:
         return self.hash is None or self.hash.hexdigest() == self.remote.etag
-
-
-_hashes_lock = threading.Lock()
-
-
-def sha256_of(path: Path, cache: bool = True, cache_file: Path | None = None) -> str:
-    """The SHA-256 of a file, in hex. With `cache`, a file whose size and time are known is not read again.
-
-    The cache is ckpts/.hashes.json, or `cache_file`; when that is damaged or read-only, the file is read.
-    """
-    path, cache_file = Path(path), cache_file or HASHES
-    entry = _read_hashes(cache_file).get(str(path.resolve())) if cache else None
-    if isinstance(entry, list) and len(entry) == 3 and entry[:2] == _identity(path):
-        return str(entry[2])
-    before = _identity(path)
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(READ_SIZE):
-            digest.update(data)
-    if cache and before == _identity(path):
-        _remember(path, digest.hexdigest(), cache_file)
-    return digest.hexdigest()
-
-
-def _identity(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _read_hashes(cache_file: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(cache_file.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        log.warning("%s cannot be read (%s); the hashes are computed anew", cache_file, error)
-        return {}
-    return table if isinstance(table, dict) else {}
-
-
-def _remember(path: Path, sha256: str, cache_file: Path) -> None:
-    with _hashes_lock:
-        table = {name: entry for name, entry in _read_hashes(cache_file).items() if Path(name).exists()}
-        table[str(path.resolve())] = [*_identity(path), sha256]
-        try:
-            _write_whole(cache_file, json.dumps(table, indent=1))
-        except OSError as error:
-            log.warning("%s cannot be written (%s); hashes are computed again next time", cache_file, error)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write so that a reader sees the old text or the new one, never half of either."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # One name for every writer, so that a process that is killed here leaves nothing that adds up; should two
-    # write at once, the reader finds the result damaged at worst and hashes anew.
-    name = path.with_name(f"{path.name}.new")
-    try:
-        name.write_text(text, "utf-8")
-        os.replace(name, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise

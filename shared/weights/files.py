@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from shared.errors import UserError
+from shared.files.names import UNSAFE_NAME
 from shared.settings.messages import printable
 from shared.weights import hub
 
@@ -46,7 +47,6 @@ KIND_FOLDERS = (
 )  # fmt: skip
 GENERIC_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 MAX_FOLDERS = 300  # that are looked into, of one folder
-UNSAFE_NAME = re.compile(r'[\\/:*?"<>|\x00-\x1f]')
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors)")
 SHARD_SUFFIX = "-of-*.safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"

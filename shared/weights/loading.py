@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from shared.errors import UserError, is_out_of_memory
+from shared.files import atomic
 from shared.gpu import heap, interrupt
 from shared.weights import quantized
 from shared.weights.files import DamagedFile
@@ -211,19 +211,16 @@ def save_quantized(
     metadata = {"quantization_format": "quanto", "quantization_map_base64": _base64(table)}
     if config is not None:
         metadata["config_base64"] = _base64(config)
-    part = path.with_name(f"{path.name}.part")
+    known = path.with_name(f"{path.name}.part")  # gigabytes, which a killed process must not leave for good
     try:
-        with part.open("wb") as file:
+        with atomic.replacing(path, part=known) as part, part.open("wb") as file:
             file.write(_header(pieces, metadata))
             for piece in pieces:
                 file.write(piece.make().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        os.replace(part, path)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}): make room or choose a folder."
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from shared.weights.downloads import sha256_of
+from shared.files.hashes import sha256_of
 
 log = logging.getLogger(__name__)
 

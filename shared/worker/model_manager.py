@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shared.errors import UserError
-from shared.gpu import heap, machine
+from shared.gpu import device, heap
 from shared.gpu.interrupt import listening
 from shared.gpu.planner import NO_OVERRIDES, Machine, Overrides, Plan
 from shared.imaging.hires import LANCZOS, needs_no_model
 from shared.imaging.upscale import Enlarger
 from shared.library import consent
-from shared.library.catalog import HandlerFor, LoraFolders, ModelInfo, look_up
+from shared.library.catalog import look_up
 from shared.library.job_loras import Loras, gather
+from shared.library.model_info import HandlerFor, LoraFolders, ModelInfo
 from shared.library.outlook import NOTHING, Outlook, outlook
 from shared.weights.downloads import DownloadProgress, ensure
 from shared.weights.files import Folders, Required, describe
@@ -86,7 +87,7 @@ class ModelHost:
         overrides: Overrides = NO_OVERRIDES,
         save_quantized: bool = False,
         handler_for: HandlerFor | None = None,
-        machine: Callable[[], Machine] = machine.read,
+        machine: Callable[[], Machine] = device.read,
         lora_folders: LoraFolders | None = None,
         agreed: Callable[[], Collection[str]] | None = None,
     ):

@@ -30,12 +30,13 @@ from shared.files.lock import ProcessLock
 from shared.gpu.planner import Overrides, Plan
 from shared.imaging import metadata, saving
 from shared.imaging.naming import Facts, output_path
+from shared.jobs.agreements import Agreed
 from shared.jobs.inputs import without_folders
 from shared.jobs.records import CANCELLED, DONE, FAILED, ON_A_PAGE, Job
 from shared.jobs.store import JobStore
 from shared.jobs.supervisor import RESTART_ME
-from shared.library.catalog import HandlerFor, LoraFolders
-from shared.library.consent import Agreed, NotAgreed
+from shared.library.consent import NotAgreed
+from shared.library.model_info import HandlerFor, LoraFolders
 from shared.loras.library import without_secrets
 from shared.weights.files import Folders
 from shared.worker import failures, grid_sheet

@@ -22,13 +22,13 @@ from shared.gpu.planner import Machine, Overrides
 from shared.jobs.records import CANCELLED
 from shared.jobs.store import JobStore
 from shared.jobs.task_file import read_tasks
-from shared.server.credentials import Access
+from shared.server.credentials import Credentials
 from shared.version import VERSION
 from tests.support.fake_family import Planned, handler_for, make_root
+from tests.support.fake_worker import FAKE_WORKER
 from tests.support.waiting import LIMIT, until
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE_WORKER = (sys.executable, "-m", "tests.support.fake_family")
 
 
 @pytest.fixture
@@ -288,6 +288,7 @@ def test_an_unknown_model_flag_ends_with_2(wgp, tasks, capsys):
 
 RUN_CLI = """
 import sys; from pathlib import Path; from shared.cli.main import main
+from tests.support.fake_worker import FAKE_WORKER
 from tests.support.fake_family import handler_for
 command = (sys.executable, "-m", "tests.support.fake_family")
 sys.exit(main(sys.argv[2:], root=Path(sys.argv[1]), handler_for=handler_for, worker_command=command))
@@ -336,11 +337,6 @@ def test_the_list_of_models_as_json(wgp, root, capsys):
     assert "torn.json" in models[None]["error"]
 
 
-@pytest.mark.parametrize(("size", "text"), [(0, "-"), (7_300_000, "7.3 MB"), (12_300_000_000, "12.3 GB")])
-def test_sizes_for_people(size, text):
-    assert main.size_text(size) == text
-
-
 # -- the page -----------------------------------------------------------------------------------------------
 
 
@@ -366,7 +362,7 @@ def test_the_page_gets_an_engine_that_already_runs(wgp, launched, free_port):
     [(engine, supervised, options)] = launched
     assert options == {
         "host": "127.0.0.1", "port": free_port, "share": False, "open_browser": True, "theme": "gradio",
-        "access": Access(), "invented": "", "allowed_hosts": [],
+        "access": Credentials(), "generated_password": "", "allowed_hosts": [],
     }  # fmt: skip
     assert supervised and not engine.supervises and engine.worker_pid is None
 

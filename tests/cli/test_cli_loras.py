@@ -16,7 +16,7 @@ from shared.cli.engine_config import configuration
 from shared.cli.flags import build_parser
 from shared.cli.main import ROOT
 from shared.engine.configuration import EngineConfig, read_catalog, worker_arguments
-from shared.library.catalog import LoraFolders
+from shared.library.model_info import LoraFolders
 from shared.weights.files import Folders
 from shared.worker import worker
 from tests.support.lora_writers import WRITERS, factors, save

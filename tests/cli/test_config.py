@@ -7,6 +7,7 @@ import pytest
 
 from shared import config
 from shared.errors import UserError
+from shared.files import atomic
 from shared.gpu.planner import PROFILES
 from shared.settings.table import SETTINGS
 
@@ -65,7 +66,7 @@ def test_an_unknown_key_is_refused(tmp_path):
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     config.write(tmp_path, {"loras_root": "first"})
     monkeypatch.setattr(
-        config.json_file.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left"))
+        atomic.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left"))
     )
     with pytest.raises(UserError, match="No space left"):
         config.write(tmp_path, {"loras_root": "second"})

@@ -22,9 +22,9 @@ from shared.gpu import machine
 from shared.ui.create.form import about_html, is_slow
 from shared.ui.settings.form import FIELDS, GROUPS, form_html, read_form
 from shared.ui.settings.tab import machine_text
-from tests.cli.test_cli import FAKE_WORKER
 from tests.support.browser import free_port
 from tests.support.fake_family import handler_for, make_root
+from tests.support.fake_worker import FAKE_WORKER
 from tests.support.waiting import until
 
 

@@ -11,8 +11,8 @@ from shared.cli.flags import build_parser
 from shared.engine import second_start
 from shared.engine.engine import Engine
 from shared.errors import UserError
-from tests.cli.test_cli import FAKE_WORKER
 from tests.support.fake_family import handler_for, make_root
+from tests.support.fake_worker import FAKE_WORKER
 
 NOTHING = build_parser().parse_args([])
 

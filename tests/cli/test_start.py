@@ -17,6 +17,7 @@ import pytest
 
 import start as front
 from shared import installing as start
+from shared.cli import start as starting
 from shared.cli import testing
 from shared.cli.testing import Check, Outcome
 from shared.installing import Machine, StartError
@@ -58,12 +59,12 @@ def test_any_python_3_understands_the_front_doors(script: str):
     assert {ast.unparse(node) for node in at_once} <= {"import sys", "from start import main"}
 
 
-@pytest.mark.parametrize("module", ["installing", "cli/testing"])
+@pytest.mark.parametrize("module", ["installing", "cli/start", "cli/testing"])
 def test_what_start_needs_is_in_every_python(module: str):
     tree = ast.parse((ROOT / "shared" / f"{module}.py").read_text("utf-8"))
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {one.name for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names}
-    ours = {"shared", "shared.cli.testing", "shared.installing"}
+    ours = {"shared", "shared.cli", "shared.installing"}
     assert {str(name).partition(".")[0] for name in imported - ours} <= sys.stdlib_module_names
 
 
@@ -205,7 +206,7 @@ def test_a_disk_without_room_is_told_before_anything_is_installed(
 ):
     monkeypatch.setattr(start.Machine, "here", staticmethod(lambda: machine))
     monkeypatch.setattr(start.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(9, 8, int(1.2e9)))
-    assert start.main(["--setup-only"], "") == 2
+    assert starting.main(["--setup-only"], "") == 2
     said = capsys.readouterr().err
     assert f"has 1.2 GB free, and the installation needs about {needed} GB: make room" in said
     assert said.count("\n") == 1 and installer.ran == []
@@ -217,7 +218,7 @@ def test_a_folder_that_cannot_be_written_is_told(
     (place / "file").touch()
     monkeypatch.setattr(start, "VENV", place / "file" / ".venv")
     monkeypatch.setattr(start, "UNFINISHED", place / "file" / ".venv" / "unfinished")
-    assert start.main(["--setup-only"], "") == 2
+    assert starting.main(["--setup-only"], "") == 2
     said = capsys.readouterr().err
     assert "cannot be used (Not a directory): move ZGP to a folder that you may write to" in said
     assert said.count("\n") == 1
@@ -391,7 +392,7 @@ def test_each_file_of_tests_has_a_line(tmp_path: Path, flags: list[str], shown: 
         "import pytest\ndef test_a(): pass\ndef test_b(): pass\ndef test_c(): pytest.skip('c')\n"
     )
     (tmp_path / "test_two.py").write_text("def test_a(): pass\ndef test_b(): assert not 'b'\n")
-    (_, _, check, _) = testing.checks(Path(sys.executable), [*flags, "-p", "no:cacheprovider"])
+    (*_, check, _) = testing.checks(Path(sys.executable), [*flags, "-p", "no:cacheprovider"])
     command = [*check.command, "--rootdir", str(tmp_path), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     for line in (PROGRESS, FAILED):
@@ -441,9 +442,9 @@ def test_ci_runs_the_same_command():
 
 def copy_start(folder: Path) -> None:
     """start.py and what it runs, without the rest of ZGP."""
-    (folder / "shared").mkdir()
-    shutil.copy(ROOT / "start.py", folder)
-    shutil.copy(ROOT / "shared" / "installing.py", folder / "shared")
+    for file in ("start.py", "shared/installing.py", "shared/cli/start.py", "shared/cli/testing.py"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, folder / file)
 
 
 def run_start(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from shared.errors import UserError
 from shared.gpu import attention
 from shared.settings.table import ATTENTION_PACKAGES, SETTINGS
-from tests.models.test_transformer import pair
 from tests.support import mini
+from tests.support.transformers import pair
 
 ADA, AMPERE, HOPPER, TURING = (8, 9), (8, 6), (9, 0), (7, 5)
 BASE_RULE = {"<89": "sdpa"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.z_image.checkpoints import loading as z_image_loading
+from models.z_image import loading as z_image_loading
 from models.z_image.checkpoints import weight_names
 from models.z_image.transformer_z_image import ZImageTransformer2DModel
 from shared.errors import Cancelled
@@ -21,7 +21,7 @@ from shared.weights.files import Folders
 from shared.weights.loading import build
 from shared.worker.model_manager import ModelHost, Silent
 from tests.support import mini, packers
-from tests.weights.test_formats import CONFIG, FORMATS
+from tests.support.tiny_formats import CONFIG, FORMATS
 
 CPU = torch.device("cpu")
 

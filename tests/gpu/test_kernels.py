@@ -13,8 +13,8 @@ from models.z_image.nag import Nag
 from models.z_image.transformer_z_image import Attention, Fused, ZImageTransformerBlock
 from shared.gpu import kernels
 from shared.gpu.kernel_packages import Reach
-from tests.models.test_transformer import inputs, pair
 from tests.support import mini
+from tests.support.transformers import inputs, pair
 
 CPU = torch.device("cpu")
 

@@ -19,9 +19,9 @@ from shared.errors import UserError
 from shared.gpu.offloading import Residency
 from shared.gpu.offloading_mmgp import VERSION, load_mmgp
 from shared.gpu.placement import Placement
-from tests.gpu.test_offloading import Model, equal, inputs
 from tests.support.fake_cuda import FakeCuda
 from tests.support.mini import ROOT
+from tests.support.streamed import Model, equal, inputs
 
 CUDA = torch.device("cuda")
 

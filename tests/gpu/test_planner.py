@@ -29,7 +29,7 @@ from shared.gpu.planner import (
 )
 from shared.library.outlook import chosen
 from shared.weights.files import Folders
-from tests.models.test_memory import DIT
+from tests.support.dimensions import DIT
 from tests.support.mini import ROOT, model_def
 
 CARDS, SIDES = (6, 8, 10, 12, 16, 24), (512, 1024, 1536, 2048)

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from models.z_image import loading as z_image_loading
 from models.z_image.checkpoints import checkpoint_sizes, weight_names
-from models.z_image.checkpoints import loading as z_image_loading
 from models.z_image.family import QWEN3_4B
 from models.z_image.text_encoder import text_encoding
 from models.z_image.transformer_z_image import ZImageTransformer2DModel
@@ -35,7 +35,7 @@ from shared.weights.loading import save_quantized
 from shared.worker import failures
 from shared.worker.model_manager import ModelHost, Silent
 from tests.support import mini, packers
-from tests.weights.test_formats import FORMATS, tiny
+from tests.support.tiny_formats import FORMATS, tiny
 
 LINUX = sys.platform == "linux"
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.z_image.checkpoints import loading
+from models.z_image import loading
 from shared.engine.configuration import EngineConfig, worker_environment
 from shared.engine.engine import Engine
 from shared.errors import UserError
@@ -37,11 +37,10 @@ from shared.worker.model_manager import ModelHost, Silent, check_device, downloa
 from shared.worker.progress import Progress, contact_sheet
 from tests.support import fake_family
 from tests.support.fake_family import Handler, handler_for, make_root
+from tests.support.fake_worker import FAKE_WORKER, posix_only
 from tests.support.waiting import LIMIT, until
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE_WORKER = (sys.executable, "-m", "tests.support.fake_family")
-posix_only = pytest.mark.skipif(os.name == "nt", reason="Windows has no kill -9")
 
 
 @pytest.fixture

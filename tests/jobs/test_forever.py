@@ -12,8 +12,8 @@ from shared.errors import UserError
 from shared.jobs.records import DONE, RUNNING
 from shared.jobs.repeat import ENDED_WITH_THE_PROGRAM, Forever
 from shared.settings.table import SettingsError
-from tests.jobs.test_engine import FAKE_WORKER
 from tests.support.fake_family import handler_for, make_root
+from tests.support.fake_worker import FAKE_WORKER
 from tests.support.waiting import until
 
 VALUES = {"model_type": "fake", "seed": 5}

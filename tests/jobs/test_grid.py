@@ -18,8 +18,8 @@ from shared.imaging import metadata, sheet
 from shared.jobs import grid
 from shared.jobs.records import Job
 from shared.settings.table import SettingsError
-from tests.jobs.test_engine import FAKE_WORKER, posix_only
 from tests.support.fake_family import handler_for, make_root
+from tests.support.fake_worker import FAKE_WORKER, posix_only
 from tests.support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -289,7 +289,7 @@ def test_a_flipped_byte_anywhere_is_a_sentence_or_harmless(tmp_path):
 def test_a_queue_that_cannot_be_saved_is_a_sentence(engine, tmp_path):
     engine.submit({"model_type": "fake", "prompt": "x"})
     with pytest.raises(UserError, match="cannot be saved"):
-        write_queue(engine.store.queue(), tmp_path / "gone" / "q.zip")
+        write_queue(engine.store.queue(), Path(__file__) / "q.zip")
 
 
 def test_a_job_whose_picture_is_gone_is_said_and_leaves_no_half_file(engine, tmp_path):

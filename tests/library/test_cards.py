@@ -5,7 +5,8 @@ import json
 import pytest
 
 from shared.errors import UserError
-from shared.library.cards import CardError, load_cards, source_problem
+from shared.files.urls import source_problem
+from shared.library.cards import CardError, load_cards
 
 KNOWN = ["prompt", "resolution", "num_inference_steps", "guidance_scale", "batch_size"]
 HF = "https://huggingface.co/DeepBeepMeep/Z-Image/resolve/main"

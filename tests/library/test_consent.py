@@ -15,33 +15,22 @@ import pytest
 from shared.engine.engine import Engine, EngineConfig
 from shared.errors import UserError
 from shared.gpu.planner import GIB, Machine
+from shared.jobs.agreements import Agreed, agreed_in
 from shared.jobs.records import CANCELLED, DONE, FAILED, QUEUED
 from shared.jobs.store import JobStore
 from shared.library import consent
-from shared.library.consent import Agreed, NotAgreed, agreed_in
+from shared.library.consent import NotAgreed
 from shared.weights.files import Folders
 from shared.worker import worker
 from shared.worker.model_manager import ModelHost
 from tests.support import fake_family
 from tests.support.browser import ROOT
+from tests.support.large_family import URL, handler_for
 from tests.support.waiting import LIMIT
 
 CARD = Machine("Card", 64 * GIB, 60 * GIB, 24 * GIB, 23 * GIB, (8, 6))
-URL = "https://models.example/large.safetensors"
 LARGE = {"model_type": "large", "prompt": "x"}
 HERE = {"model_type": "fake", "prompt": "x"}
-
-
-class Handler(fake_family.Planned):
-    """The file of the model "large" has 8 GB."""
-
-    @staticmethod
-    def query_download_bytes(base_type, model_def, one, source, folders=None):
-        return 8 * 10**9
-
-
-def handler_for(architecture):
-    return Handler
 
 
 @pytest.fixture
@@ -217,9 +206,9 @@ _CLI = """
 import sys
 from pathlib import Path
 from shared.cli import main as cli
-from tests.library.test_consent import handler_for
+from tests.support.large_family import handler_for
 root = Path(sys.argv[1])
-command = (sys.executable, "-m", "tests.library.test_consent")
+command = (sys.executable, "-m", "tests.support.large_family")
 sys.exit(cli.main(sys.argv[2:], root=root, handler_for=handler_for, worker_command=command, warm=False))
 """
 
@@ -249,7 +238,3 @@ def test_the_command_line_asks_on_a_terminal(root, answer, agreed):
     process.communicate(timeout=LIMIT)  # after a yes it fails, as it is offline
     os.close(ours)
     assert process.returncode == (1 if agreed else 2) and agreed_in(database) == agreed
-
-
-if __name__ == "__main__":
-    worker.main(handler_for=handler_for)

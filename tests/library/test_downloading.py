@@ -18,6 +18,7 @@ import pytest
 from huggingface_hub import constants
 
 from shared.errors import UserError
+from shared.files import hashes
 from shared.library.catalog import catalog
 from shared.library.download_queue import FAILED, PAUSED, RUNNING, WAITING, Downloads
 from shared.library.outlook import unplanned
@@ -27,8 +28,8 @@ from shared.weights.files import Folders, Required
 from tests.support import fake_family
 from tests.support.browser import ROOT
 from tests.support.hub_stand_in import REPOSITORY, Fault, HubStandIn, Stored
+from tests.support.safetensors_bytes import safetensors, tensor
 from tests.support.waiting import until
-from tests.weights.test_files import safetensors, tensor
 
 CONTENT = random.Random(1).randbytes(200_000)
 MODEL = safetensors({"a": tensor(0, len(CONTENT))}, CONTENT)
@@ -60,7 +61,7 @@ def hub(monkeypatch):
 
 @pytest.fixture
 def ckpts(tmp_path, monkeypatch):
-    monkeypatch.setattr(downloads, "HASHES", tmp_path / "ckpts" / ".hashes.json")
+    monkeypatch.setattr(hashes, "HASHES", tmp_path / "ckpts" / ".hashes.json")
     monkeypatch.setattr(downloads, "FIRST_PAUSE", 0.0)
     return tmp_path / "ckpts"
 
@@ -351,7 +352,7 @@ def test_who_waited_takes_the_file_that_the_other_one_finished(hub, ckpts, tmp_p
 
 def test_a_disk_that_is_too_small_is_told_before(page, hub, monkeypatch):
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: DiskUsage(10**6, 0, 5000))
-    assert "has 5,000 bytes free: make room" in fetched(page).note and hub.bytes_asked() == []
+    assert "has 5.0 kB free: make room" in fetched(page).note and hub.bytes_asked() == []
 
 
 def test_a_disk_that_others_fill_stops_the_download_before_it_is_full(page, hub, ckpts, monkeypatch):
@@ -362,7 +363,7 @@ def test_a_disk_that_others_fill_stops_the_download_before_it_is_full(page, hub,
     kept = size(ckpts / "one.safetensors.part")
     monkeypatch.undo()
     hub.be_the_hub(monkeypatch)
-    monkeypatch.setattr(downloads, "HASHES", ckpts / ".hashes.json")
+    monkeypatch.setattr(hashes, "HASHES", ckpts / ".hashes.json")
     assert 0 < kept < len(MODEL) and fetched(page) is None
     assert (ckpts / "one.safetensors").read_bytes() == MODEL and f"bytes={kept}-" in hub.bytes_asked()
 

@@ -11,11 +11,11 @@ import pytest
 from models.z_image.z_image_handler import family_handler
 from shared.cli import main
 from shared.engine.engine import Engine, EngineConfig
+from shared.engine.inventory import take_stock
 from shared.errors import UserError
 from shared.gpu import planner
 from shared.gpu.planner import GIB, Machine
 from shared.library.catalog import catalog
-from shared.library.inventory import take_stock
 from shared.library.outlook import outlook, unplanned
 from shared.ui.components.downloads import about_html, outlook_of, precision_choices
 from shared.weights.files import Folders
@@ -43,7 +43,7 @@ def fetched(found) -> list[str]:
 
 
 def test_everybody_names_the_same_files(turbo, folders, tmp_path, monkeypatch, capsys):
-    for module in ("cli.main", "cli.plan", "engine.engine", "library.inventory", "ui.components.downloads"):
+    for module in ("cli.main", "cli.plan", "engine.engine", "engine.inventory", "ui.components.downloads"):
         monkeypatch.setattr(f"shared.{module}.survey", lambda gpu="": CARD)
     config = EngineConfig.at(
         tmp_path, ckpts=folders.ckpts, output_dir=tmp_path / "o", saved=tmp_path / "settings"

@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from shared.engine import custom_models, inventory
 from shared.engine.configuration import EngineConfig
 from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.gpu.planner import Machine
 from shared.jobs.records import Job
-from shared.library import custom_models, inventory
 from shared.settings.table import SettingsError
 from shared.weights.files import Folders, Required
 from tests.support.browser import ROOT
 from tests.support.lora_writers import Style, factors, save
-from tests.weights.test_files import safetensors, tensor
+from tests.support.safetensors_bytes import safetensors, tensor
 
 MINI = ROOT / "models" / "z_image" / "mini"
 HF = "https://huggingface.co/DeepBeepMeep/Z-Image/resolve/main"

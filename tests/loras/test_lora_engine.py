@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.z_image.checkpoints import loading as z_image_loading
+from models.z_image import loading as z_image_loading
 from models.z_image.checkpoints import weight_names
 from models.z_image.z_image_handler import family_handler
 from shared.engine.configuration import EngineConfig
@@ -34,14 +34,13 @@ from shared.settings.table import SettingsError
 from shared.weights.loading import save_quantized
 from shared.worker import worker
 from shared.worker.model_manager import ModelHost
-from tests.loras.test_lora_library import Web
 from tests.support import mini, packers
 from tests.support.cards import Card
+from tests.support.lora_web import Web
 from tests.support.lora_writers import SHAPES, WRITERS, deltas, factors, lycoris_oft, save
+from tests.support.mini_loras import DIM, HIDDEN, MINI_SHAPES, mini_factors
 
 ROOT = mini.ROOT
-DIM, HIDDEN = 128, 341
-MINI_SHAPES = {name: tuple({96: DIM, 256: HIDDEN}[side] for side in shape) for name, shape in SHAPES.items()}
 STRENGTH = 0.5
 BASE = {"model_type": "z_image_mini_base", "num_inference_steps": 2, "guidance_scale": 2.5}
 WAYS = {
@@ -104,10 +103,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         engine = Engine(config)
         host = ModelHost(config.folders, machine=lambda: machine.survey("cpu"))
         yield Bench(root, engine, host, worker.Worker(engine.store, host, root / "outputs", root / "zgp.log"))
-
-
-def mini_factors(seed: int = 0, scale: float = 0.3, shapes: Mapping[str, Any] = MINI_SHAPES) -> Any:
-    return {name: (a, scale * b, alpha) for name, (a, b, alpha) in factors(shapes, seed=seed).items()}  # type: ignore[arg-type]
 
 
 def reference(settings: Mapping[str, Any], changed: Mapping[str, Tensor]) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch import Tensor
 from models.z_image.checkpoints.lora_names import model_names
 from shared.loras.inspection import inspect
 from shared.loras.reader import read
-from tests.loras.test_lora_files import changes, distance, weights
+from tests.support.lora_deltas import changes, distance, weights
 from tests.support.lora_writers import (
     CONFIG,
     DIM,

@@ -5,7 +5,6 @@ import os
 import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,8 @@ from shared.loras.presets import Preset, find_preset, list_presets, read_preset,
 from shared.loras.reader import read
 from shared.settings.validation import _to_texts
 from shared.weights import downloads
-from tests.loras.test_lora_files import FAMILIES, changes, distance, weights
+from tests.support.lora_deltas import FAMILIES, changes, distance, weights
+from tests.support.lora_web import Web
 from tests.support.lora_writers import (
     CONFIG,
     DIM,
@@ -144,34 +144,6 @@ def test_a_link_out_of_the_folder_is_no_entry(library: Library, tmp_path: Path) 
 
 
 # ---------------------------------------------------------------- fetching
-
-
-class Web(ThreadingHTTPServer):
-    """Serves `files` by name and counts what it is asked for."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Page)
-        self.files: dict[str, bytes] = {}
-        self.asked: list[str] = []
-
-    def url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/{name}"
-
-
-class Page(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        assert isinstance(self.server, Web)
-        name = self.path.lstrip("/").split("?")[0]
-        self.server.asked.append(name)
-        data = self.server.files[name]
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if "bytes=0-0" not in self.headers.get("Range", ""):
-            self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Silence."""
 
 
 @pytest.fixture
@@ -459,5 +431,5 @@ def test_conversions_that_cannot_be(tmp_path: Path) -> None:
             convert(source, out, NAMES)
     plain = save(tmp_path / "c.safetensors", WRITERS["musubi"][0](factors()))
     with pytest.raises(UserError, match="cannot be written"):
-        convert(plain, tmp_path / "no" / "b.safetensors", NAMES)
+        convert(plain, plain / "b.safetensors", NAMES)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "c.safetensors"]

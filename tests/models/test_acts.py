@@ -18,16 +18,16 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from models.z_image.checkpoints import loading as z_image_loading
+from models.z_image import loading as z_image_loading
 from shared.engine.configuration import EngineConfig
 from shared.engine.engine import Engine
 from shared.gpu import machine
 from shared.settings.table import SETTINGS, SettingsError, idle
 from shared.worker import worker
 from shared.worker.model_manager import ModelHost
-from tests.loras.test_lora_engine import mini_factors
 from tests.support import mini
 from tests.support.lora_writers import WRITERS, save
+from tests.support.mini_loras import mini_factors
 
 ROOT = mini.ROOT
 CARDS = ("z_image_mini", "z_image_mini_base", "z_image_mini_twinflow", "z_image_mini_control2_1")

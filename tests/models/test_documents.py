@@ -25,6 +25,7 @@ from models.z_image.pretrained import ZImagePipeline
 from models.z_image.z_image_handler import family_handler
 from shared.cli import main
 from shared.errors import UserError
+from shared.files import hashes
 from shared.gpu import planner
 from shared.weights import downloads
 from shared.weights.files import Folders, describe
@@ -63,7 +64,7 @@ def hub(official: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
     """An empty ckpts/, and an empty cache of the hub."""
-    monkeypatch.setattr(downloads, "HASHES", tmp_path / "ckpts" / ".hashes.json")
+    monkeypatch.setattr(hashes, "HASHES", tmp_path / "ckpts" / ".hashes.json")
     monkeypatch.setattr(downloads, "FIRST_PAUSE", 0.0)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))

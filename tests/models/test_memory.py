@@ -12,8 +12,9 @@ from transformers import Qwen3Config
 from models.z_image import control, memory
 from models.z_image.checkpoints import checkpoint_sizes
 from models.z_image.checkpoints.control_layout import OWN, PLAIN, SHARED, Layout
+from models.z_image.checkpoints.part_configs import Shape
 from models.z_image.control import Hints, ZImageControlModel
-from models.z_image.family import QWEN3_4B, TRANSFORMER_CONFIG, VAE_CONFIG
+from models.z_image.family import QWEN3_4B, VAE_CONFIG
 from models.z_image.nag import Nag
 from models.z_image.text_encoder import text_encoding
 from models.z_image.transformer_z_image import (
@@ -25,13 +26,13 @@ from models.z_image.transformer_z_image import (
 from models.z_image.z_image_handler import family_handler
 from shared.errors import UserError
 from shared.weights.files import Folders, Required
-from tests.models.test_control import CONFIG, saved
+from tests.support.control_nets import CONFIG, saved
+from tests.support.dimensions import DIT
 from tests.support.live_bytes import LiveBytes, attend
 from tests.support.mini import ROOT, model_def
 
 META = torch.device("meta")
 VAE = json.loads((ROOT / VAE_CONFIG).read_text())
-DIT = json.loads((ROOT / TRANSFORMER_CONFIG).read_text())
 MINI = ROOT / "models/z_image/mini"
 
 
@@ -82,7 +83,7 @@ def counted_forward(model, pixels, sequences, caption, negative=0, net=None):
     ("pixels", "negative"), [(512, 0), (1024, 0), (1536, 0), (2048, 0), (512, 64), (1024, 64)]
 )
 def test_the_transformers_activations(transformer, pixels, sequences, negative):
-    shape = memory.Shape.of(DIT)
+    shape = Shape.of(DIT)
     sizes = memory.Sizes(shape.image_tokens(pixels, pixels), 128, sequences, negative)
     counted = counted_forward(transformer, pixels, sequences, 128, negative)
     covers(memory.transformer_bytes(shape, sizes), counted)
@@ -108,7 +109,7 @@ def control_net(generation):
 @pytest.mark.parametrize("generation", LAYOUTS)
 @pytest.mark.parametrize(("pixels", "sequences"), [(512, 1), (1024, 2)])
 def test_activations_with_control(transformer, generation, pixels, sequences):
-    shape, net = memory.Shape.of(DIT), control_net(generation)
+    shape, net = Shape.of(DIT), control_net(generation)
     sizes = memory.Sizes(shape.image_tokens(pixels, pixels), 128, sequences, control=net.layout)
     covers(
         memory.transformer_bytes(shape, sizes), counted_forward(transformer, pixels, sequences, 128, net=net)
@@ -166,7 +167,7 @@ def test_a_job_with_control_needs_more_and_its_card_offers_more():
 def test_a_prompts_preparation_needs_less_than_a_step(transformer):
     with torch.inference_mode(), LiveBytes() as live:
         transformer.prepare(torch.empty(512, 2560, dtype=torch.bfloat16, device=META), 8, 8)
-    assert live.peak <= memory.transformer_bytes(memory.Shape.of(DIT), memory.Sizes(32, 512))
+    assert live.peak <= memory.transformer_bytes(Shape.of(DIT), memory.Sizes(32, 512))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

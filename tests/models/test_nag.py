@@ -18,8 +18,8 @@ from models.z_image.transformer_z_image import (
 )
 from shared.errors import UserError
 from shared.gpu import attention
-from tests.models.test_transformer import inputs, pair
 from tests.support import mini
+from tests.support.transformers import inputs, pair
 
 PROMPT = "a red circle on a white background"
 

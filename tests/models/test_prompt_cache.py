@@ -21,6 +21,7 @@ from models.z_image.text_encoder import prompt_cache, text_encoding
 from models.z_image.text_encoder.prompt_cache import Encoded, PromptCache, fingerprint, key
 from models.z_image.z_image_handler import family_handler
 from shared.errors import UserError
+from shared.files import atomic
 from tests.support import mini
 
 PROMPT = "a red circle above a blue square on a yellow background"
@@ -164,11 +165,10 @@ def test_a_folder_that_cannot_be_written_costs_one_line(
 def test_a_full_disk_costs_one_line_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(descriptor: int, mode: str) -> Any:
-        os.close(descriptor)
+    def full(source: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(prompt_cache.os, "fdopen", full)
+    monkeypatch.setattr(atomic.os, "replace", full)
     cache = PromptCache(tmp_path)
     for text in "ab":
         cache.put(name(text), entry())

@@ -33,6 +33,7 @@ def known_flags() -> set[str]:
         "benchmarks.gallery",
         "benchmarks.full_size",
         "benchmarks.sampler",
+        "benchmarks.warm_job",
     ):
         text = (ROOT / (module.replace(".", "/") + ".py")).read_text("utf-8")
         flags |= set(re.findall(r'add_argument\(\s*(?:"[a-z]+",\s*)?"(--[a-z-]+)"', text))

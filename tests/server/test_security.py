@@ -24,7 +24,7 @@ from PIL import Image
 from shared.engine.configuration import EngineConfig
 from shared.engine.engine import MAX_WAITING, Engine
 from shared.jobs.records import Counts
-from shared.server.credentials import read_access
+from shared.server.credentials import read_credentials
 from shared.server.limits import MAX_BODY, MAX_UPLOAD
 from shared.ui.components.viewer import Pictures
 from tests.support.asgi import HOST, Answer, ask
@@ -67,8 +67,8 @@ def canary():
 def house(tmp_path_factory):
     """Two servers on one engine without a worker: `open` for everybody here, `closed` with a login."""
     from shared.server.app import make_app
-    from shared.server.login import Doors
-    from shared.server.origin import Hosts
+    from shared.server.login import LoginSessions
+    from shared.server.origin import HostOriginCheck
     from shared.ui.app import build
 
     folder = tmp_path_factory.mktemp("house")
@@ -78,10 +78,11 @@ def house(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(uploads))
         known = furnish(folder, engine)
-        access, _ = read_access([f"me:{PASSWORD}"], None, [TOKEN], exposed=False)
-        nobody, _ = read_access([], None, [], exposed=False)
-        closed = make_app(engine, build(engine, login=True), uploads, Hosts(listens=True), Doors(access))
-        opened = make_app(engine, build(engine), uploads, Hosts(), Doors(nobody))
+        access, _ = read_credentials([f"me:{PASSWORD}"], None, [TOKEN], exposed=False)
+        nobody, _ = read_credentials([], None, [], exposed=False)
+        origins = HostOriginCheck(listens=True)
+        closed = make_app(engine, build(engine, login=True), uploads, origins, LoginSessions(access))
+        opened = make_app(engine, build(engine), uploads, HostOriginCheck(), LoginSessions(nobody))
         yield SimpleNamespace(
             engine=engine,
             outputs=outputs,
@@ -241,7 +242,7 @@ ATTACKS = [
     foreign("that joins the queue", ("Origin", "https://evil.example"), method="POST",
             target="/gradio_api/queue/join"),
     foreign("that asks beforehand", ("Origin", "https://evil.example"),
-            ("Access-Control-Request-Method", "POST"), method="OPTIONS"),
+            ("Credentials-Control-Request-Method", "POST"), method="OPTIONS"),
     foreign("that shows a picture", ("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "no-cors"),
             target="/api/v1/images/1"),
     foreign("that frames", ("Sec-Fetch-Site", "same-site"), ("Sec-Fetch-Mode", "navigate"),
@@ -349,7 +350,7 @@ def check_nothing_leaked(answer: Answer, house) -> None:
     for secret in (SECRET, b"SQLite format", b"root:x:", PASSWORD.encode(), TOKEN.encode(), b"Traceback"):
         assert secret not in answer.everything
     assert answer.header("X-Content-Type-Options") == "nosniff"
-    assert answer.header("Access-Control-Allow-Origin") == "" and "zgp_session=" not in answer.header(
+    assert answer.header("Credentials-Control-Allow-Origin") == "" and "zgp_session=" not in answer.header(
         "Set-Cookie"
     )
     assert "evil.example" not in answer.header("Location")
@@ -381,7 +382,7 @@ def test_the_description_for_code_generators_is_whole(house):
     text = ask(house.open, "GET", "/api/v1/openapi.json").body.decode()
     described = json.loads(text)
     references = set(re.findall(r'"#/components/schemas/(\w+)"', text))
-    assert {"Settings", "Problem", "JobView"} <= references <= set(described["components"]["schemas"])
+    assert {"Settings", "Problem", "JobResponse"} <= references <= set(described["components"]["schemas"])
     documented = set(
         re.findall(r"`(?:GET|POST|DELETE) (/[^`?]+)`", (ROOT / "docs" / "api.md").read_text("utf-8"))
     )
@@ -392,12 +393,12 @@ def test_the_description_for_code_generators_is_whole(house):
 def test_a_page_that_listens_knows_its_names(house, monkeypatch):
     import socket
 
-    from shared.server.origin import Hosts
-    from shared.server.refused import Refused
+    from shared.server.errors import ApiError
+    from shared.server.origin import HostOriginCheck
 
     monkeypatch.setattr(socket, "gethostname", lambda: "Studio")
     monkeypatch.setattr(socket, "getfqdn", lambda: "studio.lan")
-    hosts = Hosts(listens=True, allowed=["pictures.example.org"])
+    hosts = HostOriginCheck(listens=True, allowed=["pictures.example.org"])
 
     def judged(*headers):
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers]
@@ -407,7 +408,7 @@ def test_a_page_that_listens_knows_its_names(house, monkeypatch):
         assert judged(("Host", name)) == name.encode()
     forwarded = [("Host", "127.0.0.1:7860"), ("X-Forwarded-Host", "pictures.example.org")]
     assert judged(*forwarded, ("Origin", "https://pictures.example.org")) == b"pictures.example.org"
-    with pytest.raises(Refused):
+    with pytest.raises(ApiError):
         judged(("Host", "other.lan"))
 
 
@@ -435,12 +436,12 @@ def test_a_path_that_means_something_else_on_some_system_is_not_plain(path):
 @pytest.fixture
 def doors(house, monkeypatch):
     """The closed server with fresh sessions and failures, on a clock of the test."""
-    from shared.server.throttle import SlowDown
+    from shared.server.throttle import LoginThrottle
 
     now = [1000.0]
-    guard = house.closed._doors
-    monkeypatch.setattr(guard, "_slow", SlowDown(lambda: now[0]))
-    return SimpleNamespace(app=house.closed, now=now, slow=guard._slow)
+    guard = house.closed._sessions
+    monkeypatch.setattr(guard, "_throttle", LoginThrottle(lambda: now[0]))
+    return SimpleNamespace(app=house.closed, now=now, slow=guard._throttle)
 
 
 def login(
@@ -496,13 +497,13 @@ def test_who_is_in_is_not_kept_waiting_by_others_behind_the_same_address(doors):
 
 def test_many_failures_slow_everybody_a_little(doors):
     for number in range(60):
-        doors.slow.failed(f"10.1.0.{number}")
-    assert doors.slow.pause() == 3.0 and doors.slow.wait("10.2.0.1") == 0
+        doors.slow.record_failure(f"10.1.0.{number}")
+    assert doors.slow.delay() == 3.0 and doors.slow.retry_after("10.2.0.1") == 0
     doors.now[0] += 61
-    assert doors.slow.pause() == 0
+    assert doors.slow.delay() == 0
     for number in range(6):
-        doors.slow.failed(f"2001:db8::{number}")  # one subscriber with many addresses
-    assert doors.slow.wait("2001:db8::99") > 0 and doors.slow.wait("2001:db8:0:1::1") == 0
+        doors.slow.record_failure(f"2001:db8::{number}")  # one subscriber with many addresses
+    assert doors.slow.retry_after("2001:db8::99") > 0 and doors.slow.retry_after("2001:db8:0:1::1") == 0
 
 
 def test_the_login_page_repeats_nothing_that_was_typed(doors):

@@ -57,13 +57,13 @@ def house(tmp_path_factory):
 
 def served(engine: Engine, uploads: Path) -> SimpleNamespace:
     from shared.server.app import make_app
-    from shared.server.credentials import Access
-    from shared.server.login import Doors
-    from shared.server.origin import Hosts
+    from shared.server.credentials import Credentials
+    from shared.server.login import LoginSessions
+    from shared.server.origin import HostOriginCheck
     from shared.ui.app import build
 
     blocks = build(engine)
-    app = make_app(engine, blocks, uploads, Hosts(), Doors(Access()))
+    app = make_app(engine, blocks, uploads, HostOriginCheck(), LoginSessions(Credentials()))
     return SimpleNamespace(engine=engine, app=app, page=Page(app, blocks), blocks=blocks)
 
 
@@ -435,8 +435,8 @@ def test_no_other_model_is_used_while_locked(house):
 
 
 def texts_as_html(house) -> dict[str, str]:
+    from shared.engine import inventory
     from shared.jobs.records import ImageRecord
-    from shared.library import inventory
     from shared.ui.components import notice, viewer
     from shared.ui.create import form, grid, loras, presets, prompt
     from shared.ui.gallery import html as gallery_html

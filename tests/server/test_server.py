@@ -12,8 +12,8 @@ from shared.errors import UserError
 from shared.server.credentials import OWN_USER, TOKEN_VARIABLE
 from shared.server.limits import MAX_DEPTH, is_shallow
 from shared.server.origin import host_name, is_loopback
-from shared.server.schema import setting_schema, settings_schema
-from shared.server.throttle import FORGOTTEN_AFTER, FREE_TRIES, LONGEST_WAIT, SlowDown
+from shared.server.schemas import setting_schema, settings_schema
+from shared.server.throttle import FORGOTTEN_AFTER, FREE_TRIES, LONGEST_WAIT, LoginThrottle
 from shared.settings.table import SETTINGS
 
 TOKEN = "0123456789abcdef"
@@ -35,8 +35,8 @@ def no_variables(monkeypatch):
 
 @pytest.mark.parametrize("flags", [[], ["--server-name", "localhost"], ["--server-name", "127.0.0.5"]])
 def test_nobody_logs_in_on_this_computer(flags):
-    found, invented = access(*flags)
-    assert not found.needed and invented == ""
+    found, generated_password = access(*flags)
+    assert not found.needed and generated_password == ""
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_nobody_logs_in_on_this_computer(flags):
      ["--server-name", "::"], ["--api-token", TOKEN]],
 )  # fmt: skip
 def test_a_page_for_others_makes_up_a_password(flags):
-    found, invented = access(*flags)
-    assert len(invented) >= 20 and found.knows_user(OWN_USER, invented)
-    assert invented != access(*flags)[1]
+    found, generated_password = access(*flags)
+    assert len(generated_password) >= 20 and found.knows_user(OWN_USER, generated_password)
+    assert generated_password != access(*flags)[1]
 
 
 def test_the_variable_for_the_address_needs_a_login_too(monkeypatch):
@@ -58,8 +58,9 @@ def test_the_variable_for_the_address_needs_a_login_too(monkeypatch):
 def test_users_come_from_flags_and_a_file(tmp_path):
     file = tmp_path / "users.txt"
     file.write_text("\ufeff# people\nann:a:b c\n\n bob :pässword\n", encoding="utf-8")
-    found, invented = access("--listen", "--auth", "me:x", "--auth", "you:y", "--auth-file", str(file))
-    assert invented == "" and set(found.users) == {"me", "you", "ann", "bob"}
+    flags = ("--listen", "--auth", "me:x", "--auth", "you:y", "--auth-file", str(file))
+    found, generated_password = access(*flags)
+    assert generated_password == "" and set(found.users) == {"me", "you", "ann", "bob"}
     for name, password in (("me", "x"), ("ann", "a:b c"), ("bob", "pässword")):
         assert found.knows_user(name, password) and not found.knows_user(name, password + " ")
     assert not found.knows_user("nobody", "x") and not found.knows_user("", "")
@@ -118,23 +119,23 @@ def test_what_is_this_computer_alone():
 
 def test_waits_double_up_to_a_limit_and_are_forgotten():
     now = [0.0]
-    slow = SlowDown(lambda: now[0])
+    slow = LoginThrottle(lambda: now[0])
     waits = []
     for _ in range(FREE_TRIES + 9):
-        slow.failed("10.0.0.1")
-        waits.append(slow.wait("10.0.0.1"))
+        slow.record_failure("10.0.0.1")
+        waits.append(slow.retry_after("10.0.0.1"))
     assert FREE_TRIES == 4 and waits[:7] == [0, 0, 0, 1, 2, 4, 8]
-    assert waits[-1] == LONGEST_WAIT and slow.wait("10.0.0.2") == 0
+    assert waits[-1] == LONGEST_WAIT and slow.retry_after("10.0.0.2") == 0
     now[0] += LONGEST_WAIT - 1
-    assert slow.wait("10.0.0.1") == 1
+    assert slow.retry_after("10.0.0.1") == 1
     now[0] += FORGOTTEN_AFTER
-    assert slow.wait("10.0.0.1") == 0
-    slow.failed("10.0.0.1")
-    assert slow.wait("10.0.0.1") == 0
+    assert slow.retry_after("10.0.0.1") == 0
+    slow.record_failure("10.0.0.1")
+    assert slow.retry_after("10.0.0.1") == 0
     for _ in range(9):
-        slow.failed("10.0.0.1")
-    slow.passed("10.0.0.1")
-    assert slow.wait("10.0.0.1") == 0
+        slow.record_failure("10.0.0.1")
+    slow.reset("10.0.0.1")
+    assert slow.retry_after("10.0.0.1") == 0
 
 
 # ---------------------------------------------------------------- what is too much
@@ -178,7 +179,7 @@ def test_the_greeting_says_where_and_how():
 
 def test_a_tunnel_is_named_and_answered_to_or_the_page_stays(monkeypatch, capsys):
     from shared.server import launch
-    from shared.server.origin import Hosts
+    from shared.server.origin import HostOriginCheck
 
     asked = []
 
@@ -186,7 +187,7 @@ def test_a_tunnel_is_named_and_answered_to_or_the_page_stays(monkeypatch, capsys
         asked.append(arguments)
         return "http://abc123.gradio.live"
 
-    hosts = Hosts()
+    hosts = HostOriginCheck()
     monkeypatch.setattr(launch, "setup_tunnel", tunnel)
     launch._share("0.0.0.0", 7860, hosts)
     assert asked[0][:2] == ("127.0.0.1", 7860) and len(asked[0][2]) >= 32
@@ -233,5 +234,5 @@ def test_a_start_for_others_says_the_password_once(monkeypatch, capsys, tmp_path
     (_, page, _, _, doors, _), address = made
     said = capsys.readouterr().out
     password = said.partition("password ")[2].split()[0]
-    assert doors.access.knows_user("zgp", password) and page == "a page, login True"
+    assert doors.credentials.knows_user("zgp", password) and page == "a page, login True"
     assert address == ("0.0.0.0", port)

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from shared.engine.inventory import Forecast, Item, Removal, Stock
 from shared.jobs.records import Job
 from shared.library.cards import Card
 from shared.library.download_queue import FAILED, PAUSED, RUNNING, Download
-from shared.library.inventory import Forecast, Item, Removal, Stock
 from shared.ui.models.html import Shelf, forecast_text, forget_html, removal_html, shelf_html, to_come
 from shared.weights.files import Required
 from tests.support.browser import ROOT, Visit, serve

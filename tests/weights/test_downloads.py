@@ -16,12 +16,15 @@ import pytest
 from huggingface_hub import constants
 
 from shared.errors import Cancelled, UserError
+from shared.files import hashes
+from shared.files.hashes import sha256_of
+from shared.settings.messages import size_text
 from shared.weights import downloads
-from shared.weights.downloads import DownloadProgress, ensure, sha256_of
+from shared.weights.downloads import DownloadProgress, ensure
 from shared.weights.files import Folders, Required
 from tests.support.hub_stand_in import REPOSITORY, Fault, HubStandIn, Stored, use_endpoint
 from tests.support.mini import ROOT
-from tests.weights.test_files import safetensors, tensor
+from tests.support.safetensors_bytes import safetensors, tensor
 
 CONTENT = random.Random(1).randbytes(50_000)
 MODEL = safetensors({"a": tensor(0, len(CONTENT))}, CONTENT)
@@ -38,7 +41,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
-    monkeypatch.setattr(downloads, "HASHES", tmp_path / "ckpts" / ".hashes.json")
+    monkeypatch.setattr(hashes, "HASHES", tmp_path / "ckpts" / ".hashes.json")
     monkeypatch.setattr(downloads, "FIRST_PAUSE", 0.0)
     return Folders(tmp_path, tmp_path / "ckpts")
 
@@ -259,7 +262,7 @@ def test_a_full_disk_is_told_before_the_download(hub, folders, fetch, monkeypatc
     monkeypatch.setattr(downloads.shutil, "disk_usage", lambda path: DiskUsage(10**6, 10**6 - 5000, 5000))
     with pytest.raises(UserError) as caught:
         fetch()
-    for words in ("model.safetensors", f"{len(MODEL):,} bytes", "5,000 bytes free", str(folders.ckpts)):
+    for words in ("model.safetensors", size_text(len(MODEL)), "has 5.0 kB free", str(folders.ckpts)):
         assert words in str(caught.value)
     assert hub.bytes_asked() == []
 

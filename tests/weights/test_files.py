@@ -1,7 +1,5 @@
 """Where model files are looked for, and which safetensors files are whole."""
 
-import json
-import struct
 from pathlib import Path
 
 import pytest
@@ -18,17 +16,9 @@ from shared.weights.files import (
     file_name,
     locate,
 )
+from tests.support.safetensors_bytes import safetensors, tensor
 
 URL = "https://huggingface.co/someone/some-model/resolve/main/Qwen3/qwen3%20bf16.safetensors?download=true"
-
-
-def safetensors(header: object, data: bytes = b"") -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
-
-
-def tensor(begin: int, end: int, dtype: str = "U8", shape: list[int] | None = None) -> dict[str, object]:
-    return {"dtype": dtype, "shape": [end - begin] if shape is None else shape, "data_offsets": [begin, end]}
 
 
 @pytest.fixture

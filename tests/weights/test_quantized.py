@@ -18,6 +18,7 @@ from shared.weights import quantized
 from shared.weights.formats import Names
 from shared.weights.loading import build, load_weights, save_quantized
 from tests.support import packers
+from tests.support.small_models import Small, random
 
 N, K, R = 256, 128, 32
 
@@ -25,10 +26,6 @@ N, K, R = 256, 128, 32
 def grid(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
     n, k = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return n, k
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 # ---- orders ------------------------------------------------------------------------------------------------
@@ -161,17 +158,6 @@ def test_a_kernel_is_used_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
 SMALL = Names(family="a small model", quantizable=r"^body\.\d+$")
 
 
-class Small(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(7, 33)
-        self.body = nn.ModuleList([nn.Linear(33, 33), nn.Linear(33, 5, bias=False)])
-        self.norm = nn.RMSNorm(5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.body[1](self.body[0](self.embed(x)).tanh()))
-
-
 def small() -> Small:
     torch.manual_seed(0)
     return Small().bfloat16().eval().requires_grad_(False)
@@ -260,7 +246,7 @@ def test_mmgp_loads_what_we_save(tmp_path: Path):
     save_quantized(small(), file, SMALL, config={"kind": "small"})
     script = (
         "import sys, torch; from mmgp import offload; from accelerate import init_empty_weights\n"
-        "from tests.weights.test_quantized import Small, random\n"
+        "from tests.support.small_models import Small, random\n"
         "with init_empty_weights(): model = Small()\n"
         "offload.load_model_data(model, sys.argv[1], default_dtype=torch.bfloat16, verboseLevel=0)\n"
         "assert type(model.body[0]).__name__.startswith('QLinear'), type(model.body[0])\n"
@@ -296,7 +282,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatc
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shared.weights.loading.os.replace", full)
+    monkeypatch.setattr("shared.files.atomic.os.replace", full)
     with pytest.raises(UserError, match=r"x\.safetensors cannot be written \(No space left on device\)"):
         save_quantized(small(), tmp_path / "x.safetensors", SMALL)
     assert not list(tmp_path.iterdir())

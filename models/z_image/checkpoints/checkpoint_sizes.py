@@ -15,7 +15,7 @@ from typing import Any
 from models.z_image.checkpoints import control_layout as layouts
 from models.z_image.checkpoints import weight_names
 from models.z_image.checkpoints.control_layout import OWN, PLAIN, SHARED, Layout
-from models.z_image.memory import ACTIVATION, VAE_VALUE, Shape
+from models.z_image.checkpoints.part_configs import ACTIVATION, VAE_VALUE, Shape
 from shared.errors import UserError
 from shared.files.unchanged import while_unchanged
 from shared.gpu.footprint import Offers, PartSize, Variant
@@ -238,8 +238,8 @@ def _measured(path: Path, float_bytes: int | None, role: str, layers: int | None
     if role == "text_encoder":
         blocks = [counts[: layers - 1] if layers else counts for counts in blocks]
         unused = checkpoint.bytes_under("norm.", bits) + checkpoint.bytes_under("lm_head.", bits)
-    everything = checkpoint.bytes_under("", bits) - sum(sum(checkpoint.block_bytes(stack, bits)) for stack in STACKS)
-    everything -= checkpoint.bytes_under("embed_tokens.", bits)
+    stacked = sum(sum(checkpoint.block_bytes(stack, bits)) for stack in STACKS)
+    everything = checkpoint.bytes_under("", bits) - stacked - checkpoint.bytes_under("embed_tokens.", bits)
     return kind, PartSize(everything - unused, tuple(n for counts in blocks for n in counts), ram)
 
 
@@ -273,8 +273,8 @@ def download_bytes(
     if required.role not in NAMES:
         return 0
     size = published_size(required.role, kind, configs[required.role])
-    unused = size.block_bytes[-1] if required.role == "text_encoder" else 0  # its last layer, which is not loaded
-    return size.total + size.ram_bytes + unused
+    last_layer = size.block_bytes[-1] if required.role == "text_encoder" else 0  # which is not loaded
+    return size.total + size.ram_bytes + last_layer
 
 
 def _transformer_size(config: Mapping[str, Any], kind: str, float_bytes: int) -> PartSize:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+
+from shared.files import atomic
 
 log = logging.getLogger(__name__)
 
@@ -145,15 +146,7 @@ class PromptCache:
         """Under a name of its own first: readers and other writers of the same entry never see half of it."""
         if len(data) > self.limit_bytes:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f"{key}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.replace(temporary, self._path(folder, key))
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        atomic.write(self._path(folder, key), data)
 
     def _trim(self, folder: Path) -> None:
         entries = []

@@ -15,8 +15,8 @@ from shared.engine.questions import Question
 from shared.errors import UserError
 from shared.gpu.machine import survey
 from shared.gpu.planner import Machine
-from shared.library.catalog import ModelInfo
 from shared.library.consent import amount
+from shared.library.model_info import ModelInfo
 from shared.library.outlook import Outlook, unplanned
 from shared.settings.table import ANY_PRECISION
 from shared.ui.components.errors import QUIET, shows_errors

@@ -10,7 +10,8 @@ import gradio as gr
 from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.gpu import machine
-from shared.library.catalog import Catalog, ModelInfo
+from shared.library.catalog import Catalog
+from shared.library.model_info import ModelInfo
 from shared.settings.table import ANY_PRECISION, OF_THE_USER, SETTINGS, TEMPLATES, idle
 from shared.ui.components.downloads import about_html, outlook_of, precision_choices
 from shared.ui.components.errors import QUIET

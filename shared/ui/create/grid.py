@@ -12,7 +12,7 @@ from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.jobs.grid import NAMES, Grid, axes_for, example, seconds
 from shared.jobs.records import DONE
-from shared.library.catalog import ModelInfo
+from shared.library.model_info import ModelInfo
 from shared.settings.table import SETTINGS, SettingsError
 from shared.ui.components.errors import QUIET
 from shared.ui.components.text import duration_text, plural

@@ -21,7 +21,7 @@ from shared.errors import UserError
 from shared.imaging import masks, sources
 from shared.imaging.preprocess import PREPROCESSORS, Preprocessor, control_map, empty, find, missing
 from shared.jobs.inputs import PICTURES, keep_picture, known_copy
-from shared.library.catalog import ModelInfo
+from shared.library.model_info import ModelInfo
 from shared.settings.parsing import parse_parameters, parse_resolution
 from shared.settings.table import SETTINGS
 from shared.ui.components.errors import QUIET, shows_errors

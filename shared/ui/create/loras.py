@@ -12,7 +12,7 @@ import gradio as gr
 from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.gallery.thumbnails import preview_copy
-from shared.library.catalog import ModelInfo
+from shared.library.model_info import ModelInfo
 from shared.loras.library import Library, address
 from shared.loras.strengths import parse
 from shared.ui import static_files

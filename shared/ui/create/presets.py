@@ -12,7 +12,7 @@ import gradio as gr
 from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.library import profiles
-from shared.library.catalog import ModelInfo
+from shared.library.model_info import ModelInfo
 from shared.loras.presets import (
     Preset,
     check_name,

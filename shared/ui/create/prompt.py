@@ -12,8 +12,8 @@ import gradio as gr
 from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.jobs.records import LIVE
-from shared.library.catalog import ModelInfo
 from shared.library.job_loras import from_tags
+from shared.library.model_info import ModelInfo
 from shared.prompts import choices
 from shared.prompts.jobs import expand
 from shared.prompts.lines import tidy

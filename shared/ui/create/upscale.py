@@ -11,7 +11,7 @@ import gradio as gr
 from shared.engine.engine import Engine
 from shared.imaging import metadata
 from shared.jobs.upscale_job import upscale_settings
-from shared.library.catalog import ModelInfo
+from shared.library.model_info import ModelInfo
 from shared.settings.table import SETTINGS
 from shared.ui.api import uploads
 from shared.ui.components.errors import QUIET, shows_errors

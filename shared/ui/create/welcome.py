@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from shared.library.catalog import ModelInfo
+from shared.library.model_info import ModelInfo
 
 HELP = """<p class="zgp-welcome-title">Describe a picture, then press Generate.</p>
 <p>Or begin with one of these:</p>"""

@@ -10,10 +10,10 @@ from typing import Any
 
 import gradio as gr
 
+from shared.engine import custom_models
 from shared.engine.engine import Engine
 from shared.errors import UserError
-from shared.library import custom_models
-from shared.library.catalog import ModelInfo
+from shared.library.model_info import ModelInfo
 from shared.ui.components.errors import QUIET, shows_errors
 from shared.ui.components.text import plural
 from shared.ui.create.form import Updates

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
+from shared.engine.inventory import Forecast, Item, Removal, Stock
+from shared.files.urls import source_problem
 from shared.jobs.records import Job
-from shared.library.cards import source_problem
 from shared.library.download_queue import ACTIVE, FAILED, PAUSED, RUNNING, WAITING, Download
-from shared.library.inventory import Forecast, Item, Removal, Stock
 from shared.settings.table import ANY_PRECISION
 from shared.ui.components.text import DOT, duration_text, plural, size_text
 from shared.weights.files import is_url

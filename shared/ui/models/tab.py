@@ -9,9 +9,9 @@ from typing import Any
 
 import gradio as gr
 
+from shared.engine import custom_models, inventory
 from shared.engine.engine import Engine
 from shared.jobs.records import RUNNING, Job
-from shared.library import custom_models, inventory
 from shared.library.download_queue import ACTIVE
 from shared.ui.components.errors import QUIET, shows_errors
 from shared.ui.components.notice import notice_area, notice_html

@@ -19,7 +19,8 @@ from shared.gpu.machine import survey
 from shared.gpu.planner import Machine
 from shared.jobs.records import DONE, Job
 from shared.library import plan_table
-from shared.library.catalog import Catalog, ModelInfo
+from shared.library.catalog import Catalog
+from shared.library.model_info import ModelInfo
 from shared.library.plan_table import Row
 from shared.weights import formats
 from shared.weights.downloads import parts

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from shared.engine.engine import Engine
+from shared.engine.inventory import is_own
 from shared.errors import UserError
+from shared.files import atomic
+from shared.files.names import without_device
 from shared.library.cards import FOLDERS, read_json
-from shared.library.catalog import ModelInfo
-from shared.library.inventory import is_own
+from shared.library.model_info import ModelInfo
 from shared.weights import formats
 from shared.weights.files import SHARD, Folders, locate, read_header
 
 DEPTH = 4  # folders below a folder of models that are looked into
 LIMIT = 2000  # files that are listed
-WINDOWS_NAMES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)$")
 #: parts that a card takes from the model it works like, by reference and as they are
 BORROWED = ("text_encoder_URLs", "VAE_URLs")
 COPIED = (
@@ -210,7 +211,7 @@ def _acting(base: ModelInfo, defaults: Mapping[str, Any]) -> dict[str, Any]:
 def _free_id(engine: Engine, name: str) -> str:
     """A file name made of the model's name, which no card has."""
     plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:60] or "model"
-    plain = f"my_{plain}" if WINDOWS_NAMES.match(plain) else plain
+    plain = without_device(plain, "my_")
     taken = {
         *engine.catalog.models,
         *(path.stem for f in FOLDERS for path in (engine.config.root / f).glob("*")),
@@ -242,13 +243,8 @@ def _write(engine: Engine, card_id: str, content: dict[str, Any]) -> ModelInfo:
         raise UserError(said[0] if said else "The card cannot be used; the log has the details.")
     drafted.validate({"model_type": card_id, "prompt": "-"})
     path = engine.config.root / FOLDERS[-1] / f"{card_id}.json"
-    temporary = path.with_name(f".{card_id}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        atomic.write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n", durable=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): check its folder.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return engine.reload_catalog().model(card_id)
