@@ -116,10 +116,10 @@ def make_files(folder: Path, transformer: str) -> None:
     from diffusers import AutoencoderKL
     from transformers import Qwen3Config, Qwen3Model
 
-    from models.z_image import memory
+    from models.z_image.family import QWEN3_4B
     from models.z_image.transformer_z_image import ZImageTransformer2DModel
 
-    qwen = {**memory.QWEN3_4B, "model_type": "qwen3", "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
+    qwen = {**QWEN3_4B, "model_type": "qwen3", "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
     with torch.device("meta"):
         model = ZImageTransformer2DModel()
         vae = AutoencoderKL.from_config(json.loads((ROOT / "models/z_image/configs/vae.json").read_text()))

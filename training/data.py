@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from models.z_image.pipeline_z_image import DEFAULT_NEGATIVE_PROMPT
+from models.z_image.pipeline_inputs import DEFAULT_NEGATIVE_PROMPT
 from training.grammar import COLOURS, Scene, sample
 from training.render import Batch, scene_arrays
 from training.text import tokenize

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen3Model
 
-from models.z_image.pipeline_z_image import DEFAULT_NEGATIVE_PROMPT
+from models.z_image.pipeline_inputs import DEFAULT_NEGATIVE_PROMPT
 from models.z_image.transformer_z_image import SEQ_MULTI_OF, ZImageTransformer2DModel, padded
 from training.command import begin, usual_parser
 from training.grammar import Scene, held_out, sample

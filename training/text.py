@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
-from models.z_image.pipeline_z_image import DEFAULT_NEGATIVE_PROMPT
+from models.z_image.pipeline_inputs import DEFAULT_NEGATIVE_PROMPT
 from training.grammar import sample
 
 VOCABULARY = 640

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.arguments import check, default
 from models.z_image.checkpoints import control_layout, weight_names
 from models.z_image.checkpoints.control_layout import (
     INPAINT_CHANNELS,
@@ -49,7 +50,6 @@ from models.z_image.transformer_z_image import (
     use_fused,
     wide,
 )
-from shared.errors import UserError
 from shared.weights.loading import build, load_weights
 
 GREY = 0.5  # of the area to repaint; 0 where pixels reach from -1 to 1
@@ -240,24 +240,18 @@ def without_painted(picture: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Share:
+class ControlSchedule:
     """The part of a run that control acts on: steps i of N with start <= i / N and (i + 1) / N <= end.
 
-    scale: 0..2. start, end: 0..1. Raises UserError for numbers out of range.
+    scale: of the hints. start, end: 0 to 1. UserError for numbers out of the settings' ranges.
     """
 
-    scale: float = 0.75
-    start: float = 0.0
-    end: float = 1.0
+    scale: float = default("control_context_scale")
+    start: float = default("control_start")
+    end: float = default("control_end")
 
     def __post_init__(self) -> None:
-        for name, value, high in (
-            ("control_context_scale", self.scale, 2),
-            ("control_start", self.start, 1),
-            ("control_end", self.end, 1),
-        ):
-            if not 0 <= value <= high:
-                raise UserError(f"{name} came as {value}; expected a number from 0 to {high}.")
+        check(control_context_scale=self.scale, control_start=self.start, control_end=self.end)
 
     def steps(self, count: int) -> set[int]:
         """The numbers, from 0, of those of `count` steps that control acts on."""
@@ -268,21 +262,21 @@ class Share:
 
 @dataclass(frozen=True)
 class Guide:
-    """A control network beside a whole run. levels: the run's noise levels; acting: numbers of its steps."""
+    """A control network beside a whole run. sigmas: the run's noise levels; acting: numbers of its steps."""
 
     model: ZImageControlModel
     embedded: Tensor
     scale: float
-    levels: Sequence[float]
+    sigmas: Sequence[float]
     acting: Set[int]
 
-    def at(self, level: float, sequences: int) -> Hints | None:
+    def at(self, sigma: float, sequences: int) -> Hints | None:
         """For one forward of so many sequences at a noise level; None where control does not act."""
-        if step_of(self.levels, level) not in self.acting:
+        if step_of(self.sigmas, sigma) not in self.acting:
             return None
         return Hints(self.model, [self.embedded] * sequences, self.scale)
 
 
-def step_of(levels: Sequence[float], level: float) -> int:
-    """Which step of a falling list of noise levels a prediction at `level` belongs to."""
-    return max(sum(x >= level for x in levels) - 1, 0)
+def step_of(sigmas: Sequence[float], sigma: float) -> int:
+    """Which step of falling noise levels a prediction at `sigma` belongs to."""
+    return max(sum(x >= sigma for x in sigmas) - 1, 0)

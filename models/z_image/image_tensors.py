@@ -15,21 +15,23 @@ from shared.errors import UserError
 from shared.imaging import masks, sources
 
 #: a picture file, its bytes, a Pillow image, or [3, H, W] in 0..1
-Given = sources.Picture | Tensor
+ImageInput = sources.Picture | Tensor
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageTensors:
     """All on the CPU and of the size that is made.
 
     image, control: [3, H, W] fp32 in 0..1. painted: bool [H, W], true where the image is repainted.
     weights: [H, W] fp32, how much of the new picture is seen at each pixel: 0 wherever nothing is painted.
+    notes: what was substituted.
     """
 
     image: Tensor | None = None
     painted: Tensor | None = None
     weights: Tensor | None = None
     control: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     def joined(self, picture: Tensor) -> Tensor:
         """picture [3, H, W] where it was to be repainted, the image's own pixels elsewhere."""
@@ -40,60 +42,61 @@ class Pictures:
 
 
 def prepare(
-    width: int,
-    height: int,
-    image: Given | None,
-    mask: Given | None,
-    control: Given | None,
-    feather: float,
-    notes: list[str],
-) -> Pictures:
-    """What the pipeline was given, at width x height. UserError for what cannot be used.
+    size: tuple[int, int],
+    image: ImageInput | None = None,
+    mask: ImageInput | None = None,
+    control: ImageInput | None = None,
+    feather: float = 0.0,
+) -> ImageTensors:
+    """What the pipeline was given, at `size` (width, height). UserError for what cannot be used.
 
     mask: white (from half on) is repainted. feather: pixels over which the new picture fades in, inwards from
     the mask's edge.
     """
+    notes: tuple[str, ...] = ()
     if mask is not None and image is None:
         if control is None:
             raise UserError("inpaint_mask came without a picture: give the one to repaint as image.")
-        notes.append("There was a mask but no image: the control picture is the one that was repainted.")
+        notes = ("There was a mask but no image: the control picture is the one that was repainted.",)
         image, control = control, None
-    pixels, map_pixels = (_pixels(x, width, height, notes) for x in (image, control))
+    (pixels, image_notes), (map_pixels, map_notes) = (_pixels(x, *size) for x in (image, control))
+    notes += (*image_notes, *map_notes)
     if mask is None:
-        return Pictures(pixels, control=map_pixels)
-    white = _mask(mask, width, height, notes)
+        return ImageTensors(pixels, control=map_pixels, notes=notes)
+    white, mask_notes = _mask(mask, *size)
     black, full = (Image.new("RGB", white.size, colour) for colour in ("black", "white"))
     weights = masks.composite(black, full, white, feather)
-    return Pictures(pixels, _tensor(white)[0] >= 0.5, _tensor(weights)[0], map_pixels)
+    painted = _tensor(white)[0] >= 0.5
+    return ImageTensors(pixels, painted, _tensor(weights)[0], map_pixels, (*notes, *mask_notes))
 
 
-def _pixels(given: Given | None, width: int, height: int, notes: list[str]) -> Tensor | None:
-    if given is None:
-        return None
-    if isinstance(given, Tensor):
-        if tuple(given.shape) != (3, height, width):
+def _pixels(image: ImageInput | None, width: int, height: int) -> tuple[Tensor | None, Sequence[str]]:
+    """(values, notes)"""
+    if image is None:
+        return None, ()
+    if isinstance(image, Tensor):
+        if tuple(image.shape) != (3, height, width):
             raise UserError(
-                f"A picture came as a tensor of shape {tuple(given.shape)}; expected {(3, height, width)} "
+                f"A picture came as a tensor of shape {tuple(image.shape)}; expected {(3, height, width)} "
                 "with values from 0 to 1."
             )
-        return given.float().cpu().clamp(0, 1)
-    source = sources.fit_source(sources.load_picture(given), width, height)
-    notes += source.notes
-    return _tensor(source.image)
+        return image.float().cpu().clamp(0, 1), ()
+    source = sources.fit_source(sources.load_picture(image), width, height)
+    return _tensor(source.image), source.notes
 
 
-def _mask(given: Given, width: int, height: int, notes: list[str]) -> Image.Image:
-    if isinstance(given, Tensor):
-        values = given.detach().float().cpu().squeeze()
+def _mask(image: ImageInput, width: int, height: int) -> tuple[Image.Image, Sequence[str]]:
+    """(black and white, notes)"""
+    if isinstance(image, Tensor):
+        values = image.detach().float().cpu().squeeze()
         if tuple(values.shape) != (height, width):
             raise UserError(
-                f"inpaint_mask came as a tensor of shape {tuple(given.shape)}; expected {(height, width)}, "
+                f"inpaint_mask came as a tensor of shape {tuple(image.shape)}; expected {(height, width)}, "
                 "1 where the picture is repainted."
             )
-        return Image.fromarray(np.where(values.numpy() >= 0.5, 255, 0).astype(np.uint8))
-    mask, said = masks.from_upload(given, (width, height))
-    notes += [*said, *masks.checked(mask)]
-    return mask
+        return Image.fromarray(np.where(values.numpy() >= 0.5, 255, 0).astype(np.uint8)), ()
+    mask, notes = masks.from_upload(image, (width, height))
+    return mask, [*notes, *masks.checked(mask)]
 
 
 def _tensor(image: Image.Image) -> Tensor:
@@ -103,7 +106,7 @@ def _tensor(image: Image.Image) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Known:
+class InpaintConstraint:
     """What masked denoising leaves as it is: `painted`, bool [1, h, w], is false there.
 
     latent: the picture's, [16, h, w].
@@ -113,17 +116,17 @@ class Known:
     painted: Tensor
 
     @classmethod
-    def of(cls, latent: Tensor, painted: Tensor) -> Known:
+    def of(cls, latent: Tensor, painted: Tensor) -> InpaintConstraint:
         """painted: of pixels, [H, W]. A place of the latent is painted when one of its pixels is."""
         size = (latent.shape[1], latent.shape[2])
         return cls(latent, F.adaptive_max_pool2d(painted[None].float(), size).to(latent.device) > 0)
 
-    def hold(self, outputs: Sequence[Tensor], samples: Sequence[Tensor], level: float) -> list[Tensor]:
-        """The predictions of x - z for samples at a noise level, exact for what is known.
+    def apply(self, outputs: Sequence[Tensor], samples: Sequence[Tensor], sigma: float) -> list[Tensor]:
+        """The predictions of x - z for samples at a noise level, exact for what is not painted.
 
         So that part stays, at every level, the picture under its own noise, whichever sampler steps on.
         """
         return [
-            torch.where(self.painted, out, ((self.latent.to(x) - x) / level).to(out))
+            torch.where(self.painted, out, ((self.latent.to(x) - x) / sigma).to(out))
             for out, x in zip(outputs, samples, strict=True)
         ]

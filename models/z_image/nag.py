@@ -12,28 +12,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.errors import UserError
+from models.arguments import check, default
 from shared.gpu.attention import Attend
 
 
 @dataclass(frozen=True)
 class Nag:
     """scale: how far to move away (1 = not at all). tau: how much longer an answer may get. alpha: the share
-    of the guided answer in the result.
+    of the guided answer in the result. UserError for numbers out of the settings' ranges.
     """
 
-    scale: float = 1.0
-    tau: float = 3.5
-    alpha: float = 0.5
+    scale: float = default("NAG_scale")
+    tau: float = default("NAG_tau")
+    alpha: float = default("NAG_alpha")
 
     def __post_init__(self) -> None:
-        for name, value, low, high in (
-            ("NAG_scale", self.scale, 1, 20),
-            ("NAG_tau", self.tau, 1, 10),
-            ("NAG_alpha", self.alpha, 0, 1),
-        ):
-            if not low <= value <= high:
-                raise UserError(f"{name} came as {value}; expected a number from {low} to {high}.")
+        check(NAG_scale=self.scale, NAG_tau=self.tau, NAG_alpha=self.alpha)
+
+    @property
+    def on(self) -> bool:
+        return self.scale > 1
 
     def combine(self, positive: Tensor, negative: Tensor) -> Tensor:
         """The image rows' result. positive, negative: Z+ and Z-, [B, T, heads * head_dim]."""

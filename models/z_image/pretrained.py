@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from models.z_image import unified_sampler
-from models.z_image.checkpoints import loading
+from models.z_image import loading, unified_sampler
+from models.z_image.checkpoints.part_configs import read_config
+from models.z_image.family import DEFAULT_FOLDERS, SCHEDULER_CONFIGS
+from models.z_image.loading import LoadOptions
 from models.z_image.pipeline_z_image import ZImageOutput
 from models.z_image.pipeline_z_image import ZImagePipeline as Pipeline
 from models.z_image.text_encoder.prompt_cache import PromptCache
-from models.z_image.z_image_handler import DEFAULT_FOLDERS, SCHEDULER_CONFIGS
 from shared.errors import UserError
 from shared.gpu.offload_engines import default_engine
 from shared.gpu.offloading import Placement, Residency
@@ -85,19 +86,12 @@ class ZImagePipeline(Pipeline):
                 f"base_model_type came as {base_model_type!r}; expected {' or '.join(KINDS)}, or nothing."
             )
         definition: dict[str, Any] = {key: str(folder / name) for key, name in CONFIGS.items()}
-        _, pipe = loading.load(
-            folder / "transformer",
-            base_model_type or kind_of(folder, str(source)),
-            {**definition, "VAE_URLs": [str(folder / VAE_FILE)]},
-            dtype=dtype or torch_dtype,
-            vae_dtype=None,
-            text_encoder_filename=folder / "text_encoder",
-            attention="auto",
-            device=None,
-            prompt_cache=None,
-            folders=folders,
-            pipeline=cls,
+        options = LoadOptions(
+            dtype=dtype or torch_dtype, text_encoder_filename=folder / "text_encoder", folders=folders
         )
+        definition["VAE_URLs"] = [str(folder / VAE_FILE)]
+        kind = base_model_type or kind_of(folder, str(source))
+        _, pipe = loading.load(folder / "transformer", kind, definition, options, cls)
         return pipe
 
     def __call__(
@@ -200,7 +194,7 @@ def _lacking(folder: Path) -> list[str]:
 
 def _check_index(folder: Path) -> None:
     """UserError when the folder's parts are not those of Z-Image."""
-    index = loading.read_config(str(folder / INDEX))
+    index = read_config(folder / INDEX)
     for part, known in CLASSES.items():
         named = index.get(part)
         name = named[-1] if isinstance(named, list) and named else named
@@ -223,8 +217,8 @@ def kind_of(folder: Path, source: str = "") -> str:
             return KINDS[0]
         if "base" in words or re.sub("[^a-z]", "", name.lower()) == "zimage":
             return KINDS[1]
-    shift = loading.read_config(str(folder / CONFIGS["scheduler_config"])).get("shift")
-    official = {loading.read_config(SCHEDULER_CONFIGS[kind])["shift"]: kind for kind in KINDS}
+    shift = read_config(str(folder / CONFIGS["scheduler_config"])).get("shift")
+    official = {read_config(SCHEDULER_CONFIGS[kind])["shift"]: kind for kind in KINDS}
     if shift not in official:
         log.warning(
             "%s does not say whether it is Turbo or Base: without a word in the call it paints as Turbo, in "
@@ -244,7 +238,7 @@ def _names(folder: Path, source: str) -> Iterator[str]:
     for name in (source, str(place)):
         yield name.replace("\\", "/").rstrip("/").rpartition("/")[2]
     for config in (INDEX, CONFIGS["transformer_config"]):
-        told = loading.read_config(str(folder / config)).get("_name_or_path")
+        told = read_config(str(folder / config)).get("_name_or_path")
         if isinstance(told, str):
             yield told.replace("\\", "/").rstrip("/").rpartition("/")[2]
 

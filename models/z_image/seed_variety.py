@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from shared.errors import UserError
+from models.arguments import check, default
 
 FEATURE_SPREAD = (0.25, 0.75)  # quantiles: a prompt's first token is a hundred times as large as the others
 NORMAL_SPREAD = 1.349  # between these quantiles of a normal distribution of standard deviation 1
@@ -22,19 +22,16 @@ NORMAL_SPREAD = 1.349  # between these quantiles of a normal distribution of sta
 @dataclass(frozen=True)
 class SeedVariety:
     """strength: of the noise, in units of each feature's spread over the prompt's tokens. share: of the
-    entries that get noise, 0 to 1. until: the part of the steps that sees it, 0 to 1.
+    entries that get noise, 0 to 1. until: the part of the steps that sees it, 0 to 1. UserError for numbers
+    out of the settings' ranges.
     """
 
-    strength: float = 0.0
-    share: float = 0.5
-    until: float = 0.5
+    strength: float = default("seed_variety")
+    share: float = default("seed_variety_share")
+    until: float = default("seed_variety_until")
 
     def __post_init__(self) -> None:
-        for name, value, most in (
-            ("seed_variety", self.strength, 2), ("its share", self.share, 1), ("its end", self.until, 1),
-        ):  # fmt: skip
-            if not 0 <= value <= most:
-                raise UserError(f"{name} came as {value}; expected a number from 0 to {most}.")
+        check(seed_variety=self.strength, seed_variety_share=self.share, seed_variety_until=self.until)
 
     @property
     def on(self) -> bool:

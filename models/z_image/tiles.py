@@ -7,7 +7,7 @@ strengths the picture that is started from keeps the tiles together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,12 @@ from shared.imaging.tiling import ramps, tiles
 
 OVERLAP = 4  # a tile shares at least this part of its side with the next
 
-#: (samples [16, h, w], their noise level, for TwinFlow the one aimed at) -> their predictions of x - z
-Forward = Callable[..., list[Tensor]]
+#: (the number of a tile, its parts [16, h, w] of the samples) -> their predictions
+PredictTile = Callable[[int, list[Tensor]], list[Tensor]]
 
 
 @dataclass(frozen=True)
-class Grid:
+class LatentTiles:
     """The tiles of a latent, all of one size (rows, columns).
 
     weights: of each tile at its places, [rows, columns]; they add up to 1 at every place of the latent.
@@ -34,7 +34,7 @@ class Grid:
     weights: list[Tensor]
 
     @classmethod
-    def of(cls, rows: int, columns: int, tile: int | None) -> Grid:
+    def of(cls, rows: int, columns: int, tile: int | None) -> LatentTiles:
         """All in latent positions. tile: even; None for one tile, the whole."""
         tall, wide = min(rows, tile or rows), min(columns, tile or columns)
         down, across = tiles(rows, tall, tall // OVERLAP), tiles(columns, wide, wide // OVERLAP)
@@ -42,17 +42,13 @@ class Grid:
         weights = [a[:, None] * b for a in ramps(down) for b in ramps(across)]
         return cls(tall, wide, cuts, weights)
 
-    def joined(self, forwards: Sequence[Forward]) -> Forward:
-        """One prediction of the whole from each tile's."""
-        if len(forwards) == 1:
-            return forwards[0]
-
-        def forward(samples: list[Tensor], level: float, *target: float) -> list[Tensor]:
-            made = [torch.zeros_like(x) for x in samples]
-            for cut, weight, one in zip(self.cuts, self.weights, forwards, strict=True):
-                parts = one([x[(slice(None), *cut)].contiguous() for x in samples], level, *target)
-                for whole, part in zip(made, parts, strict=True):
-                    whole[(slice(None), *cut)] += part * weight.to(part)
-            return made
-
-        return forward
+    def joined(self, predict: PredictTile, samples: list[Tensor]) -> list[Tensor]:
+        """One prediction for each whole sample from those of its tiles."""
+        if len(self.cuts) == 1:
+            return predict(0, samples)
+        wholes = [torch.zeros_like(x) for x in samples]
+        for tile, (cut, weight) in enumerate(zip(self.cuts, self.weights, strict=True)):
+            parts = predict(tile, [x[(slice(None), *cut)].contiguous() for x in samples])
+            for whole, part in zip(wholes, parts, strict=True):
+                whole[(slice(None), *cut)] += part * weight.to(part)
+        return wholes

@@ -14,8 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.z_image import memory
-from models.z_image.checkpoints import lora_names, recognition, sources
-from models.z_image.checkpoints.sources import ROOT
+from models.z_image.checkpoints import checkpoint_sizes, lora_names, recognition, sources
+from models.z_image.checkpoints.part_configs import part_configs, transformer_config
+from models.z_image.family import (
+    CONFIGS,
+    CONTROL_TYPES,
+    DEFAULT_FOLDERS,
+    DEFAULTS,
+    LORA_FOLDER,
+    PROMPT_CACHE,
+    QUANTIZATIONS,
+    RESOLUTIONS,
+    ROOT,
+    SAMPLER_SETTINGS,
+)
 from models.z_image.unified_sampler import check_offered, resolve, time_grid
 from shared.errors import UserError
 from shared.gpu.footprint import Needs, Offers
@@ -29,42 +41,9 @@ from shared.weights.files import Folders, Required
 if TYPE_CHECKING:
     import torch
 
-    from models.z_image.checkpoints.loading import Share
     from models.z_image.job.job import ZImageProcessor
+    from models.z_image.loading import PartSharing
     from models.z_image.pipeline_z_image import ZImagePipeline
-
-DEFAULT_FOLDERS = Folders(ROOT, ROOT / "ckpts")
-PROMPT_CACHE = ROOT / "ckpts" / ".prompts"
-CONFIGS = "models/z_image/configs"
-LORA_FOLDER = "z_image"  # in the folder of all LoRAs
-TRANSFORMER_CONFIG = f"{CONFIGS}/transformer.json"
-VAE_CONFIG = f"{CONFIGS}/vae.json"
-CONTROL_TYPES = ("z_image_control", "z_image_control2", "z_image_control2_1")  # of Turbo
-SCHEDULER_CONFIGS = {
-    **dict.fromkeys(("z_image", *CONTROL_TYPES), f"{CONFIGS}/scheduler_turbo.json"),
-    "z_image_base": f"{CONFIGS}/scheduler_base.json",
-}
-RESOLUTIONS = (
-    "1024x1024", "1024x768", "768x1024", "1280x768", "768x1280", "1152x896", "896x1152",
-    "1920x1088", "1088x1920", "1536x1536", "2048x2048", "768x768", "512x512",
-)  # fmt: skip
-QUANTIZATIONS = (None, "", "bf16", "int8")
-#: settings that are keys of unified_sampler_config
-SAMPLER_SETTINGS = (
-    "sampling_style", "stochast_ratio", "extrapol_ratio", "sampling_order", "time_dist_ctrl",
-    "rfba_gap_steps",
-)  # fmt: skip
-DEFAULTS: dict[str, dict[str, Any]] = {  # documents 001 (Turbo) and 003 (Base)
-    "z_image": {"num_inference_steps": 8, "resolution": "1024x1024"},
-    "z_image_base": {
-        "num_inference_steps": 30, "resolution": "1024x1024", "guidance_scale": 4.0, "flow_shift": 6.0,
-    },
-    "z_image_control": {"num_inference_steps": 8, "control_net_weight": 0.75},
-    "z_image_control2": {"num_inference_steps": 25, "control_net_weight": 0.75},
-    "z_image_control2_1": {
-        "num_inference_steps": 25, "control_net_weight": 0.65, "resolution": "1920x1088",
-    },
-}  # fmt: skip
 
 
 class family_handler:
@@ -141,7 +120,7 @@ class family_handler:
     @staticmethod
     def query_lora_names(base_model_type: str, model_def: Mapping[str, Any]) -> ModelNames:
         """The names by which LoRA files know this model's modules; one object for models of one shape."""
-        config = memory.read_configs({"": model_def.get("transformer_config") or TRANSFORMER_CONFIG})[""]
+        config = transformer_config(model_def)
         return _lora_names(json.dumps(config, sort_keys=True), bool(model_def.get("unified_solver")))
 
     @staticmethod
@@ -154,9 +133,10 @@ class family_handler:
         lora_bytes: int = 0,
     ) -> Needs:
         """What a job with these settings needs besides the weights."""
-        configs, control = _configs(model_def, folders), None
+        folders = folders or DEFAULT_FOLDERS
+        configs, control = part_configs(model_def, folders), None
         if modules := sources.modules(model_def):
-            control = memory.control_layout(modules[0], configs["transformer"], folders or DEFAULT_FOLDERS)
+            control = checkpoint_sizes.control_layout(modules[0], configs["transformer"], folders)
         return memory.needs(configs, settings, lora_bytes=lora_bytes, control=control)
 
     @staticmethod
@@ -167,11 +147,11 @@ class family_handler:
         float_bytes: int | None = 2,
     ) -> Offers:
         """The files that can serve as each part, and their sizes as loaded with floats of `float_bytes`
-        (see memory.offers). UserError when a part's only file is damaged.
+        (see checkpoint_sizes.offers). UserError when a part's only file is damaged.
         """
         folders = folders or DEFAULT_FOLDERS
         needed = family_handler.query_model_files(base_model_type, model_def)
-        return memory.offers(needed, _configs(model_def, folders), folders, float_bytes)
+        return checkpoint_sizes.offers(needed, part_configs(model_def, folders), folders, float_bytes)
 
     @staticmethod
     def query_precisions(
@@ -180,18 +160,19 @@ class family_handler:
         """How the transformer's files are stored that are here or can be fetched, by their names, the most
         precise first.
         """
-        return memory.precisions(list(model_def["URLs"]), folders or DEFAULT_FOLDERS)
+        return checkpoint_sizes.precisions(list(model_def["URLs"]), folders or DEFAULT_FOLDERS)
 
     @staticmethod
     def query_download_bytes(
         base_model_type: str,
         model_def: Mapping[str, Any],
-        one: Required,
+        required: Required,
         source: str,
         folders: Folders | None = None,
     ) -> int:
         """About how large the file `source` of a requirement is that is not on disk."""
-        return memory.download_bytes(one, source, _configs(model_def, folders), folders or DEFAULT_FOLDERS)
+        folders = folders or DEFAULT_FOLDERS
+        return checkpoint_sizes.download_bytes(required, source, part_configs(model_def, folders), folders)
 
     @staticmethod
     def query_fit(
@@ -199,9 +180,9 @@ class family_handler:
     ) -> recognition.Fit:
         """What a checkpoint file would be to such a model. UserError, one sentence, when it does not fit."""
         folders = folders or DEFAULT_FOLDERS
-        config, layout = _configs(model_def, folders)["transformer"], None
+        config, layout = transformer_config(model_def), None
         if modules := sources.modules(model_def):
-            layout = memory.control_layout(modules[0], config, folders)
+            layout = checkpoint_sizes.control_layout(modules[0], config, folders)
         return recognition.fit(file, config, bool(model_def.get("unified_solver")), layout)
 
     @staticmethod
@@ -280,7 +261,7 @@ class family_handler:
         attention: str = "auto",
         device: str | torch.device | None = None,
         prompt_cache: Path | None = PROMPT_CACHE,
-        share: Share | None = None,
+        share: PartSharing | None = None,
         save_quantized: bool = False,
         folders: Folders | None = None,
         pinned_share: float | None = None,
@@ -294,23 +275,20 @@ class family_handler:
         dtype: of transformer and text encoder; default bfloat16 on a card, float32 on a CPU (bfloat16 is
         slow there). VAE_dtype: default float32; float16 overflows in this VAE. prompt_cache: the folder that
         encoded prompts are kept in; None keeps them in memory only. share: gives parts that another model has
-        already loaded (see loading.Share); the processor's `apply_plan` then says what goes where.
+        already loaded (see loading.PartSharing); the processor's `apply_plan` then says what goes where.
         save_quantized: write an int8 file beside an unquantized transformer. folders: where files are looked
         for, by default in the project and its ckpts/. pinned_share: of the RAM, to page-lock at most; default
         what the system bears. offload: what moves the weights to the card, "mmgp" (the default where it is
         installed) or "stream".
         """
-        imported("models.z_image.checkpoints.loading")
-        from models.z_image.checkpoints.loading import load
+        imported("models.z_image.loading")
+        from models.z_image.loading import LoadOptions, load
 
         if text_encoder_quantization not in QUANTIZATIONS:
             raise UserError(
                 f"text_encoder_quantization came as {text_encoder_quantization!r}; expected int8 or bf16."
             )
-        return load(
-            model_filename,
-            base_model_type,
-            dict(model_def or {}),
+        options = LoadOptions(
             quantize=quantizeTransformer,
             quantize_text_encoder=text_encoder_quantization == "int8",
             dtype=dtype,
@@ -325,6 +303,7 @@ class family_handler:
             pinned_share=pinned_share,
             offload=offload,
         )
+        return load(model_filename, base_model_type, model_def or {}, options)
 
 
 def _check_pictures(settings: Mapping[str, Any]) -> None:
@@ -361,13 +340,3 @@ def _check_pictures(settings: Mapping[str, Any]) -> None:
 @functools.cache
 def _lora_names(config: str, second_time_embedder: bool) -> ModelNames:
     return lora_names.model_names(json.loads(config), second_time_embedder)
-
-
-def _configs(model_def: Mapping[str, Any], folders: Folders | None) -> dict[str, Mapping[str, Any]]:
-    return memory.read_configs(
-        {
-            "transformer": model_def.get("transformer_config") or TRANSFORMER_CONFIG,
-            "text_encoder": sources.encoder_config(model_def, folders or DEFAULT_FOLDERS),
-            "vae": model_def.get("vae_config") or VAE_CONFIG,
-        }
-    )

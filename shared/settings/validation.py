@@ -59,9 +59,8 @@ def validate(
     return Validated(settings, _ignored(given, capabilities))
 
 
-def check_argument(name: str, value: Any, called: str = "") -> None:
-    """UserError when this is no value of the setting `name`. called: what the caller's argument is called."""
-    setting = replace(SETTINGS[name], name=called or name)
+def check_argument(setting: Setting, value: Any) -> None:
+    """UserError when this is no value of the setting."""
     try:
         _convert(setting, value, setting.default)
     except _Unusable as error:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.z_image.checkpoints import loading as z_image_loading
+from models.z_image import loading as z_image_loading
 from models.z_image.checkpoints import weight_names
 from models.z_image.transformer_z_image import ZImageTransformer2DModel
 from shared.errors import Cancelled

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from models.z_image import memory
+from models.z_image.checkpoints import checkpoint_sizes
+from models.z_image.family import QWEN3_4B
 from models.z_image.z_image_handler import family_handler
 from shared.errors import UserError
 from shared.gpu import machine as machines
@@ -47,12 +48,12 @@ def card(gib, ram=64, capability=(8, 6), **others):
 @functools.cache
 def offers(*kinds):
     def variant(role, kind, config):
-        return Variant(f"{role}_{kind}", kind, memory.published_size(role, kind, config))
+        return Variant(f"{role}_{kind}", kind, checkpoint_sizes.published_size(role, kind, config))
 
     return Offers(
         tuple(variant("transformer", kind, DIT) for kind in kinds),
-        (variant("text_encoder", "bf16", memory.QWEN3_4B), variant("text_encoder", "int8", memory.QWEN3_4B)),
-        PartSize(4 * memory.PUBLISHED_VAE),
+        (variant("text_encoder", "bf16", QWEN3_4B), variant("text_encoder", "int8", QWEN3_4B)),
+        PartSize(4 * checkpoint_sizes.PUBLISHED_VAE),
     )
 
 

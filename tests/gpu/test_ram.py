@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.z_image import memory
-from models.z_image.checkpoints import loading as z_image_loading
-from models.z_image.checkpoints import weight_names
+from models.z_image import loading as z_image_loading
+from models.z_image.checkpoints import checkpoint_sizes, weight_names
+from models.z_image.family import QWEN3_4B
 from models.z_image.text_encoder import text_encoding
 from models.z_image.transformer_z_image import ZImageTransformer2DModel
 from shared.gpu import machine
@@ -261,15 +261,15 @@ def test_the_planner_counts_what_a_large_model_holds(tmp_path: Path, state: dict
     (file,) = FORMATS["bf16"][1](tmp_path, state)[0]
     model = tiny([file])
     held = sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
-    assert memory.measure(file, 4)[1].total == pytest.approx(held, rel=0.15)
+    assert checkpoint_sizes.measure(file, 4)[1].total == pytest.approx(held, rel=0.15)
     # as published, 12.3 GB of weights and 7.3 GB, not twice that
     config = packers.TINY | {"dim": 3840, "n_heads": 30, "n_layers": 30, "n_refiner_layers": 2}
     config |= {"cap_feat_dim": 2560}
-    assert memory.published_size("transformer", "bf16", config, 4).total < 13e9
-    assert memory.published_size("transformer", "int8", config, 4).total < 7.2e9
-    assert memory.published_size("transformer", "fp32", config, 4).total > 24e9
-    assert memory.published_size("text_encoder", "bf16", memory.QWEN3_4B, 4).total < 8e9
-    assert memory.published_size("text_encoder", "int8", memory.QWEN3_4B, 4).ram_bytes < 0.8e9
+    assert checkpoint_sizes.published_size("transformer", "bf16", config, 4).total < 13e9
+    assert checkpoint_sizes.published_size("transformer", "int8", config, 4).total < 7.2e9
+    assert checkpoint_sizes.published_size("transformer", "fp32", config, 4).total > 24e9
+    assert checkpoint_sizes.published_size("text_encoder", "bf16", QWEN3_4B, 4).total < 8e9
+    assert checkpoint_sizes.published_size("text_encoder", "int8", QWEN3_4B, 4).ram_bytes < 0.8e9
 
 
 # ---- a system that has no room to map a file ---------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from models.z_image.checkpoints import loading
+from models.z_image import loading
 from shared.gpu.planner import GIB, PROFILES, Machine, Overrides
 from shared.library.catalog import catalog
 from shared.weights.files import Folders

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.z_image.tiles import Grid
+from models.z_image.tiles import LatentTiles
 from models.z_image.z_image_handler import family_handler
 from shared.errors import Cancelled, UserError
 from shared.imaging import metadata
@@ -183,23 +183,24 @@ def test_both_passes_are_phases_and_a_wish_to_stop_is_heard_in_the_second() -> N
 
 
 def test_tiles_of_what_looks_at_single_places_are_the_whole() -> None:
-    grid = Grid.of(30, 22, 12)
+    tiles = LatentTiles.of(30, 22, 12)
     total = torch.zeros(30, 22)
-    for cut, weight in zip(grid.cuts, grid.weights, strict=True):
+    for cut, weight in zip(tiles.cuts, tiles.weights, strict=True):
         assert weight.shape == total[cut].shape == (12, 12)
         total[cut] += weight
     torch.testing.assert_close(total, torch.ones(30, 22))
     x = torch.randn(2, 30, 22)
-    forward = grid.joined([lambda xs, level: [x * level for x in xs]] * len(grid.cuts))
-    torch.testing.assert_close(forward([x], 0.3), [0.3 * x])
+    torch.testing.assert_close(tiles.joined(lambda tile, xs: [0.3 * x for x in xs], [x]), [0.3 * x])
 
 
 def test_tiles_see_their_own_part_and_fade_into_each_other() -> None:
     """Each answers with its number: between two it rises without a step as large as between the numbers."""
-    grid = Grid.of(8, 28, 16)
-    assert [cut[1] for cut in grid.cuts] == [slice(0, 16), slice(12, 28)]
-    answers = [lambda xs, level, n=n: [torch.full_like(x, n) for x in xs] for n in range(2)]
-    (made_of,) = grid.joined(answers)([torch.zeros(1, 8, 28)], 1.0)
+    tiles = LatentTiles.of(8, 28, 16)
+    assert [cut[1] for cut in tiles.cuts] == [slice(0, 16), slice(12, 28)]
+    def numbered(tile: int, xs: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [torch.full_like(x, tile) for x in xs]
+
+    (made_of,) = tiles.joined(numbered, [torch.zeros(1, 8, 28)])
     assert (made_of[..., :12] == 0).all() and (made_of[..., 16:] == 1).all()
     steps = made_of[0, 0].diff()
     assert (steps >= 0).all() and steps.max() < 0.3

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.z_image.checkpoints import loading
+from models.z_image import loading
 from shared.engine.configuration import EngineConfig, worker_environment
 from shared.engine.engine import Engine
 from shared.errors import UserError

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.z_image.checkpoints import loading as z_image_loading
+from models.z_image import loading as z_image_loading
 from models.z_image.checkpoints import weight_names
 from models.z_image.z_image_handler import family_handler
 from shared.engine.configuration import EngineConfig

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from models.z_image.checkpoints import loading as z_image_loading
+from models.z_image import loading as z_image_loading
 from shared.engine.configuration import EngineConfig
 from shared.engine.engine import Engine
 from shared.gpu import machine

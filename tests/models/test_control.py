@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.z_image import control
 from models.z_image.checkpoints import weight_names as names
 from models.z_image.checkpoints.control_layout import Layout, is_control
-from models.z_image.control import Hints, Share, ZImageControlModel, context, step_of
+from models.z_image.control import ControlSchedule, Hints, ZImageControlModel, context, step_of
 from models.z_image.nag import Nag
 from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel, padded, patchify
 from shared.errors import Cancelled, UserError
@@ -325,23 +325,23 @@ def test_the_mask_takes_the_nearest_pixel() -> None:
 @pytest.mark.parametrize(
     ("share", "steps"),
     [
-        (Share(), [0, 1, 2, 3]),
-        (Share(end=0.5), [0, 1]),
-        (Share(start=0.5), [2, 3]),
-        (Share(start=0.25, end=0.75), [1, 2]),
-        (Share(start=0.3, end=0.8), [2]),
-        (Share(start=0.0, end=0.0), []),
-        (Share(scale=0.0), []),
+        (ControlSchedule(), [0, 1, 2, 3]),
+        (ControlSchedule(end=0.5), [0, 1]),
+        (ControlSchedule(start=0.5), [2, 3]),
+        (ControlSchedule(start=0.25, end=0.75), [1, 2]),
+        (ControlSchedule(start=0.3, end=0.8), [2]),
+        (ControlSchedule(start=0.0, end=0.0), []),
+        (ControlSchedule(scale=0.0), []),
     ],
 )
-def test_the_steps_that_control_acts_on(share: Share, steps: list[int]) -> None:
+def test_the_steps_that_control_acts_on(share: ControlSchedule, steps: list[int]) -> None:
     assert sorted(share.steps(4)) == steps
 
 
 @pytest.mark.parametrize("numbers", [{"scale": 2.1}, {"scale": -1}, {"start": 1.5}, {"end": -0.1}])
 def test_numbers_out_of_range_are_refused(numbers: dict) -> None:
     with pytest.raises(UserError, match="expected a number from 0 to"):
-        Share(**numbers)
+        ControlSchedule(**numbers)
 
 
 def test_the_step_of_a_noise_level() -> None:

@@ -10,8 +10,11 @@ from diffusers import AutoencoderKL
 from transformers import Qwen3Config
 
 from models.z_image import control, memory
+from models.z_image.checkpoints import checkpoint_sizes
 from models.z_image.checkpoints.control_layout import OWN, PLAIN, SHARED, Layout
+from models.z_image.checkpoints.part_configs import Shape
 from models.z_image.control import Hints, ZImageControlModel
+from models.z_image.family import QWEN3_4B, VAE_CONFIG
 from models.z_image.nag import Nag
 from models.z_image.text_encoder import text_encoding
 from models.z_image.transformer_z_image import (
@@ -20,7 +23,7 @@ from models.z_image.transformer_z_image import (
     ZImageConfig,
     ZImageTransformer2DModel,
 )
-from models.z_image.z_image_handler import VAE_CONFIG, family_handler
+from models.z_image.z_image_handler import family_handler
 from shared.errors import UserError
 from shared.weights.files import Folders, Required
 from tests.support.control_nets import CONFIG, saved
@@ -80,7 +83,7 @@ def counted_forward(model, pixels, sequences, caption, negative=0, net=None):
     ("pixels", "negative"), [(512, 0), (1024, 0), (1536, 0), (2048, 0), (512, 64), (1024, 64)]
 )
 def test_the_transformers_activations(transformer, pixels, sequences, negative):
-    shape = memory.Shape.of(DIT)
+    shape = Shape.of(DIT)
     sizes = memory.Sizes(shape.image_tokens(pixels, pixels), 128, sequences, negative)
     counted = counted_forward(transformer, pixels, sequences, 128, negative)
     covers(memory.transformer_bytes(shape, sizes), counted)
@@ -106,7 +109,7 @@ def control_net(generation):
 @pytest.mark.parametrize("generation", LAYOUTS)
 @pytest.mark.parametrize(("pixels", "sequences"), [(512, 1), (1024, 2)])
 def test_activations_with_control(transformer, generation, pixels, sequences):
-    shape, net = memory.Shape.of(DIT), control_net(generation)
+    shape, net = Shape.of(DIT), control_net(generation)
     sizes = memory.Sizes(shape.image_tokens(pixels, pixels), 128, sequences, control=net.layout)
     covers(
         memory.transformer_bytes(shape, sizes), counted_forward(transformer, pixels, sequences, 128, net=net)
@@ -119,11 +122,11 @@ def test_a_control_networks_published_size_is_the_real_one(generation):
     names = {"v1": "Union_bf16", "2.0": "Union2_bf16", "2.1": "Union2.1_bf16", "lite": "Union-2.1-lite"}
     one = Required("module0", [f"https://x.org/Z-Image-Turbo-Fun-Controlnet-{names[generation]}.safetensors"])
     nowhere = Folders(ROOT / "nowhere", ROOT / "nowhere")
-    size = memory.control_variants(one, DIT, nowhere)[0].size
+    size = checkpoint_sizes.control_variants(one, DIT, nowhere)[0].size
     blocks = [*net.control_noise_refiner, *net.control_layers]
     assert size.block_bytes == tuple(sum(p.nbytes for p in block.parameters()) for block in blocks)
     assert size.total == sum(p.nbytes for p in net.parameters())
-    assert memory.control_layout(one, DIT, nowhere) == net.layout
+    assert checkpoint_sizes.control_layout(one, DIT, nowhere) == net.layout
 
 
 @pytest.mark.parametrize("generation", ["v1", "2.0", "lite"])
@@ -132,14 +135,14 @@ def test_a_control_file_on_disk_is_measured(generation, tmp_path):
     base = {"n_layers": 12, "patch_size": 2, "dim": 96}
     one = Required("module0", [path.name])
     places = Folders(tmp_path, tmp_path)
-    layout = memory.control_layout(one, base, places)
+    layout = checkpoint_sizes.control_layout(one, base, places)
     net = control.load(
         path,
         ZImageConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in CONFIG.items()}),
         torch.float32,
     )
     assert layout == net.layout
-    size = memory.control_variants(one, base, places, 4)[0].size
+    size = checkpoint_sizes.control_variants(one, base, places, 4)[0].size
     assert size.total == sum(p.nbytes for p in net.parameters())
     assert len(size.block_bytes) == len(net.control_layers) + len(net.control_noise_refiner)
 
@@ -164,7 +167,7 @@ def test_a_job_with_control_needs_more_and_its_card_offers_more():
 def test_a_prompts_preparation_needs_less_than_a_step(transformer):
     with torch.inference_mode(), LiveBytes() as live:
         transformer.prepare(torch.empty(512, 2560, dtype=torch.bfloat16, device=META), 8, 8)
-    assert live.peak <= memory.transformer_bytes(memory.Shape.of(DIT), memory.Sizes(32, 512))
+    assert live.peak <= memory.transformer_bytes(Shape.of(DIT), memory.Sizes(32, 512))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -181,15 +184,15 @@ def test_the_vaes_activations(monkeypatch, dtype):
 
 
 def test_the_text_encoders_activations_and_size(monkeypatch, tmp_path):
-    Qwen3Config(**memory.QWEN3_4B, tie_word_embeddings=True).save_pretrained(tmp_path)
+    Qwen3Config(**QWEN3_4B, tie_word_embeddings=True).save_pretrained(tmp_path)
     model = meta(lambda: text_encoding.make_text_encoder(tmp_path / "config.json"))
     monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
     for tokens in (32, 512):
         embedded = torch.empty(1, tokens, 2560, dtype=torch.bfloat16, device=META)
         with torch.inference_mode(), LiveBytes() as live:
             model(inputs_embeds=embedded, attention_mask={"full_attention": None}, use_cache=False)
-        covers(memory.text_encoder_bytes(memory.QWEN3_4B, tokens), live.peak)
-    size = memory.published_size("text_encoder", "bf16", memory.QWEN3_4B)
+        covers(memory.text_encoder_bytes(QWEN3_4B, tokens), live.peak)
+    size = checkpoint_sizes.published_size("text_encoder", "bf16", QWEN3_4B)
     assert size.block_bytes == (sum(p.nbytes for p in model.layers[0].parameters()),) * 35
     assert size.ram_bytes == model.embed_tokens.weight.nbytes
 
@@ -198,7 +201,7 @@ def test_the_text_encoders_activations_and_size(monkeypatch, tmp_path):
 
 
 def test_the_published_transformers_size_is_the_real_one(transformer):
-    size = memory.published_size("transformer", "bf16", DIT)
+    size = checkpoint_sizes.published_size("transformer", "bf16", DIT)
     blocks = [*transformer.context_refiner, *transformer.noise_refiner, *transformer.layers]
     assert sorted(size.block_bytes) == sorted(sum(p.nbytes for p in b.parameters()) for b in blocks)
     assert abs(size.total - sum(p.nbytes for p in transformer.parameters())) < 1e5
@@ -210,7 +213,8 @@ def test_the_published_transformers_size_is_the_real_one(transformer):
     [("svdq-int4", 4_546_023_552), ("svdq-fp4", 4_200_039_756), ("int8", 6560 << 20)],
 )
 def test_the_published_quantized_sizes(kind, published):
-    assert memory.published_size("transformer", kind, DIT).total == pytest.approx(published, rel=0.03)
+    size = checkpoint_sizes.published_size("transformer", kind, DIT)
+    assert size.total == pytest.approx(published, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +229,7 @@ def test_the_published_quantized_sizes(kind, published):
     ],
 )
 def test_what_a_files_name_says(name, kind):
-    assert memory.kind_by_name(name) == kind
+    assert checkpoint_sizes.kind_by_name(name) == kind
 
 
 def test_a_quantized_file_is_measured_by_its_header(tmp_path):
@@ -237,7 +241,7 @@ def test_a_quantized_file_is_measured_by_its_header(tmp_path):
     )
     processor, pipe = load(copy, dtype=torch.bfloat16, save_quantized=True)
     written = tmp_path / "mini_quanto_bf16_int8.safetensors"
-    kind, size = memory.measure(written)
+    kind, size = checkpoint_sizes.measure(written)
     assert kind == "int8"
     layer = pipe.transformer.layers[0]
     linears = [m for m in layer.modules() if isinstance(m, torch.nn.Linear)]
@@ -253,8 +257,8 @@ def test_a_quantized_file_is_measured_by_its_header(tmp_path):
 def test_the_text_encoders_last_layer_does_not_count():
     file = MINI / "text_encoder/model.safetensors"
     config = json.loads((MINI / "text_encoder/config.json").read_text())
-    _, whole = memory.measure(file, 2, "text_encoder")
-    _, size = memory.measure(file, 2, "text_encoder", config)
+    _, whole = checkpoint_sizes.measure(file, 2, "text_encoder")
+    _, size = checkpoint_sizes.measure(file, 2, "text_encoder", config)
     assert len(size.block_bytes) == 2 and size.base_bytes == 0
     assert whole.block_bytes[:2] == size.block_bytes
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.z_image.nag import Nag, NagAttend
-from models.z_image.pipeline_z_image import DEFAULT_NEGATIVE_PROMPT
+from models.z_image.pipeline_inputs import DEFAULT_NEGATIVE_PROMPT
 from models.z_image.transformer_z_image import (
     Conditioning,
     ZImageTransformer2DModel,

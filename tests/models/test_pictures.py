@@ -17,7 +17,7 @@ from models.z_image.checkpoints.control_layout import Layout
 from models.z_image.control import ZImageControlModel
 from models.z_image.job.job import ZImageProcessor
 from models.z_image.pipeline_z_image import ZImagePipeline
-from models.z_image.sigmas import make_sigmas
+from models.z_image.sampling import make_sigmas
 from models.z_image.z_image_handler import family_handler
 from shared.errors import UserError
 from shared.gpu import attention

@@ -8,8 +8,8 @@ from diffusers import ZImagePipeline as ReferencePipeline
 from diffusers import ZImageTransformer2DModel as ReferenceTransformer
 from transformers import Qwen3Model
 
-from models.z_image.pipeline_z_image import DEFAULT_NEGATIVE_PROMPT, Guidance
-from models.z_image.sigmas import calculate_shift, make_sigmas
+from models.z_image.pipeline_inputs import DEFAULT_NEGATIVE_PROMPT
+from models.z_image.sampling import Guidance, calculate_shift, make_sigmas
 from models.z_image.text_encoder import text_encoding
 from models.z_image.z_image_handler import family_handler
 from shared.errors import Cancelled, UserError
@@ -269,9 +269,9 @@ def test_a_twinflow_file_needs_no_card_to_be_one() -> None:
 
 def test_the_size_is_1024_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     _, pipe = mini.load()
-    monkeypatch.setattr(pipe, "_noise", lambda rows, columns, *rest: pytest.fail(f"{rows}x{columns}"))
+    monkeypatch.setattr(pipe, "_noise", lambda inputs: pytest.fail(f"{inputs.canvas}"))
     for size in ({}, {"height": None, "width": None}):
-        with pytest.raises(pytest.fail.Exception, match="128x128"):
+        with pytest.raises(pytest.fail.Exception, match="width=1024, height=1024"):
             pipe(PROMPT, **size)
 
 
@@ -297,8 +297,8 @@ def test_numbers_that_are_not_numbers_make_no_black_picture() -> None:
 def test_guidance_is_the_same_as_one_or_two_forwards(step: int) -> None:
     """A batch is a list of sequences: both captions together, or one after the other, bit for bit."""
     _, pipe = mini.load("z_image_mini_base")
-    (features,) = pipe._features([([PROMPT, NEGATIVE], None)], 512, [])
-    pos, neg = (pipe.transformer.prepare(x, 16, 16) for x in features)
+    encoded = pipe.encode([PROMPT, NEGATIVE])
+    pos, neg = (pipe.transformer.prepare(encoded[x].features, 16, 16) for x in (PROMPT, NEGATIVE))
     (x,), t = noise(1, seed=step), torch.tensor([0.4 * step])
     together = pipe.transformer([x, x], t, [pos, neg])
     apart = [pipe.transformer([x], t, [c])[0] for c in (pos, neg)]

@@ -70,7 +70,7 @@ def test_it_ends_where_it_was_asked_to(until, steps, acting):
 
 
 def test_values_out_of_range_are_one_sentence():
-    with pytest.raises(UserError, match="seed_variety came as 3; expected a number from 0 to 2"):
+    with pytest.raises(UserError, match="seed_variety came as 3.0; expected a number from 0 to 2"):
         pictures(seed_variety=3)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from models.z_image.checkpoints.loading import _text_encoder
+from models.z_image.loading import _text_encoder
 from models.z_image.pipeline_z_image import ZImagePipeline
 from models.z_image.text_encoder import text_encoding
 from tests.support import mini

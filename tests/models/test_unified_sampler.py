@@ -276,7 +276,7 @@ def test_the_model_is_asked_as_the_formula_says(twin) -> None:
     noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(2))
     how = dict(height=128, width=128, output_type="latent", latents=noise, num_inference_steps=1)
     out = pipe("a red circle", **how).images[0]
-    features = pipe._features([(["a red circle"], None)], 512, [])[0][0]
+    features = pipe.encode(["a red circle"])["a red circle"].features
     c = pipe.transformer.prepare(features, 16, 16)
     temb = pipe.transformer.embed_twin_time(torch.tensor([0.001]).double(), torch.tensor([0.0]).double())
     pipe.transformer.embed_time, before = lambda t: temb, pipe.transformer.embed_time

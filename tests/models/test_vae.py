@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.z_image import vae as tiling
-from models.z_image.checkpoints.loading import read_config
-from models.z_image.z_image_handler import VAE_CONFIG
+from models.z_image.checkpoints.part_configs import read_config
+from models.z_image.family import VAE_CONFIG
 from shared.errors import Cancelled, UserError
 from shared.imaging.tiling import ramps, tiles
 from tests.support import mini

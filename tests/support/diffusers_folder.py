@@ -17,7 +17,7 @@ from diffusers import ZImagePipeline as ReferencePipeline
 from diffusers import ZImageTransformer2DModel as ReferenceTransformer
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from models.z_image.memory import QWEN3_4B
+from models.z_image.family import QWEN3_4B
 from tests.support import mini
 
 ENCODER = mini.ROOT / "models/z_image/mini/text_encoder"

@@ -13,7 +13,8 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.z_image.checkpoints import loading, weight_names
+from models.z_image import loading
+from models.z_image.checkpoints import weight_names
 from models.z_image.text_encoder import text_encoding
 from models.z_image.z_image_handler import family_handler
 from shared.weights import formats

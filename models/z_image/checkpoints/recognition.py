@@ -12,7 +12,7 @@ from typing import Any
 from models.z_image.checkpoints import control_layout, weight_names
 from models.z_image.checkpoints.control_layout import Layout
 from models.z_image.checkpoints.lora_names import module_shapes
-from models.z_image.memory import Shape
+from models.z_image.checkpoints.part_configs import Shape
 from shared.errors import UserError
 from shared.weights import formats
 

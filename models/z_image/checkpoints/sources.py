@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.z_image.family import ROOT
 from shared.errors import UserError
 from shared.weights.files import Folders, Required, locate
 
-ROOT = Path(__file__).resolve().parents[3]
 REPOSITORY = "https://huggingface.co/DeepBeepMeep/Z-Image/resolve/main"
 #: the official repositories, as `hf download` brings them; their text encoders, tokenizers and VAEs are alike
 OFFICIAL = ("hf://Tongyi-MAI/Z-Image-Turbo", "hf://Tongyi-MAI/Z-Image")

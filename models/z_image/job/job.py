@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from models.z_image.family import DEFAULT_FOLDERS, SAMPLER_SETTINGS
 from models.z_image.job import job_images as scenes
 from models.z_image.job.latent_preview import LatentRgb
 from models.z_image.pipeline_z_image import ZImagePipeline
-from models.z_image.z_image_handler import DEFAULT_FOLDERS, SAMPLER_SETTINGS
 from shared.gpu import attention
 from shared.gpu.placement import Placement
 from shared.imaging.hires import Hires, begins_as_it_is

@@ -134,13 +134,13 @@ class Mutation:
 
 
 _MODEL = "models.z_image.transformer_z_image:ZImageTransformer2DModel"
-_DENOISE = "models.z_image.pipeline_z_image:ZImagePipeline._denoise"
-_FORWARD = "forward(samples, sigma)"
+_STEP = "models.z_image.sampling:Denoiser.step"
+_PREDICT = "self.predict(samples, sigma)"
 REFUSED: dict[str, Mutation] = {  # what a card refuses
     "angles are not moved": Mutation(f"{_MODEL}.rope", ".to(device)", ""),
     "latents keep their dtype": Mutation(f"{_MODEL}._embed_image", ".to(self.dtype)", ""),
     "the mask is not moved": Mutation(
-        "models.z_image.image_tensors:Known.of", ".to(latent.device)", "", "inpaint"
+        "models.z_image.image_tensors:InpaintConstraint.of", ".to(latent.device)", "", "inpaint"
     ),
     "strengths are not moved": Mutation(
         "shared.loras.apply:Strength.on", "self.values.to(x.device)", "self.values", "lora bf16"
@@ -154,10 +154,10 @@ REFUSED: dict[str, Mutation] = {  # what a card refuses
 }
 COUNTED: dict[str, Mutation] = {  # what a card does, but slowly
     "a step asks for a value": Mutation(
-        _DENOISE, _FORWARD, f"[x * x.sum().item() for x in {_FORWARD}]", beyond=("wait", "kernels")
+        _STEP, _PREDICT, f"[x * x.sum().item() for x in {_PREDICT}]", beyond=("wait", "kernels")
     ),
     "a step brings its result to RAM": Mutation(
-        _DENOISE, _FORWARD, f"[x.cpu().to(x.device) for x in {_FORWARD}]", beyond=("down", "copies")
+        _STEP, _PREDICT, f"[x.cpu().to(x.device) for x in {_PREDICT}]", beyond=("down", "copies")
     ),
     "a layer casts to and fro": Mutation(
         "models.z_image.transformer_z_image:add_gated",

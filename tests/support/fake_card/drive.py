@@ -26,8 +26,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from models.z_image import pipeline_z_image
-from models.z_image.z_image_handler import SAMPLER_SETTINGS, family_handler
+from models.z_image import pipeline_inputs
+from models.z_image.family import SAMPLER_SETTINGS
+from models.z_image.z_image_handler import family_handler
 from shared.gpu import kernels, placement
 from shared.gpu.offloading import Residency
 from shared.gpu.offloading_mmgp import ManagedPart, load_mmgp
@@ -57,7 +58,7 @@ def begin(folder: Path) -> None:
     card.insert(folder)
     torch.set_num_threads(1)
     kernels.find = lambda op, device: None  # plain torch: of the kernels, their own tests tell
-    pipeline_z_image.make_sigmas = _with_values(pipeline_z_image.make_sigmas)
+    pipeline_inputs.make_sigmas = _with_values(pipeline_inputs.make_sigmas)
     placement.Tensor = FakeTensor  # the type that it demands of weights
     quantized.quantize_int8 = _without_values(quantized.quantize_int8)
     quantized._reorder = lambda stored, *_: stored.reshape(-1)
