@@ -1,8 +1,8 @@
 """Every option of the unified sampler, scored on the built-in Mini TwinFlow: what share of the pictures shows
 all that its prompt says (see training.score)?
 
-The options of a row vary one at a time, and then all at their ends together. Prints the table of
-docs/twinflow.md and every configuration below 90 % of what order 1 reaches with the same style and steps.
+Every value of an option with every value of the others. Prints the table of docs/twinflow.md and every
+configuration below 90 % of what order 1 reaches with the same style and steps.
 
     python -m benchmarks.sampler --count 16
 """
@@ -32,7 +32,7 @@ ENOUGH = 0.9  # of order 1's score
 #: option -> (fewest noise levels at which it acts, its values besides the usual one)
 OPTIONS: dict[str, tuple[int, tuple[Any, ...]]] = {
     "stochast_ratio": (2, (0, "SDE", 2)),
-    "extrapol_ratio": (4, (1,)),
+    "extrapol_ratio": (4, (0.5, 1)),
     "time_dist_ctrl": (2, ("0.5,1,1", "2,1,1")),
 }
 
@@ -40,14 +40,15 @@ Config = Mapping[str, Any]
 
 
 def configurations(steps: int, style: str, order: int) -> list[dict[str, Any]]:
-    """unified_sampler_config with style and order alone, then with each option, then with all of them."""
+    """unified_sampler_config with style and order alone, then with every combination of the options."""
     plain = {"sampling_style": style, "sampling_order": order}
     acting = {
-        name: values for name, (least, values) in OPTIONS.items() if levels_of(steps, order) >= least
+        name: (None, *values) for name, (least, values) in OPTIONS.items() if levels_of(steps, order) >= least
     }
-    alone = [plain | {name: value} for name, values in acting.items() for value in values]
-    together = [plain | {name: values[-1] for name, values in acting.items()}] if acting else []
-    return [plain, *alone, *together]
+    return [
+        plain | {name: value for name, value in zip(acting, chosen, strict=True) if value is not None}
+        for chosen in itertools.product(*acting.values())
+    ]
 
 
 def everything_right(

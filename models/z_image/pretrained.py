@@ -5,7 +5,8 @@ of the hub in diffusers' layout, and moved by its methods.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from models.z_image import loading, unified_sampler
 from models.z_image.checkpoints.part_configs import read_config
-from models.z_image.family import DEFAULT_FOLDERS
+from models.z_image.family import DEFAULT_FOLDERS, SCHEDULER_CONFIGS
 from models.z_image.loading import LoadOptions
 from models.z_image.pipeline_z_image import ZImageOutput
 from models.z_image.pipeline_z_image import ZImagePipeline as Pipeline
@@ -36,6 +37,7 @@ CLASSES = {
     "vae": ("AutoencoderKL",),
     "scheduler": ("FlowMatchEulerDiscreteScheduler",),
 }
+KINDS = ("z_image", "z_image_base")  # Turbo, Base
 SHARDED = ("transformer", "text_encoder")
 VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
 CONFIGS = {
@@ -63,6 +65,7 @@ class ZImagePipeline(Pipeline):
         dtype: torch.dtype | None = None,
         low_cpu_mem_usage: bool = True,
         local_files_only: bool = False,
+        base_model_type: str | None = None,
         folders: Folders | None = None,
     ) -> ZImagePipeline:
         """source: a folder in diffusers' layout, or OWNER/NAME of a repository of the hub. A repository is
@@ -71,17 +74,24 @@ class ZImagePipeline(Pipeline):
 
         torch_dtype, dtype: of transformer and text encoder, by default the device's best one; the VAE stays
         in float32. low_cpu_mem_usage: either way the weights are mapped, never copied. The configurations are
-        the folder's own. Raises UserError for what is missing, or computed in another way.
+        the folder's own. base_model_type: z_image (Turbo) or z_image_base, whose usual steps and guidance a
+        call then takes; by default what the folder says (see `kind_of`). Raises UserError for what is
+        missing, or computed in another way.
         """
         folders = folders or DEFAULT_FOLDERS
         folder = _folder(source, folders, local_files_only)
         _check_index(folder)
+        if base_model_type not in (None, *KINDS):
+            raise UserError(
+                f"base_model_type came as {base_model_type!r}; expected {' or '.join(KINDS)}, or nothing."
+            )
         definition: dict[str, Any] = {key: str(folder / name) for key, name in CONFIGS.items()}
         options = LoadOptions(
             dtype=dtype or torch_dtype, text_encoder_filename=folder / "text_encoder", folders=folders
         )
         definition["VAE_URLs"] = [str(folder / VAE_FILE)]
-        _, pipe = loading.load(folder / "transformer", "z_image", definition, options, cls)
+        kind = base_model_type or kind_of(folder, str(source))
+        _, pipe = loading.load(folder / "transformer", kind, definition, options, cls)
         return pipe
 
     def __call__(
@@ -190,6 +200,47 @@ def _check_index(folder: Path) -> None:
         name = named[-1] if isinstance(named, list) and named else named
         if name not in known:
             raise UserError(f"{folder / INDEX} names {name} as {part}; expected {' or '.join(known)}.")
+
+
+# ---- Turbo or Base -----------------------------------------------------------------------------------------
+
+
+def kind_of(folder: Path, source: str = "") -> str:
+    """One of KINDS: what the names say that the model has or had, else the shift of its schedule, else Turbo,
+    with a warning.
+
+    The weights do not tell: both have the same shapes.
+    """
+    for name in _names(folder, source):
+        words = {word.lower() for word in re.findall("[A-Z]?[a-z]+", name)}
+        if "turbo" in words:
+            return KINDS[0]
+        if "base" in words or re.sub("[^a-z]", "", name.lower()) == "zimage":
+            return KINDS[1]
+    shift = read_config(folder / CONFIGS["scheduler_config"]).get("shift")
+    official = {read_config(SCHEDULER_CONFIGS[kind])["shift"]: kind for kind in KINDS}
+    if shift not in official:
+        log.warning(
+            "%s does not say whether it is Turbo or Base: without a word in the call it paints as Turbo, in "
+            "8 steps without guidance; base_model_type='z_image_base' makes it 30 steps with guidance 4.",
+            folder,
+        )
+    return official.get(shift, KINDS[0])
+
+
+def _names(folder: Path, source: str) -> Iterator[str]:
+    """Of the repository, of its folder in the hub's cache (models--OWNER--NAME/snapshots/COMMIT) or of any
+    other folder, and of what the model was saved from.
+    """
+    place = folder.resolve()
+    if place.parent.name == "snapshots":
+        yield place.parents[1].name.rpartition("--")[2]
+    for name in (source, str(place)):
+        yield name.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    for config in (INDEX, CONFIGS["transformer_config"]):
+        told = read_config(folder / config).get("_name_or_path")
+        if isinstance(told, str):
+            yield told.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def _progress_bar() -> Callable[[DownloadProgress], None]:

@@ -271,6 +271,13 @@ def _add_lora_flags(group: argparse._ArgumentGroup) -> None:
         metavar=("IN", "OUT"),
         help="write any LoRA file as one that diffusers and ComfyUI read, and exit",
     )
+    group.add_argument(
+        "--to-comfyui",
+        type=Path,
+        metavar="PICTURE",
+        help="print a picture's settings as a ComfyUI workflow (API form; what has no node there goes to "
+        "standard error), and exit",
+    )
 
 
 def _add_memory_flags(group: argparse._ArgumentGroup) -> None:
@@ -371,7 +378,7 @@ NEEDS = {
 
 def _check_combinations(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse flags that would do nothing."""
-    tasks = ("list_models", "plan", "process", "check_loras", "convert_lora")
+    tasks = ("list_models", "plan", "process", "check_loras", "convert_lora", "to_comfyui")
     chosen = [f"--{task.replace('_', '-')}" for task in tasks if getattr(options, task)]
     if len(chosen) > 1:
         parser.error(f"{' and '.join(chosen)} exclude each other: give one of them")

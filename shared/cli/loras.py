@@ -60,8 +60,14 @@ def _by_folder(infos: Sequence[ModelInfo]) -> dict[Path, list[tuple[Library, lis
 
 
 def _judge(libraries: Sequence[tuple[Library, list[str]]], path: Path) -> tuple[Verdict, str]:
-    """The verdict for the models that the file fits best, and their names; else the first models' reason."""
+    """The verdict for the models that the file fits best, and their names; else the first models' reason, but
+    for that of a model of another size.
+    """
+
+    def fit(verdict: Verdict) -> tuple[int, bool]:
+        return verdict.matched, not verdict.other_size
+
     judged = [(library.verdict(path), names) for library, names in libraries]
-    most = max(verdict.matched for verdict, _ in judged)
-    best = [(verdict, names) for verdict, names in judged if verdict.matched == most]
+    most = max(fit(verdict) for verdict, _ in judged)
+    best = [(verdict, names) for verdict, names in judged if fit(verdict) == most]
     return best[0][0], "for " + ", ".join(name for _, names in best for name in names)

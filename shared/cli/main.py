@@ -69,6 +69,9 @@ def main(
         if options.convert_lora:
             loras.convert(read_catalog(config, handler_for), options.model or "", *options.convert_lora)
             return OK
+        if options.to_comfyui:
+            print_workflow(read_catalog(config, handler_for), options.to_comfyui)
+            return OK
         if options.lora_preset:
             config = _with_preset(config, handler_for, options)
         if options.list_models:
@@ -275,6 +278,16 @@ def dry_run(task: Valid, models: Catalog, config: EngineConfig, reporter: Report
         return False
     reporter.planned(task, found)
     return True
+
+
+def print_workflow(models: Catalog, picture: Path) -> None:
+    """Print a picture's settings as a workflow of ComfyUI. UserError when that cannot be."""
+    from shared.engine.comfyui import comfyui_workflow, settings_in
+
+    made = comfyui_workflow(settings_in(picture, models, models.default_model), models)
+    for line in made.lines:
+        print(f"wgp.py: {line}", file=sys.stderr)
+    print(json.dumps(made.nodes, indent=2))
 
 
 def list_models(config: EngineConfig, handler_for: HandlerFor | None, as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""Several pictures as one file to download."""
+"""Files that are made to be downloaded: several pictures as one, a text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ from uuid import uuid4
 from shared.errors import UserError
 from shared.settings.messages import size_text
 
+#: JavaScript: give the user the file of a gr.File
+DOWNLOAD = """(file) => {
+  if (!file) return;
+  const link = document.createElement('a');
+  link.href = file.url;
+  link.download = file.orig_name || 'queue.zip';
+  link.click();
+}"""
 MOST_BYTES = 2_000_000_000
 KEPT_SECONDS = 3600.0
 
@@ -43,6 +51,18 @@ def pack(pictures: Sequence[Path], folder: Path) -> Path:
         raise UserError(
             f"The zip cannot be written ({error.strerror or error}): check the free space."
         ) from error
+    return path
+
+
+def keep(text: str, name: str, folder: Path) -> Path:
+    """A text as a file of that name to download; `folder` as for `pack`."""
+    _tidy(folder)
+    path = folder / uuid4().hex / name
+    try:
+        path.parent.mkdir(parents=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{name} cannot be written ({error.strerror}): check the free space.") from error
     return path
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from shared.errors import UserError
+from shared.settings.messages import printable
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")  # EPS and its like would run programs
 MAX_PIXELS = 2**25  # 33.5 megapixels, 8192 x 4096: larger pictures are scaled down
@@ -44,7 +45,7 @@ def load_picture(picture: Picture) -> Source:
 
     Raises UserError for what is no picture, is damaged, or has more than REFUSED_PIXELS.
     """
-    name = Path(picture).name if isinstance(picture, (str, Path)) else "The picture"
+    name = printable(Path(picture).name, 100) if isinstance(picture, (str, Path)) else "The picture"
     try:
         if isinstance(picture, Image.Image):  # may still be undecoded
             return _converted(picture, name)

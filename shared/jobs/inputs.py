@@ -14,6 +14,7 @@ from PIL import Image
 from shared.errors import UserError
 from shared.files import atomic
 from shared.imaging.sources import Picture, load_picture
+from shared.settings.messages import printable
 from shared.settings.table import SETTINGS, SettingsError
 
 COPY = re.compile(r"[0-9a-f]{64}\.png")
@@ -33,7 +34,7 @@ def keep_pictures(
         if not settings.get(name):
             continue
         try:
-            picture = Path(settings[name])
+            picture = _path(settings[name])
             if within is not None and not known_copy(picture, folder):
                 _check_place(picture, within)
             path, said = keep_picture(picture, folder)
@@ -47,12 +48,19 @@ def keep_pictures(
     return kept, notes
 
 
+def _path(text: str) -> Path:
+    """UserError for a text that no path can be."""
+    if "\0" in text:
+        raise UserError(f"'{printable(text)}' cannot be a path: it has a zero character, name one without.")
+    return Path(text)
+
+
 def _check_place(picture: Path, within: Sequence[Path]) -> None:
     """UserError for a file outside of these folders, whether it exists or not."""
     if not any(picture.resolve().is_relative_to(folder.resolve()) for folder in within):
         raise UserError(
-            f"'{picture}' is not among the pictures made or uploaded here, and no others are read for a page "
-            "or a program: upload it first."
+            f"'{printable(str(picture))}' is not among the pictures made or uploaded here, and no others "
+            "are read for a page or a program: upload it first."
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
+from shared.imaging.foreign import pasted
 from shared.imaging.foreign.comfy_graph import is_graph
 from shared.imaging.foreign.reader import from_graph
 from shared.jobs.inputs import PICTURES
@@ -26,9 +27,9 @@ class Task:
 
 
 def read_tasks(path: Path, folder: Path) -> list[Task]:
-    """Read a .json (one object, a list of them, Wan2GP's list of {"id", "params"}, or a workflow of ComfyUI,
-    whose values are a Foreign), .txt or .zip file; UserError when it cannot be read as such. The pictures of
-    a .zip file are put into `folder`.
+    """Read a .json (one object, a list of them, Wan2GP's list of {"id", "params"}, or what other programs
+    write, whose values are a Foreign), .txt (prompts, or such data) or .zip file; UserError when it cannot be
+    read as such. The pictures of a .zip file are put into `folder`.
     """
     if path.suffix.lower() == ".zip":
         return _tasks(path, read_queue(path, folder))
@@ -76,11 +77,13 @@ def _read_json(text: str) -> list[Any]:
         if found is None:
             raise UserError("This ComfyUI workflow has no sampler that makes a picture: name another file.")
         return [found]
-    return [unwrapped(item) for item in (content if isinstance(content, list) else [content])]
+    items = [unwrapped(item) for item in (content if isinstance(content, list) else [content])]
+    return [pasted.from_json(item) or item for item in items]
 
 
 def _read_prompts(text: str) -> list[Any]:
-    return [{"prompt": line} for line in units(text, LINES)]
+    """Data of pictures, as other programs write it beside them; else a prompt for each line."""
+    return list(pasted.read(text)) or [{"prompt": line} for line in units(text, LINES)]
 
 
 READERS: dict[str, Callable[[str], list[Any]]] = {".json": _read_json, ".txt": _read_prompts}

@@ -18,6 +18,7 @@ from shared.library.model_info import HandlerFor, LoraFolders, ModelInfo
 from shared.prompts.jobs import expand
 from shared.prompts.remarks import remarks
 from shared.prompts.wildcards import Wildcards
+from shared.settings.messages import printable
 from shared.settings.table import SETTINGS, SettingsError, applies
 from shared.settings.validation import Validated, validate
 from shared.weights.files import Folders, describe
@@ -56,10 +57,10 @@ class Catalog:
             return self.models[model_id]
         if self.locked:
             only = f"this ZGP is locked to '{self.locked}' (--lock-model)"
-            raise SettingsError([f"The model '{model_id}' cannot be used: {only}"])
+            raise SettingsError([f"The model '{printable(str(model_id))}' cannot be used: {only}"])
         near = get_close_matches(str(model_id), self.models, n=1, cutoff=0.0)
         hint = f"did you mean '{near[0]}'?" if near else "there is no usable card in defaults/ or finetunes/."
-        raise SettingsError([f"There is no model '{model_id}': {hint}"])
+        raise SettingsError([f"There is no model '{printable(str(model_id))}': {hint}"])
 
     def validate(self, values: Mapping[str, Any]) -> Validated:
         """Complete `values` with the model's defaults; SettingsError lists every problem."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,14 @@ from shared.errors import UserError
 from shared.loras.library import Library, address
 from shared.loras.strengths import Multipliers, merge_profile, parse, split_profile, words
 from shared.prompts.remarks import without_tags
+from shared.settings.messages import printable
 from shared.settings.table import SettingsError
 
 if TYPE_CHECKING:
     from shared.library.model_info import ModelInfo
     from shared.weights.downloads import DownloadProgress
+
+MAX_NAMED, MAX_NAME = 5, 40  # LoRAs in a note, and characters of each
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ def from_tags(info: ModelInfo, settings: Mapping[str, Any]) -> tuple[dict[str, A
     entries = [] if info.lora_folder is None else info.loras().entries()
     by_name = {bare(entry.name): entry.name for entry in reversed(entries)}
     found = [(by_name[bare(name)], strength) for name, strength in tags if bare(name) in by_name]
-    lost = ", ".join(name for name, _ in tags if bare(name) not in by_name)
-    notes = [f"LoRA tags of the prompt left out, as no file is called so: {lost}."] if lost else []
+    lost = [name for name, _ in tags if bare(name) not in by_name]
+    notes = [f"LoRA tags of the prompt left out, as no file is called so: {_listed(lost)}."] if lost else []
     changed = {**settings, "prompt": prompt or settings["prompt"]}
     if found:
         users = list(settings.get("activated_loras") or ())
@@ -87,8 +90,15 @@ def from_tags(info: ModelInfo, settings: Mapping[str, Any]) -> tuple[dict[str, A
         strengths = [*given, *padding, *(strength or "1" for _, strength in found)]
         changed["activated_loras"] = [*users, *(name for name, _ in found)]
         changed["loras_multipliers"] = merge_profile(" ".join(strengths), profile)
-        notes.append(f"LoRA tags of the prompt act: {', '.join(name for name, _ in found)}.")
+        notes.append(f"LoRA tags of the prompt act: {_listed([name for name, _ in found])}.")
     return changed, notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - MAX_NAMED
+    shown = ", ".join(printable(name, MAX_NAME) for name in names[:MAX_NAMED])
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def check_addresses(settings: Mapping[str, Any]) -> None:
@@ -138,7 +148,7 @@ def gather(
         except UserError as error:
             if not settings.get("loras_optional"):
                 raise
-            notes.append(f"Made without the LoRA '{entry}': {error}")
+            notes.append(f"Made without the LoRA '{printable(entry)}': {error}")
     if multipliers.surplus:
         notes.append(
             f"There are {multipliers.surplus} LoRA strengths more than LoRAs; the last ones were not used."

@@ -21,12 +21,17 @@ def translated(found: Foreign, catalog: Catalog, model_id: str) -> tuple[dict[st
     out.
     """
     report = [OTHER_NOISE]
-    model = _model_named(found.model, catalog)
+    model = _model_named(found.model, catalog, found.control)
+    if model is None and found.control:
+        report.append(f"Its control network '{found.control}' was left out: no model here has both.")
+        model = _model_named(found.model, catalog)
     if model is None:
         model = catalog.model(model_id)
         named = f"Its model '{found.model}' is not here" if found.model else "It names no model"
         report.append(f"{named}: {model.name} stays.")
     settings = _fitting(found.settings, model, report)
+    if found.control and "image_guide" not in model.settings:
+        settings = {name: value for name, value in settings.items() if not name.startswith("control_")}
     settings |= _loras_here(found.loras, model, report)
     usable = {}
     for one, value in settings.items():
@@ -50,19 +55,34 @@ def as_task(values: Any, catalog: Catalog, model_id: str) -> tuple[Any, list[str
     return values, []
 
 
-def _model_named(name: str, catalog: Catalog) -> ModelInfo | None:
-    """The model whose file or name is called so, whatever the case, signs, extension and number format."""
-    wanted = bare(_FORMAT.sub("", name.lower()))
+def _model_named(name: str, catalog: Catalog, control: str = "") -> ModelInfo | None:
+    """The model whose file or name is called so, whatever the case, signs, extension and number format.
+    control: its control network's file, for a model that has one.
+    """
+    wanted, network = _plain(name), _plain(control)
     if not wanted:
         return None
     for model in catalog.models.values():
-        files = [source.lower() for one in model.required[:1] for source in one.alternatives]
-        if wanted in (bare(model.name), *(bare(_FORMAT.sub("", file)) for file in files)):
+        if network and network not in _names_of(model, CONTROL_ROLE):
+            continue
+        if wanted in (bare(model.name), *_names_of(model, TRANSFORMER_ROLE)):
             return model
     return None
 
 
+def _names_of(model: ModelInfo, role: str) -> list[str]:
+    return [_plain(source) for one in model.required if one.role == role for source in one.alternatives]
+
+
+def _plain(file: str) -> str:
+    return bare(_FORMAT.sub("", file.lower()))
+
+
+TRANSFORMER_ROLE, CONTROL_ROLE = "transformer", "module0"
 _FORMAT = re.compile(r"[-_.](bf16|fp16|fp32|fp8|e4m3fn|e5m2|scaled|int8|quanto|nvfp4|q\d\w*)(?=[-_.]|$)")
+
+
+# ---- what fits here ----------------------------------------------------------------------------------------
 
 
 def _fitting(settings: Mapping[str, Any], model: ModelInfo, report: list[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ layer that belongs to one module.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
@@ -109,15 +110,18 @@ class Diff:
 
 @dataclass(frozen=True, eq=False)
 class Oft:
-    """An orthogonal rotation of the weight's outputs or inputs, in blocks along that side.
+    """An orthogonal rotation of the weight's outputs or inputs, in blocks along that side, one stage after
+    the other: OFT has one stage, a BOFT's stages are a butterfly.
 
-    rotation [blocks, b, b], float32. side "out": each block of rows becomes rotation @ rows, times `rescale`
-    [out] where there is one. side "in": the layer sees x @ rotation; one block may serve all.
+    rotation [stages, blocks, b, b], float32. side "out": each block of rows becomes rotation @ rows. side
+    "in": the layer sees x @ rotation; one block may serve all. pairing: (distance, run) of each stage, see
+    `paired`. rescale [out]: multiplies the outputs.
     """
 
     rotation: Tensor
     side: str
     rescale: Tensor | None = None
+    pairing: tuple[tuple[int, int], ...] = ((1, 1),)
 
     def delta(self, weight: Tensor | None = None) -> Tensor:
         assert weight is not None
@@ -128,15 +132,15 @@ class Oft:
         return turned - weight
 
     def turn(self, x: Tensor, backwards: bool = False) -> Tensor:
-        """The blocks of the last axis of x, turned as the layer's side is; `backwards`: by the transposed."""
-        return turn(x, self.rotation, (self.side == "out") != backwards)
+        """The blocks of the last axis of x, turned as the layer's side is; `backwards`: the other way."""
+        return turn(x, self.rotation, self.pairing, self.side, backwards)
 
     def rows(self, start: int, stop: int) -> Oft:
-        if self.side == "in":
-            return self
-        size = self.rotation.shape[1]
         rescale = None if self.rescale is None else self.rescale[start:stop]
-        return replace(self, rotation=self.rotation[start // size : stop // size], rescale=rescale)
+        if self.side == "in":
+            return replace(self, rescale=rescale)
+        size = self.rotation.shape[-1]
+        return replace(self, rotation=self.rotation[:, start // size : stop // size], rescale=rescale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,47 +204,83 @@ def tensors(adapter: Adapter) -> Iterator[Tensor]:
                 yield from tensors(item)
 
 
-def turn(x: Tensor, rotation: Tensor, transposed: bool) -> Tensor:
-    """x [..., n * b] times block-diagonal rotation [n or 1, b, b] (or its transpose), block by block."""
-    blocks = x.unflatten(-1, (-1, rotation.shape[1]))
-    return torch.einsum(
-        "...nb,ncb->...nc" if transposed else "...nb,nbc->...nc",
-        blocks,
-        rotation.expand(blocks.shape[-2], -1, -1),
-    ).flatten(-2)
+def turn(
+    x: Tensor,
+    rotation: Tensor,
+    pairing: tuple[tuple[int, int], ...],
+    side: str,
+    backwards: bool = False,
+) -> Tensor:
+    """x [..., n * b] turned by every stage of rotation [stages, n or 1, b, b], block by block: x @ rotation,
+    on the side "out" x @ rotation^T. backwards: the inverse, so the last stage first, and transposed.
+    """
+    form = "...nb,ncb->...nc" if (side == "out") != backwards else "...nb,nbc->...nc"
+    stages = list(zip(rotation, pairing, strict=True))
+    for blocks, (distance, run) in reversed(stages) if backwards else stages:
+        gathered = paired(x, distance, run).unflatten(-1, (-1, blocks.shape[-1]))
+        turned = torch.einsum(form, gathered, blocks.expand(gathered.shape[-2], -1, -1))
+        x = paired(turned.flatten(-2), distance, run, back=True)
+    return x
+
+
+def paired(x: Tensor, distance: int, run: int, back: bool = False) -> Tensor:
+    """The last axis of x with runs of `run` elements that are `distance` runs apart brought side by side."""
+    if distance == 1:
+        return x
+    apart = (-1, distance, 2, run) if back else (-1, 2, distance, run)
+    return x.unflatten(-1, apart).transpose(-3, -2).flatten(-4)
+
+
+def butterfly(stages: int, run: int, size: int) -> tuple[tuple[int, int], ...]:
+    """The pairing of a BOFT's stages: stage i mixes runs within 2^i blocks of `size` elements."""
+    return tuple((2**i * max(size // 2, 1) // run, run) for i in range(stages))
 
 
 def output_rotation(blocks: Tensor, constraint: float) -> Tensor:
-    """LyCORIS's rotation [n, b, b] of a weight's rows from oft_blocks [n, b, b]: Cayley's transform.
+    """LyCORIS's rotation [..., b, b] of a weight's rows from oft_blocks [..., b, b]: Cayley's transform.
 
-    Q = blocks - blocks^T, shortened to a norm of `constraint` where that is above 0; rows become
+    Q = blocks - blocks^T, all of them shortened to a norm of `constraint` where that is above 0; rows become
     ((I + Q) (I - Q)^-1)^T @ rows.
     """
-    skew = blocks.float() - blocks.float().transpose(1, 2)
+    skew = blocks.float() - blocks.float().mT
     length = skew.norm() + 1e-8
     if 0 < constraint < length:
         skew = skew * (constraint / length)
-    eye = torch.eye(skew.shape[1])
-    return ((eye + skew) @ torch.linalg.inv(eye - skew)).transpose(1, 2)
+    eye = torch.eye(skew.shape[-1])
+    return ((eye + skew) @ torch.linalg.inv(eye - skew)).mT
 
 
-def input_rotation(triangles: Tensor, size: int, neumann: int) -> Tensor:
+def input_rotation(triangles: Tensor, size: int, neumann: int, limit: float = 0.0) -> Tensor:
     """PEFT's rotation [n, b, b] of a layer's inputs from the upper triangles [n, b (b - 1) / 2] of Q.
 
     neumann: how many terms of a series, I + 2Q + 2Q^2 + 2Q^3 + Q^4 (PEFT's default: 5). 0 for
-    (I - Q) (I + Q)^-1: PEFT gives the two opposite signs, and so must we.
+    (I - Q) (I + Q)^-1: PEFT gives the two opposite signs, and so must we. Its series of 3 terms is that of 4,
+    and the shorter ones are I and I + 2Q. limit: the norm that each Q of n is shortened to, times sqrt(n)
+    ("coft"); 0 for none.
     """
     skew = torch.zeros(len(triangles), size, size)
     rows, columns = torch.triu_indices(size, size, 1)
     skew[:, rows, columns] = triangles.float()
     skew = skew - skew.transpose(1, 2)
+    if limit:
+        lengths = skew.norm(dim=(1, 2), keepdim=True)
+        most = limit / math.sqrt(len(skew))
+        skew = torch.where(lengths > most, skew * (most / lengths), skew)
     eye = torch.eye(size).expand_as(skew)
     if not neumann:
-        return torch.linalg.solve(eye + skew, eye - skew, left=False)
+        return cayley(skew)
+    if neumann < 3:
+        return eye + 2 * (neumann - 1) * skew
     powers = [eye]
-    for _ in range(1, neumann):
+    for _ in range(1, max(neumann, 4)):
         powers.append(powers[-1] @ skew)
     return powers[0] + 2 * sum(powers[1:-1]) + powers[-1]
+
+
+def cayley(skew: Tensor) -> Tensor:
+    """PEFT's (I - Q) (I + Q)^-1 of skew matrices Q [..., b, b]."""
+    eye = torch.eye(skew.shape[-1]).expand_as(skew)
+    return torch.linalg.solve(eye + skew, eye - skew, left=False)
 
 
 def _chain(factors: tuple[Tensor, ...]) -> Tensor:

@@ -324,11 +324,14 @@ class NormChange(_Change):
 
 class OftChange(_Change):
     side: str
+    pairing: tuple[tuple[int, int], ...]
 
     def forward(self, x: Tensor, plain: Plain) -> Tensor:
-        if self.side == "in":
-            return plain(turn(x, self.rotation, False)) - plain(x)
-        return turn(plain(x), self.rotation, True) * self.rescale - plain(x)
+        y = plain(self.turn(x)) if self.side == "in" else self.turn(plain(x))
+        return y * self.rescale - plain(x)
+
+    def turn(self, x: Tensor) -> Tensor:
+        return turn(x, self.rotation, self.pairing, self.side)
 
 
 class DoraChange(_Change):
@@ -362,10 +365,10 @@ def _change(adapter: Adapter, layer: nn.Module, dtype: torch.dtype) -> nn.Module
         case NormDiff(value):
             change = NormChange(dtype, value=value)
             change.eps = getattr(layer, "eps", None)
-        case Oft(rotation, side, rescale):
+        case Oft(rotation, side, rescale, pairing):
             rescale = torch.ones(1) if rescale is None else rescale
             change = OftChange(dtype, rotation=rotation, rescale=rescale)
-            change.side = side
+            change.side, change.pairing = side, pairing
         case Dora(inner, _, axis):
             change = DoraChange(dtype, gain=adapter.gain(_base_weight(layer)))
             change.axis, change.inner = axis, _change(_simplest(inner), layer, dtype)

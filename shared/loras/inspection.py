@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shared.errors import UserError
 from shared.loras.names import ModelNames
-from shared.loras.parser import Layout, LeftOut, read_layout
+from shared.loras.parser import Layout, LeftOut, OtherSize, read_layout
 from shared.settings.messages import printable
 
 MAX_TRIGGERS = 20
@@ -22,12 +22,14 @@ MAX_SAID = 1000  # entries of the metadata, and characters of each, that are loo
 @dataclass(frozen=True)
 class Verdict:
     """What a file does to a model. `refused` is the whole reason when it does nothing, and None otherwise.
+    other_size: whether that reason is that the model has another size.
 
     matched of total: modules of the file that are used. alphas: of the modules that have one.
     base_model, trigger_words: what the file's metadata says; often nothing.
     """
 
     refused: str | None = None
+    other_size: bool = False
     matched: int = 0
     total: int = 0
     flavour: str = ""
@@ -105,7 +107,7 @@ def inspect(path: Path, names: ModelNames) -> Verdict:
     try:
         layout = read_layout(path, names)
     except UserError as error:
-        return Verdict(refused=str(error))
+        return Verdict(refused=str(error), other_size=isinstance(error, OtherSize))
     return verdict_of(layout)
 
 

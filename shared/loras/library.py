@@ -22,6 +22,7 @@ from shared.files.urls import source_problem
 from shared.loras.inspection import Verdict, inspect
 from shared.loras.names import ModelNames
 from shared.loras.parser import LORA_SUFFIXES
+from shared.settings.messages import printable
 from shared.weights.files import Folders, Required, file_name, is_url
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ PREVIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".preview.png", ".preview.
 INCOMING = ".incoming"  # downloads that have not been judged yet
 MAX_NAME = 150  # characters of a fetched file's name
 SECRET = re.compile(r"(?i)token|key|secret|signature|password|credential|auth")  # in a parameter's name
+MAX_PART, MAX_PATH = 255, 2000  # bytes of a name
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,18 @@ class Library:
     def path(self, entry: str) -> Path:
         """Where the file of an entry is, or will be once it is fetched. UserError when that is not inside."""
         name = address(entry).name
+        if len(os.fsencode(name)) > MAX_PATH or any(len(os.fsencode(x)) > MAX_PART for x in name.split("/")):
+            raise UserError(
+                f"The LoRA '{printable(entry)}' has a name longer than files have (a part of {MAX_PART}, in "
+                f"all {MAX_PATH} bytes): give it a shorter one."
+            )
         path = self.folder / name
         if name != name.strip() and not path.is_file():  # blanks of a list, not of the file's name
             path = self.folder / name.strip()
         if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise UserError(f"The LoRA '{entry}' leads out of {self.folder}: name a file inside it.")
+            raise UserError(
+                f"The LoRA '{printable(entry)}' leads out of {self.folder}: name a file inside it."
+            )
         return path
 
     def ensure(
@@ -101,7 +110,8 @@ class Library:
         url = address(entry).url
         if not url:
             raise UserError(
-                f"The LoRA '{entry}' is not in {self.folder}: put it there or take it off the list."
+                f"The LoRA '{printable(entry)}' is not in {self.folder}: put it there or take it off the "
+                "list."
             )
         arrived = self._fetch(url, progress, cancelled)
         verdict = inspect(arrived, self.names)
@@ -140,12 +150,13 @@ def address(entry: str) -> Address:
     problem = next((found for text in asked if (found := source_problem(text))), "")
     if problem or is_url(subfolder):
         raise UserError(
-            f"The LoRA '{entry}' cannot be used; {problem or 'expected a subfolder after the |'}."
+            f"The LoRA '{printable(entry)}' cannot be used; {problem or 'expected a subfolder after the |'}."
         )
     if not is_url(source):
         if subfolder:
             raise UserError(
-                f"The LoRA '{entry}' has a subfolder but no address: write the path with its folders."
+                f"The LoRA '{printable(entry)}' has a subfolder but no address: write the path with its "
+                "folders."
             )
         return Address("", PurePosixPath(name.replace("\\", "/")).as_posix())
     folder = PurePosixPath(subfolder.replace("\\", "/"))

@@ -19,6 +19,7 @@ PREFIXES = (
 )  # fmt: skip
 PREFIX = re.compile("|".join(PREFIXES))  # the first that fits
 MAX_PREFIXES = 6  # in front of one name
+MAX_MARK = 20  # characters, the longest beginning of a text encoder's names
 MAX_JUDGED = 2000  # names that are looked through for another family's marks
 TEXT_ENCODER = (
     "lora_te",
@@ -156,7 +157,7 @@ def _places(alias: Alias, shapes: Mapping[str, tuple[int, ...]]) -> Iterable[Tar
 
 
 def is_text_encoder(name: str) -> bool:
-    return normal(name).startswith(TEXT_ENCODER)
+    return normal(name[:MAX_MARK]).startswith(TEXT_ENCODER)
 
 
 def foreign_family(names: Iterable[str], widths: Iterable[int]) -> str:

@@ -6,6 +6,7 @@ that it is told when the file is chosen and not when a picture is made.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import struct
@@ -62,10 +63,10 @@ ALGORITHMS: dict[str, tuple[frozenset[str], ...]] = {
     "LoHa": (frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),),
     "LoKr": tuple(one | two for one in LOKR_SIDES["w1"] for two in LOKR_SIDES["w2"]),
     "OFT": (frozenset({"oft_blocks"}), frozenset({"oft_blocks", "rescale"}), frozenset({"oft_R"})),
+    "BOFT": (frozenset({"boft_R", "boft_s"}),),
     "diff": (frozenset({"diff"}), frozenset({"w_norm"})),
 }
 BIASES = ("diff_b", "b_norm")
-BOFT = "it is a BOFT adapter, whose butterflies are not computed here"
 UNSUPPORTED = {
     "hada_t1": "it is a convolution's (Tucker) LoHa",
     "hada_t2": "it is a convolution's (Tucker) LoHa",
@@ -75,8 +76,6 @@ UNSUPPORTED = {
     "oft_diag": "it is kohya's older form of OFT",
     "set_weight": "it replaces the weight instead of changing it",
     "on_input": "it is an IA3 adapter",
-    "boft_R": BOFT,
-    "boft_s": BOFT,
     "up_bias": "its LoRA has a bias of its own",
     **{f"glora_{name}": "it is a GLoRA adapter" for name in ("a1", "a2", "b1", "b2")},
 }
@@ -87,7 +86,7 @@ SCALARS = {
     "U32": "<I", "I32": "<i", "U64": "<Q", "I64": "<q", "BF16": "<f", "F8_E5M2": "<e",
 }  # fmt: skip
 IN_FRONT = {"BF16": 2, "F8_E5M2": 1}
-SCALED_ALGORITHMS = ("LoRA", "LoHa", "LoKr", "OFT")  # the others have no use for an alpha
+TURNS_INPUTS = frozenset({"oft_R", "boft_R"})  # PEFT's, which have no alpha
 MARKS = ("alpha", "scaled_oft")  # numbers that say how the factors are meant
 
 # What a file that is no safetensors begins with.
@@ -113,6 +112,14 @@ class Flaw(Exception):
 
 class Unused(Exception):
     """Why a whole module is left out."""
+
+
+class Misfit(Unused):
+    """It is made for weights of another size."""
+
+
+class OtherSize(UserError):
+    """A file that is no use because it is made for a model of another size."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +174,7 @@ class LeftOut:
 
     names: tuple[str, ...]
     reason: str
+    misfit: bool = False
 
     def __str__(self) -> str:
         more = f" and {len(self.names) - 1} more" if len(self.names) > 1 else ""
@@ -215,7 +223,8 @@ def read_layout(path: Path, names: ModelNames) -> Layout:
     modules, doubled = _once(modules)
     left_out += doubled + _strangers(keys, names)
     if not modules:
-        raise _refused(path, _refusal(keys, left_out, names))
+        kind = OtherSize if any(item.misfit for item in left_out) else UserError
+        raise _refused(path, _refusal(keys, left_out, names), kind)
     prefixes, spellings = frozenset(keys.prefixes), frozenset(keys.spellings)
     return Layout(path, tuple(modules), tuple(left_out), header.metadata, prefixes, spellings, peft)
 
@@ -236,9 +245,9 @@ def _header(path: Path) -> Header:
         raise _refused(path, f"cannot be read ({error.strerror or error})") from error
 
 
-def _refused(path: Path, reason: str) -> UserError:
+def _refused(path: Path, reason: str, kind: type[UserError] = UserError) -> UserError:
     """One sentence of at most 300 characters, whatever the file and its name hold."""
-    return UserError(f"{printable(path.name, MAX_FILE_NAME)} {printable(reason, MAX_SENTENCE)}.")
+    return kind(f"{printable(path.name, MAX_FILE_NAME)} {printable(reason, MAX_SENTENCE)}.")
 
 
 def _flaw_of(path: Path, error: DamagedFile) -> str:
@@ -264,12 +273,13 @@ class _Keys:
     def add(self, key: str, entry: Mapping[str, Any], data_start: int) -> None:
         """Flaw when the module has this factor already, under another spelling."""
         named = ADAPTER_NAME.search(key)
-        found_ends = _taken_apart(ADAPTER_NAME.sub(r"\1", key))
+        found_ends = _taken_apart(ADAPTER_NAME.sub(r"\1", key) if named else key)
         if found_ends is None:
             self.plain.append(key)
             return
         stem, spelling = found_ends
-        stem = PROCESSOR.sub(r"\1", stem)
+        if "processor" in stem:
+            stem = PROCESSOR.sub(r"\1", stem)
         name_of_it = "" if named is None else " default" if named[2] == "default" else " named"
         self.spellings.add(spelling + name_of_it)
         name, found = stem, self.names.resolve(stem)
@@ -283,9 +293,13 @@ class _Keys:
         if other is not source and found is not None:
             raise Flaw(f"{name} has the same factor twice, as {other.called} and as {source.called}")
 
-    @property
-    def strangers(self) -> list[str]:
-        return [name for name in self.groups if name not in self.targets]
+    @functools.cached_property
+    def strangers(self) -> tuple[list[str], list[str]]:
+        """The modules that the model lacks: a text encoder's, and the others. Ask when all keys are added."""
+        names = [name for name in self.groups if name not in self.targets]
+        encoder = {name for name in names if is_text_encoder(name)}
+        others = [name for name in names if name not in encoder]
+        return [name for name in names if name in encoder], others
 
 
 def _taken_apart(key: str) -> tuple[str, str] | None:
@@ -302,15 +316,15 @@ def _taken_apart(key: str) -> tuple[str, str] | None:
 def _modules(file: BinaryIO, keys: _Keys, peft: PeftConfig | None) -> tuple[list[Module], list[LeftOut]]:
     """The usable modules, and the others by reason. Flaw, with the module's name, when one is damaged."""
     modules: list[Module] = []
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[tuple[str, bool], list[str]] = {}
     for name, target in keys.targets.items():
         try:
             modules.append(_module(file, target, keys.groups[name], peft))
         except Unused as error:
-            reasons.setdefault(str(error), []).append(name)
+            reasons.setdefault((str(error), isinstance(error, Misfit)), []).append(name)
         except Flaw as flaw:
             raise Flaw(f"{name} {flaw}") from flaw
-    return modules, [LeftOut(tuple(names), reason) for reason, names in reasons.items()]
+    return modules, [LeftOut(tuple(names), *reason) for reason, names in reasons.items()]
 
 
 def _module(file: BinaryIO, target: Target, group: Mapping[str, Source], peft: PeftConfig | None) -> Module:
@@ -323,12 +337,12 @@ def _module(file: BinaryIO, target: Target, group: Mapping[str, Source], peft: P
     algorithm = _algorithm(factors)
     shape, rank = SHAPES[algorithm](factors)
     alpha = None
-    if "alpha" in group and rank is not None and "oft_R" not in factors:
+    if "alpha" in group and rank is not None and not TURNS_INPUTS & factors.keys():
         alpha = _scalar(file, group["alpha"])
     _check_bias(target, factors)
     _check_fits(target, shape)
-    if "oft_blocks" in factors and any(part.rows and part.rows[0] % (rank or 1) for part in target.parts):
-        raise Unused("the blocks of its OFT reach over the layers that were stacked")
+    if "oft_blocks" in factors and any(part.rows and part.rows[0] % _reach(factors) for part in target.parts):
+        raise Unused(f"the blocks of its {algorithm} reach over the layers that were stacked")
     if "scaled_oft" in group and "oft_R" not in factors:
         raise Unused("it is marked as a scaled OFT and has no oft_R")
     if "scaled_oft" in group and _is_true(file, group["scaled_oft"]):
@@ -351,7 +365,7 @@ def _algorithm(factors: Mapping[str, Source]) -> str:
         raise Flaw(f"mixes the factors of {' and '.join(present)}")
     for name, given in present.items():
         if given in ALGORITHMS[name]:
-            return name
+            return "BOFT" if "oft_blocks" in given and len(factors["oft_blocks"].shape) == 4 else name
         nearest = min(ALGORITHMS[name], key=lambda form: len(form ^ given))
         missing = sorted(nearest - given)
         if missing:
@@ -374,7 +388,7 @@ def _scale(
 
     A LoKr whose two factors are full has no rank; trainers write any alpha there. An OFT's alpha is a limit.
     """
-    if algorithm == "OFT":
+    if algorithm in ("OFT", "BOFT"):
         return 1.0, alpha
     scale = 1.0
     if alpha is not None and rank is not None:
@@ -468,13 +482,35 @@ def _oft_shape(factors: Mapping[str, Source]) -> tuple[Shape, int | None]:
             raise Flaw(f"has oft_R of shape {list(shape)}; expected triangles of square blocks")
         return (None, None if shape[0] == 1 else shape[0] * size), size
     shape = factors["oft_blocks"].shape
-    if len(shape) == 4:
-        raise Unused(BOFT)
-    if len(shape) != 3 or shape[1] != shape[2]:
+    if len(shape) != 3 or shape[1] != shape[2] or 0 in shape:
         raise Flaw(f"has oft_blocks of shape {list(shape)}; expected square blocks")
     if "rescale" in factors and math.prod(factors["rescale"].shape) != shape[0] * shape[1]:
         raise Flaw(f"has {shape[0] * shape[1]} outputs and a rescale of {list(factors['rescale'].shape)}")
     return (shape[0] * shape[1], None), shape[1]
+
+
+def _boft_shape(factors: Mapping[str, Source]) -> tuple[Shape, int | None]:
+    """A butterfly [stages, blocks, b, b]: of the outputs (LyCORIS), or of the inputs (PEFT), whose boft_s
+    rescales the outputs.
+    """
+    name = "boft_R" if "boft_R" in factors else "oft_blocks"
+    shape = factors[name].shape
+    if len(shape) != 4 or shape[2] != shape[3] or 0 in shape:
+        raise Flaw(f"has {name} of shape {list(shape)}; expected stages of square blocks")
+    stages, blocks, size, _ = shape
+    if stages > 1 and (stages > blocks.bit_length() or blocks % 2 ** (stages - 1) or size % 2):
+        raise Flaw(f"has {name} of shape {list(shape)}, whose last stages reach over more than all blocks")
+    if name == "boft_R":
+        return (math.prod(factors["boft_s"].shape), blocks * size), size
+    if "rescale" in factors and math.prod(factors["rescale"].shape) != blocks * size:
+        raise Flaw(f"has {blocks * size} outputs and a rescale of {list(factors['rescale'].shape)}")
+    return (blocks * size, None), size
+
+
+def _reach(factors: Mapping[str, Source]) -> int:
+    """How many rows the widest rotation of oft_blocks mixes."""
+    *stages, _, size, _ = factors["oft_blocks"].shape
+    return size * 2 ** (stages[0] - 1 if stages else 0)
 
 
 def oft_block_size(elements: int) -> int:
@@ -496,6 +532,7 @@ SHAPES = {
     "LoHa": _loha_shape,
     "LoKr": _lokr_shape,
     "OFT": _oft_shape,
+    "BOFT": _boft_shape,
     "diff": _diff_shape,
     "": _no_shape,
 }
@@ -507,7 +544,7 @@ def _check_fits(target: Target, shape: Shape) -> None:
     ):
         return
     came = " x ".join("?" if size is None else str(size) for size in shape)
-    raise Unused(f"it is made for {came} weights, the model's are {' x '.join(map(str, target.shape))}")
+    raise Misfit(f"it is made for {came} weights, the model's are {' x '.join(map(str, target.shape))}")
 
 
 def _check_bias(target: Target, factors: Mapping[str, Source]) -> None:
@@ -555,10 +592,8 @@ def _once(modules: list[Module]) -> tuple[list[Module], list[LeftOut]]:
 
 
 def _strangers(keys: _Keys, names: ModelNames) -> list[LeftOut]:
-    encoder = tuple(name for name in keys.strangers if is_text_encoder(name))
-    unknown = tuple(name for name in keys.strangers if not is_text_encoder(name))
-    shown = [tuple(printable(name, MAX_SHOWN) for name in found) for found in (encoder, unknown, keys.plain)]
-    encoder, unknown, plain = shown
+    lists = (*keys.strangers, keys.plain)
+    encoder, unknown, plain = (tuple(printable(name, MAX_SHOWN) for name in some) for some in lists)
     found = (
         LeftOut(encoder, "it belongs to a text encoder, which LoRAs do not change here"),
         LeftOut(unknown, f"{names.family} has no such layer"),
@@ -569,14 +604,14 @@ def _strangers(keys: _Keys, names: ModelNames) -> list[LeftOut]:
 
 def _refusal(keys: _Keys, left_out: list[LeftOut], names: ModelNames) -> str:
     """Why nothing of the file can be used, the likeliest reason first."""
-    foreign = [name for name in keys.strangers if not is_text_encoder(name)]
+    encoder, foreign = keys.strangers
     downs = [group["down"].matrix for group in keys.groups.values() if "down" in group]
     family = foreign_family(foreign, (shape[-1] for shape in downs if shape))
     if family:
         return f"is made for {family}: it does not fit {names.family}"
     if keys.targets:
         return f"does not fit {names.family}: {left_out[0]}"
-    if keys.strangers and not foreign:
+    if encoder and not foreign:
         return f"changes only a text encoder: there is nothing in it for {names.family}'s image model"
     if foreign:
         return f"does not fit {names.family}: it has no layer such as {printable(foreign[0], MAX_SHOWN)}"

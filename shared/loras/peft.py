@@ -18,7 +18,7 @@ MAX_CONFIG_BYTES = 1_000_000
 
 # What PEFT calls the algorithms that have an alpha.
 KINDS = {"LoRA": "LORA", "LoHa": "LOHA", "LoKr": "LOKR"}
-NEUMANN_TERMS = 5  # PEFT's default
+NEUMANN_TERMS, COFT_EPS = 5, 6e-5  # PEFT's defaults
 # An expression that may take for ever on a name: a group that is repeated.
 ENDLESS = re.compile(r"\)[*+?{]")
 MAX_PATTERN, MAX_NEUMANN_TERMS = 300, 100
@@ -31,15 +31,17 @@ class PeftConfig:
 
     kind: PEFT's peft_type, "" where it says none. alphas, ranks: by an expression for modules' names.
     neumann: terms of the series that an OFT's rotations are computed by; 0: by the inverse.
+    limit: of an OFT's angles, PEFT's "eps" where its "coft" is chosen; 0: none.
     """
 
-    alpha: float | None
+    alpha: float | None = None
     alphas: tuple[tuple[re.Pattern[str], float], ...] = ()
     rank: int | None = None
     ranks: tuple[tuple[re.Pattern[str], float], ...] = ()
     kind: str = ""
     root_rank: bool = False  # "rslora": alpha / sqrt(rank)
     neumann: int = NEUMANN_TERMS
+    limit: float = 0.0
 
     def scale(self, module: str, algorithm: str, rank: int | None) -> float:
         """What PEFT multiplies a module's delta by: alpha / rank. rank: as the factors have it.
@@ -102,13 +104,7 @@ def _object(text: str | bytes, where: str) -> dict[str, Any]:
 
 
 def _config(config: Mapping[str, Any], where: str) -> PeftConfig:
-    alpha, rank, terms = (
-        config.get("lora_alpha", config.get("alpha")), config.get("r"), config.get("num_cayley_neumann_terms")
-    )  # fmt: skip
-    if not config.get("use_cayley_neumann", True):
-        terms = 0
-    elif type(terms) is not int or terms < 4:  # below, PEFT's series is another
-        terms = NEUMANN_TERMS
+    alpha, rank = config.get("lora_alpha", config.get("alpha")), config.get("r")
     return PeftConfig(
         float(alpha) if _is_number(alpha) else None,
         _patterns(config.get("alpha_pattern"), where),
@@ -116,8 +112,26 @@ def _config(config: Mapping[str, Any], where: str) -> PeftConfig:
         _patterns(config.get("rank_pattern"), where),
         str(config.get("peft_type") or "").rpartition(".")[2].upper(),
         bool(config.get("use_rslora")),
-        min(terms, MAX_NEUMANN_TERMS),
+        _neumann(config, where) if config.get("use_cayley_neumann", True) else 0,
+        _limit(config, where) if config.get("coft") else 0.0,
     )
+
+
+def _neumann(config: Mapping[str, Any], where: str) -> int:
+    """The terms of an OFT's series; PEFT takes 0 and less for 1."""
+    terms = config.get("num_cayley_neumann_terms", NEUMANN_TERMS)
+    if type(terms) is not int or terms > MAX_NEUMANN_TERMS:
+        given = f"num_cayley_neumann_terms {printable(repr(terms), 40)}"
+        raise UserError(f"{where} has {given}; expected a whole number of at most {MAX_NEUMANN_TERMS}.")
+    return max(terms, 1)
+
+
+def _limit(config: Mapping[str, Any], where: str) -> float:
+    """The eps of a constrained OFT."""
+    eps = config.get("eps", COFT_EPS)
+    if not _is_number(eps) or eps <= 0:
+        raise UserError(f"{where} has eps {printable(repr(eps), 40)}; expected a number above 0.")
+    return float(eps)
 
 
 def _patterns(given: Any, where: str) -> tuple[tuple[re.Pattern[str], float], ...]:

@@ -23,13 +23,15 @@ from shared.loras.adapters import (
     NormDiff,
     Oft,
     WeightAdapter,
+    butterfly,
+    cayley,
     input_rotation,
     output_rotation,
 )
 from shared.loras.inspection import Verdict, verdict_of
 from shared.loras.names import ModelNames
 from shared.loras.parser import BIASES, Layout, Module, read_layout
-from shared.loras.peft import NEUMANN_TERMS, PeftConfig
+from shared.loras.peft import PeftConfig
 
 KEPT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # others are read as float32
 
@@ -113,12 +115,33 @@ def _lokr(module: Module, factors: Factors, peft: PeftConfig | None) -> WeightAd
 def _oft(module: Module, factors: Factors, peft: PeftConfig | None) -> WeightAdapter:
     if "oft_R" in factors:
         assert module.rank is not None
-        terms = NEUMANN_TERMS if peft is None else peft.neumann
-        return Oft(input_rotation(factors["oft_R"].float() * module.scale, module.rank, terms), "in")
-    constraint = (module.alpha or 0.0) * module.target.shape[0]
-    rescale = factors.get("rescale")
-    rotation = output_rotation(factors["oft_blocks"], constraint)
-    return Oft(rotation, "out", None if rescale is None else rescale.flatten())
+        peft = peft or PeftConfig()
+        angles = factors["oft_R"].float() * module.scale
+        return Oft(input_rotation(angles, module.rank, peft.neumann, peft.limit)[None], "in")
+    return Oft(_output_rotation(module, factors)[None], "out", _rescale(factors, "rescale"))
+
+
+def _boft(module: Module, factors: Factors, peft: PeftConfig | None) -> WeightAdapter:
+    """LyCORIS turns outputs, by the transposed of its OFT's blocks, and pairs single elements; PEFT turns
+    inputs, its last stage first, and pairs halves of blocks.
+    """
+    size = module.rank
+    assert size is not None
+    if "boft_R" in factors:
+        angles = factors["boft_R"].float()
+        pairing = butterfly(len(angles), max(size // 2, 1), size)
+        rotation = cayley((angles - angles.mT) / 2).flip(0)
+        return Oft(rotation, "in", _rescale(factors, "boft_s"), pairing[::-1])
+    rotation = _output_rotation(module, factors).mT
+    return Oft(rotation, "out", _rescale(factors, "rescale"), butterfly(len(rotation), 1, size))
+
+
+def _output_rotation(module: Module, factors: Factors) -> Tensor:
+    return output_rotation(factors["oft_blocks"], (module.alpha or 0.0) * module.target.shape[0])
+
+
+def _rescale(factors: Factors, name: str) -> Tensor | None:
+    return factors[name].flatten() if name in factors else None
 
 
 def _diff(module: Module, factors: Factors, peft: PeftConfig | None) -> WeightAdapter:
@@ -130,6 +153,7 @@ BUILDERS: dict[str, Callable[[Module, Factors, PeftConfig | None], WeightAdapter
     "LoHa": _loha,
     "LoKr": _lokr,
     "OFT": _oft,
+    "BOFT": _boft,
     "diff": _diff,
 }
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.errors import UserError
+from shared.settings.messages import printable
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 COMMENT = re.compile(r"#[^\n]*")
@@ -103,7 +104,8 @@ def _token(text: str, match: re.Match[str], phases: int) -> Phases:
     parts = match[0].split(";")
     if len(parts) > phases:
         place = match.start() + len(";".join(parts[:phases]))
-        words = f'"{match[0]}" has {len(parts)} phases; expected at most {phases} for this model'
+        shown = printable(match[0], CONTEXT)
+        words = f'"{shown}" has {len(parts)} phases; expected at most {phases} for this model'
         raise _mistake(text, place, words)
     found, place = [], match.start()
     for part in parts:
@@ -120,7 +122,8 @@ def _number(text: str, number: str, place: int) -> float:
         raise _mistake(text, place, "a number is missing")
     value = float(number) if NUMBER.fullmatch(number) else math.nan
     if not math.isfinite(value):
-        raise _mistake(text, place, f'"{number}" is not a number; expected one such as 0.8')
+        shown = printable(number, CONTEXT)
+        raise _mistake(text, place, f'"{shown}" is not a number; expected one such as 0.8')
     return value
 
 
@@ -131,8 +134,9 @@ def _mistake(text: str, place: int, words: str) -> UserError:
     line = text[start : len(text) if end < 0 else end].rstrip("\r")
     column = place - start
     before, after = line[max(0, column - CONTEXT) : column], line[column : column + CONTEXT]
+    shown = f"{printable(before, 2 * CONTEXT)}^{printable(after, 2 * CONTEXT)}"
     where = f"line {text.count(chr(10), 0, place) + 1}, column {column + 1}"
-    return UserError(f"LoRA multipliers, {where}: {words}, at the ^ in: {before}^{after}")
+    return UserError(f"LoRA multipliers, {where}: {words}, at the ^ in: {shown}")
 
 
 def _spread(numbers: tuple[float, ...], step: int, steps: int) -> float:

@@ -26,10 +26,12 @@ from dataclasses import dataclass, field
 
 from shared.errors import UserError
 from shared.prompts.wildcards import Wildcards
+from shared.settings.messages import printable
 
 MAX_DEPTH = 20  # of choices and wildcard files within each other
 MAX_DRAWS = 2000  # for one text
 MAX_CHARACTERS = 100_000
+MAX_SHOWN = 40  # of a choice in a sentence
 
 _TOKEN = re.compile(
     r"\\(?P<escaped>[{}|]|__)"
@@ -145,8 +147,8 @@ def _parsed(text: str) -> Template:
         group = groups.pop()
         if len(group.options) > 1 or group.variable[0]:
             raise UserError(
-                f"The choice '{text[group.start : group.start + 40]}' is not closed: add a }}, or write \\{{ "
-                "for a plain brace."
+                f"The choice '{printable(text[group.start :], MAX_SHOWN)}' is not closed: add a }}, or write "
+                "\\{ for a plain brace."
             )
         groups[-1].add("{", *group.options[0])
     return tuple(node for node in groups[0].options[0] if node)
@@ -155,7 +157,8 @@ def _parsed(text: str) -> Template:
 def _wildcard(token: re.Match[str]) -> Wildcard:
     if token["order"] == "@":
         raise UserError(
-            f"{token[0][:60]} asks for its entries one after the other, which is not here: leave out the @."
+            f"{printable(token[0])} asks for its entries one after the other, which is not here: leave out "
+            "the @."
         )
     pairs = [pair.partition("=") for pair in (token["given"] or "").split(",")]
     return Wildcard(token["wildcard"], tuple((name.strip(), x.strip()) for name, sign, x in pairs if sign))
@@ -190,8 +193,8 @@ def _choice(options: list[list[Node]], text: str) -> Sequence[Node]:
     high = min(there, int(most or there)) if dash else low
     if not 1 <= low <= high <= there:
         raise UserError(
-            f"The choice '{text[:40]}' asks for {max(low, high)} of {len(templates)}: ask for fewer, or add "
-            "more."
+            f"The choice '{printable(text, MAX_SHOWN)}' asks for {max(low, high)} of {len(templates)}: ask "
+            "for fewer, or add more."
         )
     separator = ", " if separator is None else separator
     return [Choice(tuple(templates), tuple(weights), low, high, separator)]
@@ -203,8 +206,8 @@ def _ordered(option: list[Node], text: str) -> list[Node]:
     sign = first[:1] if isinstance(first, str) else ""
     if sign in _ORDERS and sign:
         raise UserError(
-            f"The choice '{text[:40]}' asks for {_ORDERS[sign]}, which is not here: leave out the {sign}, "
-            "use a macro line, or put a blank before it to have it painted."
+            f"The choice '{printable(text, MAX_SHOWN)}' asks for {_ORDERS[sign]}, which is not here: leave "
+            f"out the {sign}, use a macro line, or put a blank before it to have it painted."
         )
     return [first[1:], *option[1:]] if isinstance(first, str) and sign == "~" else option
 
@@ -294,7 +297,8 @@ class _Draw:
     def _way(self, name: str, trail: tuple[str, ...]) -> tuple[str, ...]:
         way = (*trail, name)
         if name in trail or len(way) > MAX_DEPTH:
-            raise UserError(f"The wildcard files lead on and on ({' > '.join(way)}): mend one of them.")
+            shown = printable(" > ".join(way), 150)
+            raise UserError(f"The wildcard files lead on and on ({shown}): mend one of them.")
         return way
 
     def _index(self, weights: Sequence[float]) -> int:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 
 from shared.errors import UserError
-from shared.settings.messages import nearest
+from shared.settings.messages import nearest, printable
 from shared.settings.table import ALL_ONE, PARAGRAPHS
 
 ENHANCED = "!enhanced!"  # Wan2GP's mark of a prompt that a program has rewritten
@@ -76,8 +76,8 @@ def _repeated(template: list[str], variables: Variables) -> list[str]:
         if name not in variables:
             near = nearest(name, variables) or next(iter(variables))
             raise UserError(
-                f"'{{{name}}}' is no variable of the macro above it: did you mean '{{{near}}}'? A plain "
-                "brace is written \\{."
+                f"'{{{printable(name)}}}' is no variable of the macro above it: did you mean "
+                f"'{{{printable(near)}}}'? A plain brace is written \\{{."
             )
     rounds = max(map(len, variables.values()))
     return [_replaced(line, variables, i) for i in range(rounds) for line in template]
@@ -98,8 +98,8 @@ def _declared(line: str) -> dict[str, list[str]]:
         position = found.end() if found else position
         if found is None or (position < len(line) and line[position] != ":"):
             raise UserError(
-                f'The macro line "{line}" cannot be read: expected the form ! {{Name}}="one","two" : '
-                '{Other}="three".'
+                f'The macro line "{printable(line)}" cannot be read: expected the form '
+                '! {Name}="one","two" : {Other}="three".'
             )
         variables[found["name"]] = re.findall(r'"([^"]*)"', found["values"])
         position += 1

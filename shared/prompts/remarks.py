@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from shared.prompts.lines import comments
+from shared.settings.messages import printable
 
 MAX_SHOWN = 40  # characters of a comment in its note
 MAX_TAGS = 20
@@ -43,7 +44,7 @@ def remarks(text: str) -> list[str]:
     lines = comments(text)
     said = []
     if lines:
-        first = lines[0] if len(lines[0]) <= MAX_SHOWN else f"{lines[0][:MAX_SHOWN]}…"
+        first = printable(lines[0], MAX_SHOWN)
         many = "1 line that begins" if len(lines) == 1 else f"{len(lines)} lines that begin"
         said.append(f"Taken for a comment: {many} with # ({first}). Write \\# to have it painted.")
     return said + signs("\n".join(line for line in text.split("\n") if line.strip() not in lines))

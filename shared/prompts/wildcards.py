@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from shared.errors import UserError
-from shared.settings.messages import nearest
+from shared.settings.messages import nearest, printable
 
 MAX_BYTES = 8 << 20
 MAX_TABLE_BYTES = 1 << 20  # of a YAML or JSON file, which takes longer to read
@@ -74,14 +74,15 @@ class Wildcards:
         matching = [one for one in self.names() if fnmatch.fnmatchcase(one, pattern)]
         if not matching:
             raise UserError(
-                f"No wildcard file is called like __{name}__: put one into {self.folder}, or write \\__ "
-                "where underscores are meant."
+                f"No wildcard file is called like __{printable(name)}__: put one into {self.folder}, or "
+                "write \\__ where underscores are meant."
             )
         entries: list[str] = []
         for one in matching:
             entries += self._entries(one)
             if len(entries) > MAX_ENTRIES:
-                raise UserError(f"__{name}__ stands for more than {MAX_ENTRIES:,} entries: name fewer files.")
+                many = f"__{printable(name)}__ stands for more than {MAX_ENTRIES:,} entries"
+                raise UserError(f"{many}: name fewer files.")
         return entries
 
     def _entries(self, name: str) -> list[str]:
@@ -91,11 +92,11 @@ class Wildcards:
         if isinstance(found, UserError):
             raise found
         if found is None:
-            near = nearest(name, self.names())
-            hint = f"did you mean __{near}__?" if near else f"put {name}.txt into {self.folder}."
+            near, shown = nearest(name, self.names()), printable(name)
+            hint = f"did you mean __{near}__?" if near else f"put {shown}.txt into {self.folder}."
             raise UserError(
-                f"There is no wildcard file for __{name}__: {hint} Where the underscores are meant, write "
-                f"\\__{name}\\__."
+                f"There is no wildcard file for __{shown}__: {hint} Where the underscores are meant, write "
+                f"\\__{shown}\\__."
             )
         return found
 

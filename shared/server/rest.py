@@ -11,6 +11,7 @@ from fastapi import Path as InPath
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from shared.engine.comfyui import comfyui_workflow, settings_of
 from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.imaging.sources import load_picture
@@ -26,6 +27,7 @@ from shared.server.schemas import (
     JobResponse,
     ModelResponse,
     UploadResponse,
+    WorkflowResponse,
     accepted,
     image_response,
     job_response,
@@ -54,6 +56,13 @@ TAKES_PICTURE = _takes({"image/*": {"schema": {"type": "string", "format": "bina
 def rest_router(engine: Engine, uploads: Path, files: FileAccess) -> APIRouter:
     """The routes below /api/v1."""
     router = APIRouter(prefix="/api/v1", responses={"4XX": {"description": "Refused", **PROBLEM}})
+    _add_jobs(router, engine, uploads)
+    _add_models(router, engine)
+    _add_pictures(router, engine, files)
+    return router
+
+
+def _add_jobs(router: APIRouter, engine: Engine, uploads: Path) -> None:
     store = engine.store
 
     @router.post("/jobs", status_code=201, openapi_extra=TAKES_SETTINGS)
@@ -98,10 +107,16 @@ def rest_router(engine: Engine, uploads: Path, files: FileAccess) -> APIRouter:
         engine.cancel(job_id)
         return job_response(_job(engine, job_id))
 
+
+def _add_models(router: APIRouter, engine: Engine) -> None:
     @router.get("/models")
     def models() -> list[ModelResponse]:
         """The models with what acts on them."""
         return [model_response(model, engine) for model in engine.catalog.models.values()]
+
+
+def _add_pictures(router: APIRouter, engine: Engine, files: FileAccess) -> None:
+    store = engine.store
 
     @router.get("/images")
     def images(
@@ -119,12 +134,19 @@ def rest_router(engine: Engine, uploads: Path, files: FileAccess) -> APIRouter:
         kind = mimetypes.guess_type(path.name)[0]
         return FileResponse(path, media_type=kind, filename=path.name, content_disposition_type="inline")
 
+    @router.get("/images/{image_id}/comfyui")
+    def comfyui(image_id: Id) -> WorkflowResponse:
+        """A picture's settings as a workflow of ComfyUI, in the form that its API takes."""
+        try:
+            made = comfyui_workflow(settings_of(_image(engine, image_id), engine.catalog), engine.catalog)
+        except UserError as error:
+            refuse(error)
+        return WorkflowResponse(made.nodes, made.lines)
+
     @router.post("/uploads", status_code=201, openapi_extra=TAKES_PICTURE)
     async def upload(request: Request) -> UploadResponse:
         """Take a picture that settings may then name. The body is the file as it is."""
         return await run_in_threadpool(_keep, await request.body(), engine.config.inputs)
-
-    return router
 
 
 _FILE: dict[int | str, dict[str, Any]] = {

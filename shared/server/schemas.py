@@ -95,6 +95,14 @@ class UploadResponse:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class WorkflowResponse:
+    """prompt: the nodes, as ComfyUI takes them for its queue. notes: what differs or has no node there."""
+
+    prompt: dict[str, Any]
+    notes: list[str]
+
+
 def accepted(job_id: int, validated: Validated) -> Accepted:
     return Accepted(job_id, f"/api/v1/jobs/{job_id}", validated.notes, validated.ignored)
 

@@ -18,7 +18,7 @@ def show(value: Any) -> str:
         return json.dumps(value)
     if isinstance(value, str):
         shown = json.dumps(value if len(value) <= 60 else value[:57] + "…", ensure_ascii=False)
-        return shown.encode("utf-8", "backslashreplace").decode()
+        return "".join(map(_shown, shown))
     if isinstance(value, int) and abs(value) >= 10**40:  # Python refuses to print thousands of digits
         return f"a number of about {int(value.bit_length() * math.log10(2)) + 1:,} digits"
     if isinstance(value, (int, float)):

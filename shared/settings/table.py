@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import UserError
+from shared.settings.messages import printable
 
 MAX_SEED = 2**53 - 1  # the largest whole number that survives JSON and JavaScript unchanged
 MAX_PATH = 4096
+MAX_PROBLEM = 600  # characters of one problem; what came is shortened where a sentence is made
 #: names of shared.imaging.preprocess.PREPROCESSORS, which needs OpenCV
 PREPROCESSORS = ("as_it_is", "canny", "lines", "scribble", "gray", "tile", "depth", "pose")
 #: sampler presets that take so many steps, whatever num_inference_steps says
@@ -388,11 +390,13 @@ SETTINGS: dict[str, Setting] = {
 
 
 class SettingsError(UserError):
-    """Every problem of one set of settings, one sentence each, in `problems`."""
+    """Every problem of one set of settings, one sentence each, in `problems`. What came may be part of it, so
+    it is cleaned here.
+    """
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = problems
+        self.problems = [printable(problem, MAX_PROBLEM) for problem in problems]
+        super().__init__("; ".join(self.problems))
 
 
 def applies(setting: Setting, capabilities: Mapping[str, Any]) -> bool:

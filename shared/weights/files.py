@@ -383,12 +383,16 @@ def _read_header(path: Path, length: int) -> tuple[int, dict[str, Any]]:
 def _excess(raw: bytes) -> str | None:
     """What is out of bounds in a header that nobody has parsed; None where it may be. Passes over it a few
     times, at the speed of the memory."""
-    text = raw.replace(rb"\\", b"").replace(rb"\"", b"")  # every quote left begins or ends a string
+    many = f"more than {MAX_TENSORS:,} tensors"
+    if raw.count(b'"') - raw.count(rb"\"") > 2 * MAX_STRINGS:
+        return many
+    # every quote left begins or ends a string
+    text = raw.replace(rb"\\", b"").replace(rb"\"", b"") if b"\\" in raw else raw
     if text.count(b'"') > 2 * MAX_STRINGS:
-        return f"more than {MAX_TENSORS:,} tensors"
+        return many
     outside = b"".join(text.split(b'"')[::2])
     if outside.count(b"{") > MAX_TENSORS + 2:
-        return f"more than {MAX_TENSORS:,} tensors"
+        return many
     lists = outside.count(b"[")
     if lists > 2 * MAX_TENSORS or outside.count(b",") > MAX_COMMAS or LONG_LIST.search(outside):
         return "more numbers than tensors need"

@@ -60,7 +60,7 @@ def test_every_flag_that_reaches_a_worker_is_known():
     }  # fmt: skip
     task = {
         "process", "model", "dry_run", "list_models", "json", "download", "plan", "vram", "ram", "markdown",
-        "check_loras", "convert_lora", "lora_preset", "output_dir", "seed", "steps", "settings",
+        "check_loras", "convert_lora", "to_comfyui", "lora_preset", "output_dir", "seed", "steps", "settings",
     }  # fmt: skip
     worker = {name for names in second_start.WORKER_FLAGS for name in names} | {"lora_dir_z_image"}
     assert set(vars(NOTHING)) == page | task | worker

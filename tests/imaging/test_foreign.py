@@ -19,6 +19,7 @@ from shared.library.catalog import catalog
 from shared.library.translation import as_task
 from shared.ui.create import import_settings
 from tests.support.browser import ROOT
+from tests.support.other_programs import CLIP, LATENT, MODEL, SIZED, SWARM, graph, node, subgraph, workflow
 
 MINI, BASE = "z_image_mini", "z_image_mini_base"
 
@@ -123,33 +124,6 @@ def test_the_exif_comment_of_jpeg_and_webp(tmp_path, order, suffix):
 
 
 # ---------------------------------------------------------------- ComfyUI
-
-MODEL, CLIP, LATENT = ["4", 0], ["5", 0], ["6", 0]
-
-
-def node(kind, **inputs):
-    return {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
-
-
-def graph(**others) -> dict:
-    """Text to picture with one LoRA, as the program saves it; `others` replace nodes by their numbers."""
-    usual = {
-        "1": node("KSampler", seed=1071208483241017, steps=9, cfg=1, sampler_name="res_multistep",
-                  scheduler="simple", denoise=1, model=["2", 0], positive=["7", 0], negative=["8", 0],
-                  latent_image=LATENT),
-        "2": node("ModelSamplingAuraFlow", shift=3.5, model=["3", 0]),
-        "3": node("LoraLoaderModelOnly", lora_name="styles\\pixel.safetensors", strength_model=0.7,
-                  model=MODEL),
-        "4": node("UNETLoader", unet_name="z_image_turbo_bf16.safetensors", weight_dtype="default"),
-        "5": node("CLIPLoader", clip_name="qwen_3_4b.safetensors", type="lumina2"),
-        "6": node("EmptySD3LatentImage", width=1024, height=768, batch_size=1),
-        "7": node("CLIPTextEncode", text="a lamp", clip=CLIP),
-        "8": node("ConditioningZeroOut", conditioning=["7", 0]),
-        "9": node("VAEDecode", samples=["1", 0], vae=["10", 0]),
-        "10": node("VAELoader", vae_name="ae.safetensors"),
-        "11": node("SaveImage", filename_prefix="z", images=["9", 0]),
-    }  # fmt: skip
-    return {**usual, **{name.lstrip("n"): one for name, one in others.items()}}
 
 
 def test_the_graph_is_walked_from_the_sampler(tmp_path):
@@ -318,43 +292,6 @@ def test_loras_stand_in_the_order_in_which_they_are_applied():
     assert found.loras == (("a", 0.25), ("b", 2.0))
 
 
-def workflow(switched_off=0) -> dict:
-    """The editor's form of the same; two nodes name their fields, as newer versions of it do."""
-    links = [
-        [1, 4, 0, 3, 0, "MODEL"],
-        [2, 3, 0, 1, 0, "MODEL"],
-        [3, 7, 0, 1, 1, "CONDITIONING"],
-        [4, 8, 0, 1, 2, "CONDITIONING"],
-        [5, 6, 0, 1, 3, "LATENT"],
-        [6, 1, 0, 11, 0, "LATENT"],
-    ]
-
-    def one(number, kind, inputs, values, mode=0):
-        slots = [{"name": name, "type": "*", "link": link} for name, link in inputs.items()]
-        return {"id": number, "type": kind, "mode": mode, "inputs": slots, "widgets_values": values}
-
-    own = one(6, "EmptyQwenImageLatent", {}, [640, 512, 1])
-    own["inputs"] = [
-        {"name": n, "widget": {"name": n}, "link": None} for n in ("width", "height", "batch_size")
-    ]
-    nodes = [
-        one(
-            1,
-            "KSampler",
-            {"model": 2, "positive": 3, "negative": 4, "latent_image": 5},
-            [99, "randomize", 8, 2.5, "euler", "simple", 1],
-        ),
-        one(3, "LoraLoaderModelOnly", {"model": 1}, ["pixel.safetensors", 0.5], switched_off),
-        one(4, "UNETLoader", {}, ["z_image_turbo_bf16.safetensors", "default"]),
-        own,
-        one(7, "CLIPTextEncode", {"clip": None}, ["a lamp"]),
-        one(8, "CLIPTextEncode", {"clip": None}, ["fog"]),
-        one(11, "SaveImage", {"images": 6}, ["z"]),
-        {"id": 12, "type": "MarkdownNote", "widgets_values": {"a": 1}},
-    ]
-    return {"last_node_id": 12, "nodes": nodes, "links": links, "version": 0.4}
-
-
 @pytest.mark.parametrize("mode, loras", [(0, (("pixel.safetensors", 0.5),)), (4, ())])
 def test_the_form_of_the_editor(mode, loras):
     found = reader.from_texts({"workflow": json.dumps(workflow(mode))})
@@ -363,40 +300,6 @@ def test_the_form_of_the_editor(mode, loras):
         "guidance_scale": 1.5, "resolution": "640x512",
     }  # fmt: skip
     assert (found.loras, found.model) == (loras, "z_image_turbo_bf16.safetensors")
-
-
-def subgraph(proxies, values, outer_link=None, depth=1):
-    """One node that stands for a whole graph, as the editor's templates have them; `depth` of them nested."""
-    inner = workflow()
-    ports = [{"name": n} for n in ("text", "width", "height")]
-    links = [
-        dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot"), link[:5], strict=True))
-        for link in inner["links"][:5]
-    ]
-    links += [
-        {"id": 20, "origin_id": -10, "origin_slot": 0, "target_id": 7, "target_slot": 1},
-        {"id": 21, "origin_id": -10, "origin_slot": 1, "target_id": 6, "target_slot": 0},
-        {"id": 22, "origin_id": -10, "origin_slot": 2, "target_id": 6, "target_slot": 1},
-        {"id": 23, "origin_id": 1, "origin_slot": 0, "target_id": -20, "target_slot": 0},
-    ]
-    nodes = inner["nodes"][:6]
-    nodes[3]["inputs"][0]["link"], nodes[3]["inputs"][1]["link"] = 21, 22
-    nodes[4]["inputs"].append({"name": "text", "widget": {"name": "text"}, "link": 20})
-    made = [{"id": "s1", "inputs": ports, "nodes": nodes, "links": links}]
-    for level in range(2, depth + 1):
-        one = {"id": 5, "type": f"s{level - 1}", "inputs": [
-            {"name": port["name"], "link": 30 + i} for i, port in enumerate(ports)], "widgets_values": []}
-        between = [{"id": 30 + i, "origin_id": -10, "origin_slot": i, "target_id": 5, "target_slot": i}
-                   for i in range(3)]
-        between.append({"id": 40, "origin_id": 5, "origin_slot": 0, "target_id": -20, "target_slot": 0})
-        made.append({"id": f"s{level}", "inputs": ports, "nodes": [one], "links": between})
-    slots = [{"name": "text", "widget": {"name": "text"}, "link": outer_link}]
-    instance = {"id": 57, "type": f"s{depth}", "mode": 0, "inputs": slots, "widgets_values": values,
-                "properties": {"proxyWidgets": proxies}}
-    save = {"id": 9, "type": "SaveImage", "inputs": [{"name": "images", "link": 62}], "widgets_values": ["z"]}
-    text = {"id": 10, "type": "PrimitiveStringMultiline", "inputs": [], "widgets_values": ["a kite"]}
-    outer = [[62, 57, 0, 9, 0, "IMAGE"], [63, 10, 0, 57, 0, "STRING"]]
-    return {"nodes": [save, instance, text], "links": outer, "definitions": {"subgraphs": made}}
 
 
 PORTS = [["-1", "text"], ["-1", "width"], ["-1", "height"]]
@@ -493,12 +396,6 @@ def test_invoke_s_shift_and_seed_variance_are_settings_here():
 COMMON = {
     "prompt": "a lamp", "num_inference_steps": 9, "seed": 42, "guidance_scale": 0.0, "resolution": "128x192",
 }  # fmt: skip
-SIZED = {"steps": 9, "seed": 42, "width": 128, "height": 192}
-SWARM = {"sui_image_params": {
-    **SIZED, "prompt": "a lamp", "negativeprompt": "", "model": "z_image_turbo_bf16", "images": 1,
-    "cfgscale": 1.0, "aspectratio": "Custom", "sampler": "euler", "scheduler": "simple", "sigmashift": 3.0,
-    "loras": ["style", "b"], "loraweights": ["0.8"], "swarm_version": "0.9.8.0", "refinerupscale": 2.0,
-}, "sui_extra_data": {"date": "2026-02-03"}}  # fmt: skip
 MFLUX = {
     **SIZED, "mflux_version": "0.13.1", "model": "z-image-turbo", "guidance": 0.0, "prompt": "a lamp",
     "negative_prompt": None, "lora_paths": ["/x/style.safetensors"], "lora_scales": [0.5],
@@ -654,11 +551,12 @@ def test_a_workflow_runs_without_a_page(tmp_path):
 @pytest.mark.parametrize(
     "content, said",
     [
-        ('{"prompt": "x"}', "is no workflow of ComfyUI that samples"),
-        ("[" * 90_000, "is no workflow of ComfyUI ("),
-        ("{", "is no workflow of ComfyUI ("),
-        ("\xff", "is no workflow of ComfyUI ("),
-        ('{"nodes": [], "links": []}', "is no workflow of ComfyUI that samples"),
+        ('{"name": "x"}', "flow.json holds no settings: expected a workflow of ComfyUI"),
+        ("[" * 90_000, "flow.json cannot be read ("),
+        ("{", "flow.json cannot be read ("),
+        ("\xff", "flow.json cannot be read ("),
+        ('{"nodes": [], "links": []}', "flow.json holds no settings: expected a workflow of ComfyUI"),
+        ('{"positive_prompt": "x", "cfg": 1}', '"positive_prompt" is "prompt" here, "cfg" is "guidance'),
     ],
 )
 def test_what_is_no_workflow_is_one_sentence(tmp_path, models, content, said):

@@ -5,6 +5,7 @@ divided by 2 sqrt(b - 1)), LyCORIS's LoKr (no alpha where both factors are full)
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from tests.support.lora_writers import (
     deltas,
     factors,
     lokr,
-    lycoris_oft,
+    neumann,
     peft_loha,
     peft_lokr,
     peft_oft,
@@ -144,13 +145,89 @@ def test_an_alpha_alone_is_left_out_by_name(tmp_path: Path) -> None:
     assert verdict.matched == len(SHAPES) and "an alpha and nothing else" in str(verdict.left_out[0])
 
 
-def test_boft_is_called_by_its_name(tmp_path: Path) -> None:
-    blocks = torch.zeros(2, DIM // 8, 8, 8)
-    lycoris = {"lycoris_layers_0_attention_to_q.oft_blocks": blocks}
-    peft = {f"base_model.model.layers.0.attention.to_q.boft_{end}": blocks for end in ("R", "s")}
-    for i, tensors in enumerate((lycoris, peft)):
-        path = save(tmp_path / f"{i}.safetensors", (tensors, {}))
-        assert "layers.0.attention.to_q: it is a BOFT adapter" in inspect(path, NAMES).sentence
-    beside = lycoris_oft().tensors | {"lycoris_context_refiner_0_attention_to_q.oft_blocks": blocks}
-    verdict = inspect(save(tmp_path / "b.safetensors", (beside, {})), NAMES)
-    assert verdict.matched == len(SHAPES) and "BOFT" in str(verdict.left_out[0])
+def eye(q: Tensor) -> Tensor:
+    return torch.eye(len(q))
+
+
+# What PEFT's configuration says of an OFT: (its keys, Q -> R, the limit of each Q)
+OFTS: dict[str, tuple[dict, Callable[[Tensor], Tensor], float]] = {
+    "nothing": ({}, neumann, 0),
+    "0 terms": ({"num_cayley_neumann_terms": 0}, eye, 0),
+    "1 term": ({"num_cayley_neumann_terms": 1}, eye, 0),
+    "2 terms": ({"num_cayley_neumann_terms": 2}, lambda q: eye(q) + 2 * q, 0),
+    "3 terms": ({"num_cayley_neumann_terms": 3}, lambda q: eye(q) + 2 * q + 2 * q @ q + q @ q @ q, 0),
+    "4 terms": ({"num_cayley_neumann_terms": 4}, lambda q: eye(q) + 2 * q + 2 * q @ q + q @ q @ q, 0),
+    "6 terms": ({"num_cayley_neumann_terms": 6},
+                lambda q: neumann(q) + q.matrix_power(4) + q.matrix_power(5), 0),
+    "inverse": ({"use_cayley_neumann": False}, lambda q: (eye(q) - q) @ torch.inverse(eye(q) + q), 0),
+    "constrained": ({"coft": True, "eps": 0.7}, neumann, 0.7),
+    "constrained as usual": ({"coft": True}, neumann, 6e-5),
+    "an eps without effect": ({"coft": False, "eps": 0.7}, neumann, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OFTS)
+def test_an_oft_follows_pefts_configuration(case: str, tmp_path: Path) -> None:
+    config, rotate, limit = OFTS[case]
+    other = peft_oft(rotate=rotate, prefix="base_model.model.", limit=limit)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "OFT", "r": 0, **config}))
+    path, base = save(tmp_path / "adapter_model.safetensors", (other.tensors, {})), weights()
+    for name, delta in changes(read(path, NAMES), base).items():
+        torch.testing.assert_close(delta, other.change[name](base[name]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"num_cayley_neumann_terms": 101}, {"num_cayley_neumann_terms": "x"}, {"coft": True, "eps": -1}],
+    ids=str,
+)
+def test_an_oft_that_cannot_be_computed_is_told(config: dict, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "OFT", **config}))
+    tensors = peft_oft(prefix="base_model.model.").tensors
+    sentence = inspect(save(tmp_path / "adapter_model.safetensors", (tensors, {})), NAMES).sentence
+    assert "; expected a" in sentence and "adapter_config.json has " in sentence
+
+
+BUTTERFLIES = {
+    "three dimensions": ({"boft_R": (2, 8, 8)}, "expected stages of square blocks"),
+    "no squares": ({"oft_blocks": (2, 12, 8, 4)}, "expected stages of square blocks"),
+    "no size": ({"oft_blocks": (2, 12, 0, 0)}, "expected stages of square blocks"),
+    "four stages of 12 blocks": ({"oft_blocks": (4, 12, 8, 8)}, "reach over more than all blocks"),
+    "odd blocks": ({"boft_R": (2, 32, 3, 3)}, "reach over more than all blocks"),
+    "a rescale of another size": ({"oft_blocks": (2, 12, 8, 8), "rescale": (8, 1)}, "and a rescale of"),
+    "without its scale": ({"boft_R": (2, 12, 8, 8), "boft_s": None}, "without the factor boft_s"),
+    "of other inputs": ({"boft_R": (2, 24, 8, 8)}, "it is made for 96 x 192 weights"),
+}
+
+
+@pytest.mark.parametrize("case", BUTTERFLIES)
+def test_a_butterfly_of_another_form_is_refused(case: str, tmp_path: Path) -> None:
+    shapes, words = BUTTERFLIES[case]
+    if "boft_R" in shapes:
+        shapes = {"boft_s": (DIM, 1)} | shapes
+    tensors = {
+        f"layers.0.attention.to_q.{name}": torch.zeros(shape) for name, shape in shapes.items() if shape
+    }
+    sentence = inspect(save(tmp_path / "a.safetensors", (tensors, {})), NAMES).sentence
+    assert words in sentence and "layers.0.attention.to_q" in sentence
+
+
+def test_a_butterfly_of_stacked_layers_is_cut_where_it_can_be(tmp_path: Path) -> None:
+    """Stages that stay within one of the layers; the others cannot be told apart."""
+    g = torch.Generator().manual_seed(3)
+    base, layers = weights(), [f"layers.0.attention.{name}" for name in ("to_q", "to_k", "to_v")]
+    for stages in (2, 3):
+        blocks = torch.randn(stages, 3 * DIM // 24, 24, 24, generator=g) * 0.2
+        tensors = {"lycoris_layers_0_attention_qkv.oft_blocks": blocks}
+        path = save(tmp_path / f"{stages}.safetensors", (tensors, {}))
+        assert inspect(path, NAMES).matched == 1
+        alone = {
+            f"lycoris_layers_0_attention_{name}.oft_blocks": part
+            for name, part in zip(("to_q", "to_k", "to_v"), blocks.chunk(3, dim=1), strict=True)
+        }
+        split = read(save(tmp_path / "split.safetensors", (alone, {})), NAMES)
+        assert distance(changes(read(path, NAMES), base), changes(split, base)) < 1e-6
+        assert set(split.adapters) == set(layers)
+    tensors = {"lycoris_layers_0_attention_qkv.oft_blocks": torch.zeros(2, 4, 72, 72)}
+    sentence = inspect(save(tmp_path / "over.safetensors", (tensors, {})), NAMES).sentence
+    assert "the blocks of its BOFT reach over the layers that were stacked" in sentence

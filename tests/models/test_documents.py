@@ -282,6 +282,46 @@ def test_the_base_classs_steps_stay_forwards(official: Path, pipe: ZImagePipelin
     assert difference(nine, eight) <= 1
 
 
+KINDS = [
+    # folder, shift, what it was saved from -> Base?
+    ("Z-Image", 3.0, None, True),
+    ("Z-Image-Turbo", 6.0, None, False),
+    ("models--Tongyi-MAI--Z-Image/snapshots/abc", 3.0, None, True),
+    ("models--Tongyi-MAI--Z-Image-Turbo/snapshots/abc", 6.0, None, False),
+    ("mine", 6.0, None, True),
+    ("mine", 3.0, None, False),
+    ("mine", 3.0, "Tongyi-MAI/Z-Image", True),
+    ("mine", 5.0, "Tongyi-MAI/Z-Image-Turbo", False),
+    ("mine", 5.0, None, False),
+]
+
+
+@pytest.mark.parametrize(("name", "shift", "saved_from", "base"), KINDS)
+def test_a_folder_says_whether_it_is_base(
+    official: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    name: str, shift: float, saved_from: str | None, base: bool,
+) -> None:  # fmt: skip
+    """Turbo takes 8 steps without guidance, Base 30 with guidance 4 (the model cards' own values)."""
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    folder = shutil.copytree(official, tmp_path / name)
+    config = {"shift": shift, "num_train_timesteps": 1000}
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(
+        json.dumps({**index, **({"_name_or_path": saved_from} if saved_from else {})})
+    )
+    usual = ZImagePipeline.from_pretrained(folder).usual
+    assert (usual.num_inference_steps, usual.guidance_scale) == ((30, 4.0) if base else (8, 0.0))
+    assert ("does not say whether" in caplog.text) == (shift == 5.0 and not saved_from)
+
+
+def test_the_call_has_the_last_word_on_what_a_folder_is(official: Path) -> None:
+    made = ZImagePipeline.from_pretrained(official, base_model_type="z_image_base")
+    assert made.usual.num_inference_steps == 30
+    with pytest.raises(UserError, match="base_model_type came as 'sdxl'; expected z_image or z_image_base"):
+        ZImagePipeline.from_pretrained(official, base_model_type="sdxl")
+
+
 def test_the_folders_own_schedule_is_used(official: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(official, tmp_path / "copy")
     (copy / "scheduler/scheduler_config.json").write_text('{"shift": 5.5, "num_train_timesteps": 1000}')

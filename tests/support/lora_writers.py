@@ -353,8 +353,22 @@ def lycoris_oft(
     return _each(write, "lycoris_", underscored, shapes)
 
 
-def peft_oft(block: int = 8, shapes: dict[str, tuple[int, int]] = SHAPES) -> Other:
-    """OFT of PEFT and OneTrainer: the layer sees x @ R, R = I + 2Q + 2Q^2 + 2Q^3 + Q^4, so W' = W @ R^T."""
+def neumann(q: Tensor) -> Tensor:
+    """PEFT's usual series."""
+    return torch.eye(len(q)) + 2 * q + 2 * q @ q + 2 * q @ q @ q + q @ q @ q @ q
+
+
+def peft_oft(
+    block: int = 8,
+    shapes: dict[str, tuple[int, int]] = SHAPES,
+    rotate: Callable[[Tensor], Tensor] = neumann,
+    prefix: str = "transformer.",
+    limit: float = 0.0,
+) -> Other:
+    """OFT of PEFT and OneTrainer: the layer sees x @ R, R = rotate(Q), so W' = W @ R^T.
+
+    limit: PEFT's "eps" of a constrained OFT; each Q is at most that over the root of their number.
+    """
 
     def write(name: str, rows: int, columns: int, g: torch.Generator) -> Any:
         count = columns // block
@@ -367,11 +381,69 @@ def peft_oft(block: int = 8, shapes: dict[str, tuple[int, int]] = SHAPES) -> Oth
                 for column in range(row + 1, block):
                     q[row, column], q[column, row] = triangles[i, place], -triangles[i, place]
                     place += 1
+            most = limit / math.sqrt(count)
+            if limit and q.norm() > most:
+                q = q * most / q.norm()
             at = slice(i * block, (i + 1) * block)
-            r[at, at] = torch.eye(block) + 2 * q + 2 * q @ q + 2 * q @ q @ q + q @ q @ q @ q
+            r[at, at] = rotate(q)
         return {"oft_R.weight": triangles}, lambda w: w @ r.T - w
 
-    return _each(write, "transformer.", str, shapes)
+    return _each(write, prefix, str, shapes)
+
+
+def lycoris_boft(block: int = 8, constraint: float = 0.0, rescaled: bool = False) -> Other:
+    """Stages that mix rows 2^i * block / 2 apart: reshaped to [c, 2, k], swapped to [c, k, 2], turned by
+    (I + Q) (I - Q)^-1 in blocks, and swapped back.
+    """
+
+    def write(name: str, rows: int, columns: int, g: torch.Generator) -> Any:
+        stages = (rows // block & -(rows // block)).bit_length()  # as often as the blocks can be halved
+        blocks = torch.randn(stages, rows // block, block, block, generator=g) * 0.2
+        q = blocks - blocks.transpose(-1, -2)
+        if constraint and q.norm() > constraint * rows:
+            q = q * constraint * rows / q.norm()
+        m = torch.rand(rows, 1, generator=g) + 0.5 if rescaled else torch.ones(rows, 1)
+
+        def change(w: Tensor) -> Tensor:
+            out = w
+            for i in range(stages):
+                k = 2**i * block // 2
+                order = torch.arange(rows).view(-1, 2, k).transpose(1, 2).flatten()
+                one = torch.eye(block)
+                r = torch.block_diag(*((one + a) @ torch.inverse(one - a) for a in q[i]))
+                mixed = torch.empty_like(out)
+                mixed[order] = r @ out[order]
+                out = mixed
+            return m * out - w
+
+        found = {"oft_blocks": blocks, "alpha": torch.tensor(constraint)}
+        return found | ({"rescale": m} if rescaled else {}), change
+
+    return _each(write, "lycoris_", underscored)
+
+
+def peft_boft(block: int = 8, stages: int = 3) -> Other:
+    """W' = s * W @ (B_n .. B_1)^T with B_i = P_i D_i P_i^T, D_i = Cayley of the blocks' skew halves, and P_i
+    the even and then the odd runs of block / 2 inputs in each group of block * 2^i.
+    """
+
+    def write(name: str, rows: int, columns: int, g: torch.Generator) -> Any:
+        blocks = torch.randn(stages, columns // block, block, block, generator=g) * 0.3
+        s, run = torch.rand(rows, 1, generator=g) + 0.5, block // 2
+        butterfly = torch.eye(columns)
+        for i in range(stages):
+            q = [0.5 * (a - a.T) for a in blocks[i]]
+            d = torch.block_diag(*((torch.eye(block) - a) @ torch.inverse(torch.eye(block) + a) for a in q))
+            runs, p = 2 * 2**i, torch.zeros(columns, columns)
+            places = [*range(0, runs, 2), *range(1, runs, 2)]
+            for start in range(0, columns, block * 2**i):
+                for to, place in enumerate(places):
+                    for j in range(run):
+                        p[start + to * run + j, start + place * run + j] = 1
+            butterfly = p @ d @ p.T @ butterfly
+        return {"boft_R": blocks, "boft_s": s}, lambda w: s * (w @ butterfly.T) - w
+
+    return _each(write, "base_model.model.", str)
 
 
 OTHERS: dict[str, tuple[Callable[[], Other], str]] = {
@@ -395,6 +467,11 @@ OTHERS: dict[str, tuple[Callable[[], Other], str]] = {
     "OFT, LyCORIS, constrained": (lambda: lycoris_oft(8, 0.01), "OFT"),
     "OFT, LyCORIS, rescaled": (lambda: lycoris_oft(rescaled=True), "OFT"),
     "OFT, PEFT": (peft_oft, "OFT"),
+    "BOFT, LyCORIS": (lycoris_boft, "BOFT"),
+    "BOFT, LyCORIS, constrained": (lambda: lycoris_boft(4, 0.01), "BOFT"),
+    "BOFT, LyCORIS, rescaled": (lambda: lycoris_boft(2, rescaled=True), "BOFT"),
+    "BOFT, PEFT": (peft_boft, "BOFT"),
+    "BOFT, PEFT, one stage": (lambda: peft_boft(4, 1), "BOFT"),
 }
 
 

@@ -401,7 +401,8 @@ def test_a_picture_of_another_program_dropped_anywhere_fills_the_form(visit):
     page.tab.locator("#lora-rows li").filter(has_text="mini_outlines").wait_for()
     said = {
         "style.safetensors": "loras folder of its model",
-        "notes.txt": "Only pictures, and saved queues",
+        "notes.pdf": "Only pictures, workflows and settings as text",
+        "notes.txt": "notes.txt holds no settings",
     }
     for name, words in said.items():
         page.tab.evaluate(_DROP, [name, base64.b64encode(b'[{"prompt": ""}]').decode()])

@@ -20,6 +20,7 @@ from shared.jobs.records import FAILED, QUEUED, Job
 from shared.ui.queue.panel import Queue, shortened
 from shared.ui.queue.queue_state import SHOWN, Sight, look, watch
 from tests.support.browser import ROOT, Visit, serve, visits
+from tests.support.dropping import DROP
 
 MINI, BASE = "z_image_mini", "z_image_mini_base"
 LONG = {"model_type": BASE, "num_inference_steps": 100, "batch_size": 16, "seed": 1}
@@ -316,16 +317,6 @@ def test_a_failed_job_says_why_and_is_retried(visit, engine):
     page.wait_for_rows(job + 1)
     page.tab.wait_for_selector("text=There was not enough memory", state="detached")
     assert engine.store.job(job).status == FAILED
-
-
-DROP = """([data, name]) => {
-  const dragged = new DataTransfer();
-  dragged.items.add(new File([Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))], name));
-  for (const kind of ['dragenter', 'dragover', 'drop']) {
-    document.querySelector('#prompt').dispatchEvent(
-      new DragEvent(kind, {dataTransfer: dragged, bubbles: true, cancelable: true}));
-  }
-}"""
 
 
 @pytest.mark.browser

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from models.z_image.checkpoints import weight_names as model_files
@@ -26,6 +25,7 @@ from shared.loras.reader import read
 from shared.settings.messages import printable
 from shared.weights import files, formats
 from tests.support.lora_writers import CONFIG, DIM
+from tests.support.safetensors_library import library_opens
 
 NAMES = model_names(CONFIG)
 Q = "diffusion_model.layers.0.attention.to_q"
@@ -184,16 +184,6 @@ LIBRARY_REFUSES = {
     "UTF-16": f'{{"a":{E}}}'.encode("utf-16-le"),
     "half a UTF-8 character": f'{{"a":{E}}}'.encode().replace(b'"a"', b'"\xc3"'),
 }  # fmt: skip
-
-
-def library_opens(path: Path) -> bool:
-    try:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (no mapping)
-                file.get_slice(key).get_shape()
-    except SafetensorError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("case", LIBRARY_REFUSES)

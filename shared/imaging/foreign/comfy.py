@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from shared.imaging.foreign.comfy_graph import MAX_DEPTH, Graph, Link, Node
 from shared.imaging.foreign.comfy_text import TEXTS, Reader
+from shared.settings.messages import printable
 
 MAX_UNKNOWN = 3  # nodes that a line names
 MAX_SAMPLERS = 100
@@ -19,6 +20,8 @@ MODELS = ("unet_name", "ckpt_name", "model_name", "gguf_name", "checkpoint")
 #: inputs of samplers that are put together from nodes, the most telling first
 HELPERS = ("guider", "noise", "sigmas", "sampler", "basic_pipe", "pipe")
 CONDITIONS = ("positive", "conditioning", "cond1")
+#: of what is not in the file
+PICTURE = "Its {} '{}' is not in the file: choose it again."
 LATENTS = ("latent_image", "samples", "latent", "optional_latent")
 #: what only a node that samples is given beside its conditions
 _SAMPLING = ("steps", "sigmas", "sampler", "sampler_name", "noise_seed", "noise")
@@ -54,14 +57,19 @@ def walk(graph: Graph) -> Walked | None:
         "negative_prompt": _text(graph, _any(given, ("negative", "cond2")), 1, "negative prompt", lines),
         "sampler": _sampler_name(_first(graph, given, "sampler_name"), _first(graph, given, "scheduler")),
     }
-    for node in _chain(graph, _any(given, LATENTS)):
-        if "width" in node.inputs and "height" in node.inputs:
-            values["width"], values["height"] = (_first(graph, node.inputs, x) for x in ("width", "height"))
-            break
+    latents = list(_chain(graph, _any(given, LATENTS)))
+    sized = (node.inputs for node in latents if {"width", "height"} <= set(node.inputs))
+    if inputs := next(sized, None):
+        values["width"], values["height"] = (_first(graph, inputs, x) for x in ("width", "height"))
+    if file := _loaded(latents):
+        values["denoise"] = _first(graph, given, "denoise")
+        lines.append(PICTURE.format("picture", printable(file)))
     loras: list[tuple[Any, Any]] = []
     for node in _chain(graph, given.get("model")):
         if values.get("shift") is None:
             values["shift"] = _first(graph, node.inputs, "shift")
+        if isinstance(node.inputs.get("model_patch"), Link) and "control" not in values:
+            values |= _control(graph, node, lines)
         loras = [*_loras(graph, node), *loras]  # the one nearest to the sampler is applied last
         named = (_first(graph, node.inputs, name) for name in MODELS)
         values["model"] = next((x for x in named if isinstance(x, str)), values.get("model"))
@@ -70,6 +78,25 @@ def walk(graph: Graph) -> Walked | None:
     if lost:
         lines.append(f"Its {' and '.join(lost)} came through nodes whose results are not in the file.")
     return Walked({name: None if x is _UNKNOWN else x for name, x in values.items()}, loras, lines)
+
+
+def _loaded(nodes: Iterable[Node]) -> str:
+    """The file that one of these loads a picture from; "" when none does."""
+    files = (node.inputs["image"] for node in nodes if node.kind.startswith("LoadImage") and node.inputs)
+    return next((file for file in files if isinstance(file, str)), "")
+
+
+def _control(graph: Graph, node: Node, lines: list[str]) -> dict[str, Any]:
+    """The control network that a node puts into the model, and what it follows."""
+    patch = graph.get(node.inputs["model_patch"].node)
+    pictured = list(_chain(graph, node.inputs.get("image")))
+    if file := _loaded(pictured):
+        lines.append(PICTURE.format("control picture", printable(file)))
+    return {
+        "control": _first(graph, patch.inputs, "name") if patch else None,
+        "control_strength": _first(graph, node.inputs, "strength"),
+        "follows": "canny" if any(one.kind == "Canny" for one in pictured) else "as_it_is",
+    }
 
 
 def _any(given: Mapping[str, Any], names: tuple[str, ...]) -> Any:

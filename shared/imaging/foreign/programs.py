@@ -18,7 +18,8 @@ from shared.imaging.foreign import comfy, comfy_graph
 @dataclass
 class Raw:
     """Values exactly as they were found: prompt, negative_prompt, seed, steps, cfg (counted from 1) or
-    guidance (counted from 0), width, height, shift, sampler, model, seed_variety and its share.
+    guidance (counted from 0), width, height, shift, sampler, model, seed_variety and its share; denoise, of
+    whose way `steps` are those that were taken; control (a file), control_strength and what it follows.
 
     others: names of further settings; lines: sentences about what was understood.
     """

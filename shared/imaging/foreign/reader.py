@@ -27,6 +27,7 @@ PLAIN_SAMPLERS = {"", "euler", "flowmatcheuler", "flow_match_euler", "euler simp
 _NUMBERS = {
     "flow_shift": "shift", "guidance_scale": "guidance", "seed_variety": "seed_variety",
     "seed_variety_share": "seed_variety_share", "seed_variety_until": "seed_variety_until",
+    "control_net_weight": "control_strength",
 }  # fmt: skip
 
 
@@ -35,13 +36,14 @@ _NUMBERS = {
 class Foreign:
     """What a picture of another program says. `settings` has names of SETTINGS, in the units of this program.
 
-    model, loras: names as the other program calls them; loras with their strengths. lines: what was
-    translated or not taken over, one sentence each.
+    model, control, loras: names as the other program calls them; control is the control network, loras have
+    their strengths. lines: what was translated or not taken over, one sentence each.
     """
 
     program: str
     settings: dict[str, Any]
     model: str = ""
+    control: str = ""
     loras: tuple[tuple[str, float], ...] = ()
     lines: tuple[str, ...] = ()
 
@@ -84,10 +86,13 @@ def _translated(raw: Raw) -> Foreign:
         number = _number(values.get(source))
         if number is not None and number == int(number):
             settings[name] = int(number)
+    settings |= _part_of_the_way(settings, _number(values.get("denoise")))
     settings |= _guidance(_number(values.get("cfg")), bool(values.get("ours")), lines)
     for name, source in _NUMBERS.items():
         if (number := _number(values.get(source))) is not None:
             settings[name] = float(number)
+    if control := _text(values.get("control")):
+        settings["control_preprocessor"] = _text(values.get("follows")) or "as_it_is"
     width, height = _number(values.get("width")), _number(values.get("height"))
     if width and height:
         settings["resolution"] = f"{int(width)}x{int(height)}"
@@ -103,9 +108,19 @@ def _translated(raw: Raw) -> Foreign:
         raw.program,
         {name: value for name, value in settings.items() if value != "" or name == "prompt"},
         model=_text(values.get("model")).strip()[:200],
+        control=control.strip()[:200],
         loras=_known_loras(loras),
         lines=tuple(lines),
     )
+
+
+def _part_of_the_way(settings: Mapping[str, Any], denoise: float | None) -> dict[str, Any]:
+    """Other programs are told the steps that are taken; here it is those of the whole way."""
+    steps = settings.get("num_inference_steps")
+    if denoise is None or not 0 < denoise <= 1:
+        return {}
+    whole = {} if steps is None else {"num_inference_steps": int(steps / denoise)}
+    return {"denoising_strength": denoise} | whole
 
 
 def _guidance(scale: float | None, ours: bool, lines: list[str]) -> dict[str, Any]:

@@ -15,7 +15,10 @@ _SAID = "Drop it anywhere to use its settings"
 _LORA = "A LoRA goes into a folder: copy the file into the loras folder of its model, then reload the page."
 _MODEL = "A model goes into a folder: copy the file into ckpts, and name it in a model's card."
 WORDS = {".safetensors": f"{_LORA} {_MODEL}", ".gguf": _MODEL}
-OTHERS = "Only pictures, and saved queues (.zip, .json), can be dropped here."
+OTHERS = (
+    "Only pictures, workflows and settings as text (.json, .txt) and saved queues (.zip, .json) can be "
+    "dropped here."
+)
 
 
 def drop_anywhere(fields: Mapping[str, str]) -> gr.HTML:

@@ -25,13 +25,13 @@ RECENT = 24
 THUMBNAILS = ".thumbnails"
 
 # 'pick' puts a picture on view, 'use' takes its settings, 'image' changes it, 'control' follows it, 'upscale'
-# enlarges it, 'favour' makes it a favourite or none, 'discard' moves it into the trash; all carry its number
-# as `id`. 'all' shows all pictures.
+# enlarges it, 'comfyui' makes a workflow of it, 'favour' a favourite or none, 'discard' moves it into the
+# trash; all carry its number as `id`. 'all' shows all pictures.
 _CLICKS = """element.addEventListener('click', (event) => {
   if (event.target.closest('[data-all]')) trigger('all');
   const button = event.target.closest('button[data-id]');
   if (!button) return;
-  const acts = ['use', 'image', 'control', 'upscale', 'favour', 'discard'];
+  const acts = ['use', 'image', 'control', 'upscale', 'comfyui', 'favour', 'discard'];
   const act = acts.find((name) => name === button.dataset.act) || 'pick';
   trigger(act, {id: Number(button.dataset.id)});
 });"""
@@ -150,6 +150,7 @@ _ACTS = (
     ("upscale", "Upscale"),
     ("image", "Change this picture"),
     ("control", "Use as control"),
+    ("comfyui", "ComfyUI workflow"),
     ("favour", "Favourite"),
     ("discard", "Delete"),
 )

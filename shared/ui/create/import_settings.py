@@ -10,19 +10,22 @@ from typing import Any
 
 from shared.errors import UserError
 from shared.imaging import metadata
-from shared.imaging.foreign import reader
+from shared.imaging.foreign import pasted, reader
 from shared.imaging.foreign.reader import Foreign
 from shared.imaging.metadata import MAX_METADATA_BYTES
 from shared.jobs.grid import axes_from
 from shared.library.catalog import Catalog
 from shared.library.job_loras import problems
 from shared.library.translation import translated
+from shared.settings.aliases import OTHER_WORDS
 from shared.settings.table import SETTINGS
 from shared.ui.components.text import DOT
 
 PROGRAMS = (
     "A1111, Forge, ComfyUI, SwarmUI, InvokeAI, mflux, RuinedFooocus, Civitai or stable-diffusion.cpp"
 )
+TEXT_FILES = (".json", ".txt")
+TEXTS = "expected a workflow of ComfyUI, settings as JSON, or the text that A1111 shows below a picture"
 LONG = 24  # characters of a value that a line about differences shows
 
 
@@ -39,12 +42,12 @@ class Recalled:
 
 
 def from_file(path: Path, name: str, catalog: Catalog, model_id: str) -> Recalled:
-    """Read a picture made by ZGP, Wan2GP or one of PROGRAMS, or a workflow of ComfyUI (.json).
+    """Read a picture made by ZGP, Wan2GP or one of PROGRAMS, or such settings as text.
 
     `name` is what the user calls it, `model_id` the chosen model.
     """
-    if path.suffix.lower() == ".json":
-        return _from_workflow(path, name, catalog, model_id)
+    if path.suffix.lower() in TEXT_FILES:
+        return _from_text_file(path, name, catalog, model_id)
     found = metadata.read(path)
     if found is not None:
         return from_metadata(found, name, catalog, model_id)
@@ -56,20 +59,31 @@ def from_file(path: Path, name: str, catalog: Catalog, model_id: str) -> Recalle
     )
 
 
-def _from_workflow(path: Path, name: str, catalog: Catalog, model_id: str) -> Recalled:
+def from_text(text: str, name: str, catalog: Catalog, model_id: str) -> Recalled:
+    """As `from_file`, from the data of a picture as text: see `pasted`."""
+    found = pasted.read(text)
+    if not found:
+        raise UserError(f"{name} holds no settings: {TEXTS}.")
+    if len(found) > 1:
+        raise UserError(f"{name} holds the data of {len(found)} pictures: take those of one.")
+    [one] = found
+    if isinstance(one, Foreign):
+        return from_foreign(one, name, catalog, model_id)
+    return from_metadata({"model_type": model_id, **one}, name, catalog, model_id)
+
+
+def _from_text_file(path: Path, name: str, catalog: Catalog, model_id: str) -> Recalled:
     try:
         if path.stat().st_size > MAX_METADATA_BYTES:
             raise ValueError("it is too large")
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if path.suffix.lower() == ".json" else None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} is no workflow of ComfyUI ({error}): drop one as it was saved.") from error
-    found = reader.from_graph(content)
-    if found is None:
-        raise UserError(
-            f"{name} is no workflow of ComfyUI that samples a picture: a saved queue or settings are loaded "
-            'with "Load queue".'
-        )
-    return from_foreign(found, name, catalog, model_id)
+        raise UserError(f"{name} cannot be read ({error}): {TEXTS}.") from error
+    if isinstance(content, dict) and not pasted.from_json(content) and {*SETTINGS, *OTHER_WORDS} & {*content}:
+        catalog.validate({"model_type": model_id, **content})  # names what other programs call a prompt
+        return from_metadata({"model_type": model_id, **content}, name, catalog, model_id)
+    return from_text(text, name, catalog, model_id)
 
 
 def from_metadata(found: Mapping[str, Any], name: str, catalog: Catalog, model_id: str) -> Recalled:

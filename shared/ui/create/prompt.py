@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -11,6 +11,8 @@ import gradio as gr
 
 from shared.engine.engine import Engine
 from shared.errors import UserError
+from shared.imaging.foreign import pasted
+from shared.imaging.foreign.reader import Foreign
 from shared.jobs.records import LIVE
 from shared.library.job_loras import from_tags
 from shared.library.model_info import ModelInfo
@@ -37,6 +39,9 @@ _CLICK = """element.addEventListener('click', (event) => {
   window.zgpWildcard = button.dataset.word;
   trigger('take');
 });"""
+_READ = """element.addEventListener('click', (event) => {
+  if (event.target.closest('[data-read]')) trigger('read');
+});"""
 _INSERT = """(text) => {
   const box = document.querySelector('#prompt textarea'), word = window.zgpWildcard;
   const at = box && box.value === text ? box.selectionStart : text.length;
@@ -60,7 +65,7 @@ class Prompts:
 
     def __init__(self, engine: Engine):
         self._engine = engine
-        self.count = gr.HTML("", elem_id="prompt-count", apply_default_css=False)
+        self.count = gr.HTML("", js_on_load=_READ, elem_id="prompt-count", apply_default_css=False)
         self.offer = gr.HTML("", js_on_load=_CLICK, elem_id="prompt-offer", apply_default_css=False)
 
     def lay_out(self, model: ModelInfo, add: Callable[..., Any]) -> None:
@@ -120,6 +125,8 @@ class Prompts:
         return await asyncio.to_thread(self._said, given) if given["prompt"].strip() else ""
 
     def _said(self, given: dict[str, Any]) -> str:
+        if found := pasted.read(given["prompt"]):
+            return data_html(found)
         model = self._engine.catalog.model(given["model_type"])
         settings = {name: SETTINGS[name].default if value is None else value for name, value in given.items()}
         if "negative_prompt" not in model.settings:
@@ -173,6 +180,17 @@ def line_html(said: list[str], example: str = "", problem: str = "", too_long: b
     line = f'<p class="{kind}" role="status">{escape(DOT.join(said))}</p>'
     return line + (
         f'<p class="zgp-example" title="{escape(example)}">{escape(example)}</p>' if example else ""
+    )
+
+
+def data_html(found: Sequence[pasted.Found]) -> str:
+    """What is said below a text that is the data of pictures, with the button that reads it."""
+    program = found[0].program if isinstance(found[0], Foreign) else "this program"
+    if len(found) > 1:
+        return line_html([f"This is the data of {len(found)} pictures: keep that of one"])
+    return (
+        f'<p class="zgp-count" role="status">These are settings of {escape(program)} '
+        '<button type="button" class="zgp-word" data-read>Use them</button></p>'
     )
 
 

@@ -25,14 +25,13 @@ from shared.ui.create.form import Form, Updates
 from shared.ui.create.upscale import Upscale
 from shared.ui.create.welcome import Welcome
 from shared.ui.queue.live_updates import FOREVER, STOP_FOREVER, Following
-from shared.ui.queue.panel import Queue
+from shared.ui.queue.panel import Queue, is_queue
 from shared.ui.queue.preview import WITH_TAB, stage_area
 from shared.ui.queue.viewer_actions import PictureActs
 
 LIVE_SEED = 0
 PAUSE_SECONDS = 0.25
 PICTURE_FILES = [".png", ".jpg", ".jpeg", ".webp"]
-WORKFLOW_FILES = [".json"]
 
 
 class Generate:
@@ -53,14 +52,13 @@ class Generate:
                 with gr.Row(elem_id="extras"):
                     self.drop = gr.File(
                         label="Use settings from a picture",
-                        file_types=[*PICTURE_FILES, *WORKFLOW_FILES],
+                        file_types=[*PICTURE_FILES, *import_settings.TEXT_FILES],
                         height=44,
                         elem_id="drop",
                     )
                     self.queue.lay_out_files()
-                self.dropped = drop_anywhere(
-                    {**dict.fromkeys(PICTURE_FILES, "drop"), ".zip": "queue-load", ".json": "queue-load"}
-                )
+                fields = dict.fromkeys([*PICTURE_FILES, *import_settings.TEXT_FILES], "drop")
+                self.dropped = drop_anywhere({**fields, ".zip": "queue-load"})
             with gr.Column(scale=6, min_width=320, elem_id="results"):
                 self.notice = notice_area()
                 self.question = DownloadQuestion(engine)
@@ -106,7 +104,9 @@ class Generate:
         self.welcome.fills(controls["prompt"])
         filled = self.filled = [*suited, self.notice]
         self.queue.wire(form, self.tab, self.notice, filled, self._fill)
-        self.drop.upload(self.read_picture, [self.drop, *form.inputs], [*filled, self.drop], **QUIET)
+        read = [*filled, self.drop]
+        self.drop.upload(self.read_picture, [self.tab, self.drop, *form.inputs], read, js=WITH_TAB, **QUIET)
+        form.prompts.count.read(self.read_prompt, form.inputs, filled, **QUIET)
         self.dropped.refused(self.refuse, None, self.notice, **QUIET)
         form.presets.wire_form(form.inputs, form.read, filled, self._fill, self.notice)
         Defaults(self._engine, form, filled, self.notice)
@@ -200,10 +200,22 @@ class Generate:
         return self._fill(found, values)
 
     @shows_errors
-    def read_picture(self, path: str, *values: Any) -> Updates:
-        """Fill the form from a dropped picture."""
-        found = import_settings.from_file(Path(path), Path(path).name, self._engine.catalog, values[0])
-        return {**self._fill(found, values), self.drop: None}
+    def read_picture(self, tab: str, path: str, *values: Any) -> Updates:
+        """Fill the form from a dropped picture, workflow or text; queue what a saved queue holds."""
+        try:
+            if is_queue(Path(path)):
+                return {self.notice: self.queue.loaded(tab, path), self.drop: None}
+            found = import_settings.from_file(Path(path), Path(path).name, self._engine.catalog, values[0])
+            return {**self._fill(found, values), self.drop: None}
+        except UserError as error:  # the field is emptied, or it would take no other file
+            return {self.notice: notice_html([str(error)], "error"), self.drop: None}
+
+    @shows_errors
+    def read_prompt(self, *values: Any) -> Updates:
+        """Fill the form from the data of a picture that was pasted into the prompt."""
+        text = self.form.read(values)["prompt"]
+        found = import_settings.from_text(text, "the pasted text", self._engine.catalog, values[0])
+        return self._fill(found, values)
 
     @shows_errors
     def refuse(self, event: gr.EventData) -> str:

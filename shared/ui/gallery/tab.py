@@ -25,12 +25,13 @@ from shared.ui.components.text import plural
 from shared.ui.components.viewer import THUMBNAILS, file_url, model_name
 from shared.ui.create.tab import Generate, Updates
 from shared.ui.gallery.html import ANY, compare_html, detail_html, options_html, tile_html
+from shared.ui.queue.viewer_actions import workflow_of
 
 _FRAME = static_files.read("gallery.html")
 _SCRIPT = static_files.read("gallery.js")
 ANSWERS = (
     "look", "choices", "thumbs", "detail", "compare", "favour", "discard", "restore", "purge", "find",
-    "found", "pack",
+    "found", "pack", "comfyui",
 )  # fmt: skip
 MAX_AT_ONCE = 900  # pictures of one request; older SQLites take 999 values
 PAGE = 60
@@ -146,6 +147,11 @@ class Gallery:
         """The address of a zip of pictures, which is kept for an hour."""
         records = [one for one in self._collection.records(_ids(asked)) if self._collection.is_here(one.path)]
         return {"url": file_url(pack([Path(one.path) for one in records], uploads() / "zips"))}
+
+    def comfyui(self, asked: Answer) -> Answer:
+        """The address of a picture's workflow for ComfyUI, and what differs there."""
+        file, lines = workflow_of(self._engine, self._one(asked).id)
+        return {"url": file_url(file), "said": " ".join(lines)}
 
     def _one(self, asked: Answer) -> ImageRecord:
         record = next(iter(self._collection.records(_ids(asked)[:1])), None)

@@ -12,6 +12,7 @@ import gradio as gr
 
 from shared.engine.engine import Engine
 from shared.errors import UserError
+from shared.gallery.archive import DOWNLOAD
 from shared.jobs.queue_file import MAX_JOBS, MAX_MANIFEST, write_queue
 from shared.jobs.records import LIVE, RUNNING, Job
 from shared.jobs.task_file import Task, read_tasks
@@ -28,15 +29,7 @@ from shared.ui.queue.queue_state import SHOWN, Sight
 
 PROMPT_LENGTH = 200
 MAX_REPORT = 12  # lines
-
-_DOWNLOAD = """(file) => {
-  if (!file) return;
-  const link = document.createElement('a');
-  link.href = file.url;
-  link.download = file.orig_name || 'queue.zip';
-  link.click();
-}"""
-
+MAX_BLANKS = 1000  # bytes before the first sign of a list
 
 #: act, the name of a button -> what it does with (engine, job, the job it is dropped before, tab)
 _DEEDS: dict[str, Callable[[Engine, int, int, str], object]] = {
@@ -97,7 +90,7 @@ class Queue:
         state = [self.editing, self.before]
         self.panel.act(self.act, tab, None, js=WITH_TAB, **QUIET)
         self.panel.edit(self.edit, [*state, *form.inputs], edited, **QUIET)
-        self.panel.save(self.save, None, self.saved, **QUIET).then(None, self.saved, None, js=_DOWNLOAD)
+        self.panel.save(self.save, None, self.saved, **QUIET).then(None, self.saved, None, js=DOWNLOAD)
         self.save_edit.click(self.save_changes, [*state, *form.inputs], edited, **QUIET)
         self.leave_edit.click(self.leave, state, edited, **QUIET)
         self.load.upload(self.load_file, [tab, self.load], notice, js=WITH_TAB, **QUIET)
@@ -159,7 +152,13 @@ class Queue:
 
     @shows_errors
     def load_file(self, tab: str, path: str) -> str:
-        """Queue the jobs of a file; those that cannot run are named, the others go on."""
+        """As `loaded`, for the button."""
+        return self.loaded(tab, path)
+
+    def loaded(self, tab: str, path: str) -> str:
+        """Queue the jobs of a file; those that cannot run are named, the others go on. UserError when it is
+        no such file.
+        """
         with tempfile.TemporaryDirectory(prefix="zgp-") as folder:
             tasks = _tasks(Path(path), Path(folder))
             within = Path(folder) if path.lower().endswith(".zip") else uploads()
@@ -208,6 +207,14 @@ def _tasks(path: Path, folder: Path) -> list[Task]:
     if len(tasks) > MAX_JOBS:
         raise UserError(f"{path.name} holds {len(tasks)} jobs; at most {MAX_JOBS} are loaded: split it.")
     return tasks
+
+
+def is_queue(path: Path) -> bool:
+    """Whether a .json file is a list, as saved queues are."""
+    if path.suffix.lower() != ".json" or path.stat().st_size > MAX_MANIFEST:
+        return False
+    with path.open("rb") as file:
+        return file.read(MAX_BLANKS).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
 def shortened(lines: Sequence[str], ignored: dict[str, str]) -> list[str]:

@@ -169,13 +169,24 @@ const favour = async (some) => {
   if (button) button.setAttribute('aria-pressed', String(on));
 };
 
-const download = async () => {
-  const answer = await ask('pack', {ids: selected().map(id)});
-  if (!answer) return;
+const give = (url) => {
   const link = document.createElement('a');
-  link.href = answer.url;
+  link.href = url;
   link.download = '';
   link.click();
+};
+
+const download = async () => {
+  const answer = await ask('pack', {ids: selected().map(id)});
+  if (answer) give(answer.url);
+};
+
+const comfyui = async () => {
+  const answer = await ask('comfyui', {ids: [id(current)]});
+  if (!answer) return;
+  give(answer.url);
+  shut();
+  say(answer.said);
 };
 
 const remove = async (name, some) => {
@@ -300,7 +311,7 @@ shown.addEventListener('input', (event) => {
 // ---------------------------------------------------------------- what the user does
 
 const deeds = {
-  find, purge, undo, compare, copy, clear,
+  find, purge, undo, compare, copy, clear, comfyui,
   'close-notice': () => say(''),
   'favour-all': () => favour(selected()),
   'download-all': download,
