@@ -217,7 +217,7 @@ def kind_of(folder: Path, source: str = "") -> str:
             return KINDS[0]
         if "base" in words or re.sub("[^a-z]", "", name.lower()) == "zimage":
             return KINDS[1]
-    shift = read_config(str(folder / CONFIGS["scheduler_config"])).get("shift")
+    shift = read_config(folder / CONFIGS["scheduler_config"]).get("shift")
     official = {read_config(SCHEDULER_CONFIGS[kind])["shift"]: kind for kind in KINDS}
     if shift not in official:
         log.warning(
@@ -238,7 +238,7 @@ def _names(folder: Path, source: str) -> Iterator[str]:
     for name in (source, str(place)):
         yield name.replace("\\", "/").rstrip("/").rpartition("/")[2]
     for config in (INDEX, CONFIGS["transformer_config"]):
-        told = read_config(str(folder / config)).get("_name_or_path")
+        told = read_config(folder / config).get("_name_or_path")
         if isinstance(told, str):
             yield told.replace("\\", "/").rstrip("/").rpartition("/")[2]
 

@@ -5,10 +5,10 @@ torch: the page asks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.family import Fit
 from models.z_image.checkpoints import control_layout, weight_names
 from models.z_image.checkpoints.control_layout import Layout
 from models.z_image.checkpoints.lora_names import module_shapes
@@ -17,15 +17,6 @@ from shared.errors import UserError
 from shared.weights import formats
 
 SECOND_TIME = "t_embedder_2."  # only TwinFlow's transformers have it
-
-
-@dataclass(frozen=True)
-class Fit:
-    """role: "transformer" or "module0", the control network. kind: for people. label: the file's format."""
-
-    role: str
-    kind: str
-    label: str
 
 
 def fit(file: Path, config: Mapping[str, Any], unified: bool, control: Layout | None) -> Fit:
