@@ -1,5 +1,7 @@
 """What the unified sampler offers draws on the shipped Mini TwinFlow what its prompts say."""
 
+import math
+
 import pytest
 
 from benchmarks.sampler import ENOUGH, OPTIONS, configurations, everything_right
@@ -37,5 +39,5 @@ def test_options_are_tried_where_they_act() -> None:
     """One noise level: neither fresh noise nor a step before it; four: everything."""
     assert configurations(2, "few", 2) == [{"sampling_style": "few", "sampling_order": 2}]
     tried = configurations(4, "any", 1)
-    assert len(tried) == 2 + sum(len(values) for _, values in OPTIONS.values())
+    assert len(tried) == math.prod(1 + len(values) for _, values in OPTIONS.values())
     assert set(tried[-1]) == {"sampling_style", "sampling_order", *OPTIONS}
