@@ -236,7 +236,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         inputs = PipelineInputs(
             canvas, prompts, steering, sampler, variety, images, control, denoising_strength,
             num_images_per_prompt, generators, latents, max_sequence_length, output_type,
-        )  # fmt: skip
+        )
         return self._run(inputs, Hooks(callback, lora_strengths, on_phase, interrupt))
 
     def _run(self, inputs: PipelineInputs, hooks: Hooks) -> ZImageOutput:
