@@ -46,6 +46,8 @@ RESOLUTIONS = (
     "768x768",
     "512x512",
 )
+#: pixels of a side: 8 by the VAE times 2 by the patches, and what was tried
+SIZE_MULTIPLE, SMALLEST_SIDE, LARGEST_SIDE = 16, 64, 8192
 QUANTIZATIONS = (None, "", "bf16", "int8")
 #: settings that are keys of unified_sampler_config
 SAMPLER_SETTINGS = (

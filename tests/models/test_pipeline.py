@@ -203,7 +203,11 @@ def test_interrupt_within_a_step() -> None:
     ("arguments", "words"),
     [
         ({"height": 100}, "multiple of 16.*96"),
-        ({"height": 0}, "multiple of 16"),
+        ({"height": 0}, "expected a multiple of 16 from 64 to 8192 pixels, the nearest is 64"),
+        ({"width": 48}, "The width came as 48; .* the nearest is 64"),
+        ({"width": 16384}, "The width came as 16384; .* the nearest is 8192"),
+        ({"width": 128.0}, "The width came as 128.0; expected a multiple of 16"),
+        ({"width": "wide"}, "The width came as 'wide'; expected a multiple of 16"),
         ({"num_inference_steps": 0}, "num_inference_steps came as 0; expected a whole number from 1 to 100"),
         ({"flow_shift": -1}, r"flow_shift came as -1\.?0?; expected a number from 1 to 10"),
         ({"guidance_scale": -3}, r"guidance_scale came as -3\.?0?; expected a number from 0 to 20"),
