@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +14,7 @@ from shared.imaging.saving import Rules
 from shared.library.catalog import Catalog, catalog, locked
 from shared.library.model_info import HandlerFor, LoraFolders
 from shared.weights.files import Folders
+from shared.worker.config import WorkerConfig
 
 WORKER = (sys.executable, "-m", "shared.worker.worker")
 
@@ -134,21 +133,19 @@ def read_catalog(
     return locked(found) if config.lock_model else found
 
 
-def worker_arguments(config: EngineConfig) -> list[str]:
-    """The command line of the worker process for this configuration."""
-    arguments = ["--root", config.root, "--ckpts", config.ckpts, "--output-dir", config.output_dir]
-    arguments += ["--database", config.database, "--verbose", config.verbose]
-    for folder in config.others:
-        arguments += ["--others", folder]
-    if config.lora_folders is not None:
-        given = json.dumps(dict(config.lora_folders.given))
-        arguments += ["--loras", config.lora_folders.root, "--lora-dirs", given]
-    if config.gpu:
-        arguments += ["--gpu", config.gpu]
-    arguments += ["--overrides", json.dumps(dataclasses.asdict(config.overrides))]
-    arguments += ["--saving", json.dumps(dataclasses.asdict(config.saving))]
-    arguments += ["--save-quantized"] if config.save_quantized else []
-    return [str(argument) for argument in arguments]
+def worker_config(config: EngineConfig) -> WorkerConfig:
+    """What the worker process is told."""
+    return WorkerConfig(
+        folders=config.folders,
+        output_dir=config.output_dir,
+        database=config.database,
+        lora_folders=config.lora_folders,
+        gpu=config.gpu,
+        overrides=config.overrides,
+        save_quantized=config.save_quantized,
+        saving=config.saving,
+        verbose=config.verbose,
+    )
 
 
 def worker_environment(gpu: str, inherited: Mapping[str, str]) -> dict[str, str]:

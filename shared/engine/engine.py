@@ -14,7 +14,7 @@ from typing import Any
 
 from shared import config as config_file
 from shared.engine import second_start
-from shared.engine.configuration import EngineConfig, read_catalog, worker_arguments, worker_environment
+from shared.engine.configuration import EngineConfig, read_catalog, worker_config, worker_environment
 from shared.engine.preferences import Preferences
 from shared.engine.questions import Questions
 from shared.errors import QueueFull, UserError
@@ -281,7 +281,7 @@ class Engine:
                 log_file.writelines(f"{notice}\n" for notice in self.config.notices)
 
     def _worker_command(self) -> list[str]:
-        return [*self.config.worker_command, *worker_arguments(self.config)]
+        return [*self.config.worker_command, worker_config(self.config).to_json()]
 
     def _warm_arguments(self) -> list[str]:
         model = self.catalog.models.get(self.catalog.default_model)

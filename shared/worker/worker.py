@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
-import json
 import logging
 import os
 import signal
@@ -27,7 +26,7 @@ from PIL import Image
 
 from shared.errors import Cancelled, UserError
 from shared.files.lock import ProcessLock
-from shared.gpu.planner import Overrides, Plan
+from shared.gpu.planner import Plan
 from shared.imaging import metadata, saving
 from shared.imaging.naming import Facts, output_path
 from shared.jobs.agreements import Agreed
@@ -36,10 +35,10 @@ from shared.jobs.records import CANCELLED, DONE, FAILED, ON_A_PAGE, Job
 from shared.jobs.store import JobStore
 from shared.jobs.supervisor import RESTART_ME
 from shared.library.consent import NotAgreed
-from shared.library.model_info import HandlerFor, LoraFolders
+from shared.library.model_info import HandlerFor
 from shared.loras.library import without_secrets
-from shared.weights.files import Folders
 from shared.worker import failures, grid_sheet
+from shared.worker.config import WorkerConfig
 from shared.worker.model_manager import LoadedModel, ModelHost, Silent
 from shared.worker.progress import Progress
 
@@ -314,51 +313,43 @@ def end_with_standard_input(leave: threading.Event) -> None:
 
 def main(arguments: Sequence[str] | None = None, handler_for: HandlerFor | None = None) -> None:
     """Run until the standard input ends. `handler_for` replaces the registry of families in tests."""
-    options = _parse(arguments)
+    config, warm = _parse(arguments)
     leave = threading.Event()
     end_with_standard_input(leave)
     if hasattr(os, "nice"):  # on Windows the supervisor asks for the same when it starts this process
         os.nice(NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
     faulthandler.enable()
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[options.verbose]
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[config.verbose]
     logging.basicConfig(level=level, format="%(asctime)s worker %(levelname)s %(name)s: %(message)s")
-    lock = ProcessLock(options.database.with_name(options.database.name + ".worker.lock"))
+    lock = ProcessLock(config.database.with_name(config.database.name + ".worker.lock"))
     if not lock.acquire(PREDECESSOR_SECONDS):
-        sys.exit(f"Another worker still works on {options.database}: end that process, then start again.")
-    store = JobStore(options.database, check=False)  # whoever started this has looked at it
+        sys.exit(f"Another worker still works on {config.database}: end that process, then start again.")
+    store = JobStore(config.database, check=False)  # whoever started this has looked at it
     store.recover_running()  # left by a worker whose supervisor died with it
     host = ModelHost(
-        Folders(options.root, options.ckpts, tuple(options.others)),
-        gpu=options.gpu,
-        overrides=Overrides(**json.loads(options.overrides)),
-        lora_folders=LoraFolders(options.loras, json.loads(options.lora_dirs)) if options.loras else None,
-        save_quantized=options.save_quantized,
+        config.folders,
+        gpu=config.gpu,
+        overrides=config.overrides,
+        lora_folders=config.lora_folders,
+        save_quantized=config.save_quantized,
         handler_for=handler_for,
         agreed=Agreed(store.database).given,
     )
-    rules = saving.Rules(**json.loads(options.saving))
-    worker = Worker(store, host, options.output_dir, options.database.with_name("zgp.log"), rules)
-    if options.warm:
-        worker.warm_up(options.warm)
+    worker = Worker(store, host, config.output_dir, config.database.with_name("zgp.log"), config.saving)
+    if warm:
+        worker.warm_up(warm)
     worker.run(leave)
     sys.exit(RESTART_ME)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> tuple[WorkerConfig, str]:
+    """(configuration, the model to load at the start or "")"""
     parser = argparse.ArgumentParser(prog="python -m shared.worker.worker")
-    for name in ("--root", "--ckpts", "--output-dir", "--database"):
-        parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--others", type=Path, action="append", default=[], help="more folders of models")
-    parser.add_argument("--loras", type=Path)
-    parser.add_argument("--lora-dirs", default="{}", help="LoraFolders.given, as JSON")
-    parser.add_argument("--gpu", default="")
-    parser.add_argument("--overrides", default="{}", help="fields of planner.Overrides, as JSON")
-    parser.add_argument("--save-quantized", action="store_true")
-    parser.add_argument("--saving", default="{}", help="fields of saving.Rules, as JSON")
-    parser.add_argument("--verbose", type=int, choices=range(3), default=0)
-    parser.add_argument("--warm", default="")
-    return parser.parse_args(arguments)
+    parser.add_argument("config", type=WorkerConfig.from_json, help="a WorkerConfig as JSON")
+    parser.add_argument("--warm", default="", metavar="MODEL", help="load this one before there is a job")
+    options = parser.parse_args(arguments)
+    return options.config, options.warm
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from shared.cli import main
 from shared.cli.engine_config import configuration
 from shared.cli.flags import build_parser
 from shared.cli.main import ROOT
-from shared.engine.configuration import EngineConfig, read_catalog, worker_arguments
+from shared.engine.configuration import EngineConfig, read_catalog, worker_config
 from shared.library.model_info import LoraFolders
 from shared.weights.files import Folders
 from shared.worker import worker
@@ -123,9 +123,9 @@ def test_the_configuration_names_the_folders(tmp_path: Path) -> None:
     ):
         config = configured({"loras_root": "/styles"}, tmp_path, *flags)
         assert read_catalog(config).models["z_image_mini"].loras().folder == expected
-        options = worker._parse(worker_arguments(config))
-        given = LoraFolders(options.loras, json.loads(options.lora_dirs))
-        assert given == config.lora_folders and tuple(options.others) == config.others == (ROOT,)
+        told, _ = worker._parse([worker_config(config).to_json()])
+        assert told == worker_config(config) and told.lora_folders == config.lora_folders
+        assert told.folders.others == (ROOT,)
 
 
 def test_without_a_configuration_the_usual_folders_apply(tmp_path: Path) -> None:

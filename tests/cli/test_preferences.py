@@ -15,13 +15,14 @@ from shared import report as reports
 from shared.cli import main
 from shared.cli.engine_config import configuration
 from shared.cli.flags import build_parser
-from shared.engine.configuration import EngineConfig, worker_arguments
+from shared.engine.configuration import EngineConfig, worker_config
 from shared.engine.engine import Engine
 from shared.errors import UserError
 from shared.gpu import machine
 from shared.ui.create.form import about_html, is_slow
 from shared.ui.settings.form import FIELDS, GROUPS, form_html, read_form
 from shared.ui.settings.tab import machine_text
+from shared.worker.config import WorkerConfig
 from tests.support.browser import free_port
 from tests.support.fake_family import handler_for, make_root
 from tests.support.fake_worker import FAKE_WORKER
@@ -167,9 +168,8 @@ def test_a_restarted_worker_ends_its_job_and_has_the_new_rules(root: Path, tmp_p
 
 def test_the_rules_are_told_to_the_worker(root: Path):
     config_file.write(root, {"image_output_codec": "jpeg_85"})
-    arguments = worker_arguments(configured(root))
-    said = json.loads(arguments[arguments.index("--saving") + 1])
-    assert (said["format"], said["quality"], said["metadata"]) == ("jpeg", 85, True)
+    told = WorkerConfig.from_json(worker_config(configured(root)).to_json())
+    assert (told.saving.format, told.saving.quality, told.saving.metadata) == ("jpeg", 85, True)
 
 
 # ---------------------------------------------------------------- the form
