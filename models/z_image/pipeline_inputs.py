@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from models.arguments import check, default
 from models.z_image import unified_sampler
 from models.z_image.control import ControlSchedule
+from models.z_image.family import LARGEST_SIDE, SIZE_MULTIPLE, SMALLEST_SIDE
 from models.z_image.image_tensors import ImageTensors
 from models.z_image.nag import Nag
 from models.z_image.sampling import Guidance, make_sigmas
@@ -22,7 +24,6 @@ from shared.errors import UserError
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DEFAULT_SIDE = 1024  # pixels
 MAX_TOKENS = 512  # of a prompt, that the models were trained to read
-SIZE_MULTIPLE = 16  # pixels: 8 by the VAE, 2 by the patches
 DEFAULT_NEGATIVE_PROMPT = (
     "low quality, worst quality, blurry, pixelated, noisy, artifacts, watermark, text, logo, "
     "bad anatomy, bad hands, extra limbs"
@@ -71,19 +72,31 @@ class Canvas:
 
     @classmethod
     def checked(cls, width: int | None, height: int | None, tile: int | None) -> Canvas:
-        """UserError for a side that is not a multiple of 16."""
+        """UserError for a side that the page would refuse, too. What is painted in tiles may be larger."""
         width, height = (DEFAULT_SIDE if side is None else side for side in (width, height))
         for name, value in (("height", height), ("width", width), ("tile", tile)):
-            if value is not None and (value % SIZE_MULTIPLE or value <= 0):
-                near = max(SIZE_MULTIPLE, round(value / SIZE_MULTIPLE) * SIZE_MULTIPLE)
-                raise UserError(
-                    f"The {name} {value} is not a multiple of {SIZE_MULTIPLE}; the nearest is {near}."
-                )
+            most = math.inf if tile is not None and name != "tile" else LARGEST_SIDE
+            fits = isinstance(value, int) and value % SIZE_MULTIPLE == 0 and SMALLEST_SIDE <= value <= most
+            if not fits and value is not None:
+                raise UserError(_wrong_side(name, value))
         return cls(width, height, tile)
 
     @property
     def size(self) -> tuple[int, int]:
         return self.width, self.height
+
+
+def _wrong_side(name: str, value: Any) -> str:
+    hint = ""
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        near = round(value / SIZE_MULTIPLE) * SIZE_MULTIPLE
+        hint = f"; the nearest is {min(max(near, SMALLEST_SIDE), LARGEST_SIDE)}"
+        if value > LARGEST_SIDE and name != "tile":
+            hint += ", and with a tile it may be larger"
+    return (
+        f"The {name} came as {value!r}; expected a multiple of {SIZE_MULTIPLE} from {SMALLEST_SIDE} to "
+        f"{LARGEST_SIDE} pixels{hint}."
+    )
 
 
 @dataclass(frozen=True)

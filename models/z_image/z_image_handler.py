@@ -21,12 +21,15 @@ from models.z_image.family import (
     CONTROL_TYPES,
     DEFAULT_FOLDERS,
     DEFAULTS,
+    LARGEST_SIDE,
     LORA_FOLDER,
     PROMPT_CACHE,
     QUANTIZATIONS,
     RESOLUTIONS,
     ROOT,
     SAMPLER_SETTINGS,
+    SIZE_MULTIPLE,
+    SMALLEST_SIDE,
 )
 from models.z_image.unified_sampler import check_offered, resolve, time_grid
 from shared.errors import UserError
@@ -86,9 +89,9 @@ class family_handler:
             "hires": True,
             "control": base_model_type in CONTROL_TYPES or bool(model_def.get("modules")),
             "attention": any(map(importlib.util.find_spec, ATTENTION_PACKAGES.values())),
-            "size_multiple": 16,
-            "min_size": 64,
-            "max_size": 8192,
+            "size_multiple": SIZE_MULTIPLE,
+            "min_size": SMALLEST_SIDE,
+            "max_size": LARGEST_SIDE,
             "resolutions": list(model_def.get("resolutions") or RESOLUTIONS),
         }
 
