@@ -2,20 +2,16 @@
 `load_model`."""
 
 from difflib import get_close_matches
-from typing import Any
 
+from models.family import Family as Family
 from models.z_image.z_image_handler import family_handler as z_image
 from shared.errors import UserError
 
-FAMILIES = (z_image,)
-HANDLERS: dict[str, Any] = {name: family for family in FAMILIES for name in family.query_supported_types()}
+FAMILIES: tuple[Family, ...] = (z_image,)
+HANDLERS: dict[str, Family] = {name: family for family in FAMILIES for name in family.query_supported_types()}
 
 
-def architectures() -> list[str]:
-    return list(HANDLERS)
-
-
-def handler_for(architecture: str) -> Any:
+def handler_for(architecture: str) -> Family:
     """The handler of an architecture. Raises UserError with the nearest name when there is none."""
     if architecture not in HANDLERS:
         near = get_close_matches(architecture, HANDLERS, n=1, cutoff=0.0)[0]

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.z_image.control import INPAINT_CHANNELS, OWN, Hints, Layout, ZImageControlModel, context
+from models.z_image.control import INPAINT_CHANNELS, OWN, ControlLayout, Hints, ZImageControlModel, context
 from models.z_image.transformer_z_image import SEQ_MULTI_OF, ZImageConfig, ZImageTransformer2DModel
 from training.command import begin, usual_parser
 from training.grammar import held_out
@@ -49,7 +49,7 @@ def make_control(base: ZImageTransformer2DModel, config: ZImageConfig, layers: i
     """A control network that starts as copies of the base's blocks; its hints start at zero."""
     step = config.n_layers // layers
     places = tuple(range(0, config.n_layers, step))[:layers]
-    net = ZImageControlModel(config, Layout(INPAINT_CHANNELS, places, OWN))
+    net = ZImageControlModel(config, ControlLayout(INPAINT_CHANNELS, places, OWN))
     copies = zip(net.control_layers, (base.layers[place] for place in places), strict=True)
     for block, source in (*copies, *zip(net.control_noise_refiner, base.noise_refiner, strict=True)):
         block.load_state_dict(source.state_dict(), strict=False)  # the base has no projections

@@ -54,7 +54,6 @@ RELATION_WORDS = {  # relation of the first object to the second -> (words, plac
     "left of": (("to the left of", "left of"), "left", "right"),
     "right of": (("to the right of", "right of"), "right", "left"),
 }
-OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of": "left of"}
 LINES = {  # three objects
     "row": (("in a row", "side by side", "from left to right"), ((1 / 6, 0.5), (0.5, 0.5), (5 / 6, 0.5))),
     "column": (("in a column", "from top to bottom", "stacked"), ((0.5, 1 / 6), (0.5, 0.5), (0.5, 5 / 6))),

@@ -32,7 +32,7 @@ from models.z_image.checkpoints.control_layout import (
     OWN,
     PLAIN,
     SHARED,
-    Layout,
+    ControlLayout,
 )
 from models.z_image.transformer_z_image import (
     HALF_MAX,
@@ -93,7 +93,7 @@ class ZImageControlModel(nn.Module):
 
     streamed_blocks = ("control_noise_refiner", "control_layers")
 
-    def __init__(self, config: ZImageConfig, layout: Layout) -> None:
+    def __init__(self, config: ZImageConfig, layout: ControlLayout) -> None:
         super().__init__()
         self.config, self.layout = config, layout
         values = config.patch_size**2 * layout.channels

@@ -32,10 +32,22 @@ QWEN3_4B = {
     "vocab_size": 151936,
 }
 RESOLUTIONS = (
-    "1024x1024", "1024x768", "768x1024", "1280x768", "768x1280", "1152x896", "896x1152",
-    "1920x1088", "1088x1920", "1536x1536", "2048x2048", "768x768", "512x512",
-)  # fmt: skip
-SIZE_MULTIPLE, SMALLEST_SIDE, LARGEST_SIDE = 16, 64, 8192  # pixels; 16: 8 by the VAE, 2 by the patches
+    "1024x1024",
+    "1024x768",
+    "768x1024",
+    "1280x768",
+    "768x1280",
+    "1152x896",
+    "896x1152",
+    "1920x1088",
+    "1088x1920",
+    "1536x1536",
+    "2048x2048",
+    "768x768",
+    "512x512",
+)
+#: pixels of a side: 8 by the VAE times 2 by the patches, and what was tried
+SIZE_MULTIPLE, SMALLEST_SIDE, LARGEST_SIDE = 16, 64, 8192
 QUANTIZATIONS = (None, "", "bf16", "int8")
 #: settings that are keys of unified_sampler_config
 SAMPLER_SETTINGS = (

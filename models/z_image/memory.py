@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from models.z_image.checkpoints.control_layout import SHARED, Layout
+from models.z_image.checkpoints.control_layout import SHARED, ControlLayout
 from models.z_image.checkpoints.part_configs import ACTIVATION, VAE_VALUE, Shape
 from shared.gpu.footprint import Needs
 from shared.imaging import hires as enlarging
@@ -34,7 +34,7 @@ class Sizes:
     caption: int
     sequences: int = 1
     negative: int = 0
-    control: Layout | None = None
+    control: ControlLayout | None = None
 
     @property
     def tokens(self) -> int:
@@ -119,7 +119,7 @@ def needs(
     settings: Mapping[str, Any],
     *,
     lora_bytes: int = 0,
-    control: Layout | None = None,
+    control: ControlLayout | None = None,
 ) -> Needs:
     """Of a job with these settings. configs: of "transformer", "text_encoder", "vae".
 
@@ -128,7 +128,7 @@ def needs(
     """
     shape = Shape.of(configs["transformer"])
     passes, last = enlarging.run_sizes(settings)
-    each = [_sizes(shape, settings, *one, control) for one in passes]
+    each = [_sizes(shape, settings, *run, control) for run in passes]
     tokens = [images * shape.image_tokens(width, height) for width, height, images in passes]
     state = max(*tokens, shape.image_tokens(*last))  # tiles are parts of one picture
     state = LATENT_STATE * state * shape.patch_size**2 * shape.in_channels * 4 + lora_bytes
@@ -144,7 +144,12 @@ def needs(
 
 
 def _sizes(
-    shape: Shape, settings: Mapping[str, Any], width: int, height: int, images: int, control: Layout | None
+    shape: Shape,
+    settings: Mapping[str, Any],
+    width: int,
+    height: int,
+    images: int,
+    control: ControlLayout | None,
 ) -> Sizes:
     """Of a pass over so many images at once."""
     guided = settings.get("guidance_scale", 0) > 1

@@ -72,13 +72,11 @@ class Canvas:
 
     @classmethod
     def checked(cls, width: int | None, height: int | None, tile: int | None) -> Canvas:
-        """UserError for a side that the page would refuse, too. What is painted in tiles may be larger."""
+        """UserError for a side that the page would refuse, too; a picture in tiles may be of any size."""
         width, height = (DEFAULT_SIDE if side is None else side for side in (width, height))
         for name, value in (("height", height), ("width", width), ("tile", tile)):
-            most = math.inf if tile is not None and name != "tile" else LARGEST_SIDE
-            fits = isinstance(value, int) and value % SIZE_MULTIPLE == 0 and SMALLEST_SIDE <= value <= most
-            if not fits and value is not None:
-                raise UserError(_wrong_side(name, value))
+            if value is not None:
+                _check_side(name, value, *((SIZE_MULTIPLE, None) if tile else (SMALLEST_SIDE, LARGEST_SIDE)))
         return cls(width, height, tile)
 
     @property
@@ -86,17 +84,16 @@ class Canvas:
         return self.width, self.height
 
 
-def _wrong_side(name: str, value: Any) -> str:
-    hint = ""
-    if isinstance(value, (int, float)) and math.isfinite(value):
-        near = round(value / SIZE_MULTIPLE) * SIZE_MULTIPLE
-        hint = f"; the nearest is {min(max(near, SMALLEST_SIDE), LARGEST_SIDE)}"
-        if value > LARGEST_SIDE and name != "tile":
-            hint += ", and with a tile it may be larger"
-    return (
-        f"The {name} came as {value!r}; expected a multiple of {SIZE_MULTIPLE} from {SMALLEST_SIDE} to "
-        f"{LARGEST_SIDE} pixels{hint}."
-    )
+def _check_side(name: str, value: Any, smallest: int, largest: int | None) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and smallest <= value <= (largest or value) and value % SIZE_MULTIPLE == 0:
+        return
+    near = ""
+    if isinstance(value, int | float) and math.isfinite(value):
+        multiple = max(smallest, round(value / SIZE_MULTIPLE) * SIZE_MULTIPLE)
+        near = f", the nearest is {min(multiple, largest or multiple)}"
+    bounds = f" from {smallest} to {largest} pixels" if largest else ""
+    raise UserError(f"The {name} came as {value!r}; expected a multiple of {SIZE_MULTIPLE}{bounds}{near}.")
 
 
 @dataclass(frozen=True)

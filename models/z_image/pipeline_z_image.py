@@ -236,7 +236,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         inputs = PipelineInputs(
             canvas, prompts, steering, sampler, variety, images, control, denoising_strength,
             num_images_per_prompt, generators, latents, max_sequence_length, output_type,
-        )  # fmt: skip
+        )
         return self._run(inputs, Hooks(callback, lora_strengths, on_phase, interrupt))
 
     def _run(self, inputs: PipelineInputs, hooks: Hooks) -> ZImageOutput:
@@ -457,7 +457,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
         return [Guide(control, control.embed(part, pad), scale, sigmas, images.acting) for part in parts]
 
     def _in_use(self, part: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self.residency is None else self.residency.use(part)
+        return self.residency.use(part)
 
     def _decode(
         self, samples: list[Tensor], inputs: PipelineInputs, interrupt: Callable[[], bool] | None

@@ -47,8 +47,14 @@ CONFIGS = {
 }
 SINGLE = (INDEX, VAE_FILE, *CONFIGS.values(), "text_encoder/config.json", "tokenizer/tokenizer_config.json")
 #: what of a repository is loaded
-NEEDED = (INDEX, *(f"{part}/*.{ending}" for part in (*CLASSES, "tokenizer") for ending in
-                   ("json", "txt", "jinja", "safetensors")))  # fmt: skip
+NEEDED = (
+    INDEX,
+    *(
+        f"{part}/*.{ending}"
+        for part in (*CLASSES, "tokenizer")
+        for ending in ("json", "txt", "jinja", "safetensors")
+    ),
+)
 
 
 class ZImagePipeline(Pipeline):
@@ -217,7 +223,7 @@ def kind_of(folder: Path, source: str = "") -> str:
             return KINDS[0]
         if "base" in words or re.sub("[^a-z]", "", name.lower()) == "zimage":
             return KINDS[1]
-    shift = read_config(str(folder / CONFIGS["scheduler_config"])).get("shift")
+    shift = read_config(folder / CONFIGS["scheduler_config"]).get("shift")
     official = {read_config(SCHEDULER_CONFIGS[kind])["shift"]: kind for kind in KINDS}
     if shift not in official:
         log.warning(
@@ -238,9 +244,9 @@ def _names(folder: Path, source: str) -> Iterator[str]:
     for name in (source, str(place)):
         yield name.replace("\\", "/").rstrip("/").rpartition("/")[2]
     for config in (INDEX, CONFIGS["transformer_config"]):
-        told = read_config(str(folder / config)).get("_name_or_path")
-        if isinstance(told, str):
-            yield told.replace("\\", "/").rstrip("/").rpartition("/")[2]
+        origin = read_config(folder / config).get("_name_or_path")
+        if isinstance(origin, str):
+            yield origin.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def _progress_bar() -> Callable[[DownloadProgress], None]:
@@ -249,9 +255,9 @@ def _progress_bar() -> Callable[[DownloadProgress], None]:
 
     bar = tqdm(unit="B", unit_scale=True, desc="Downloading")
 
-    def show(told: DownloadProgress) -> None:
-        bar.total = told.before_bytes + told.total_bytes + told.after_bytes
-        bar.set_postfix_str(told.note or told.file, refresh=False)
-        bar.update(told.before_bytes + told.done_bytes - bar.n)
+    def show(progress: DownloadProgress) -> None:
+        bar.total = progress.before_bytes + progress.total_bytes + progress.after_bytes
+        bar.set_postfix_str(progress.note or progress.file, refresh=False)
+        bar.update(progress.before_bytes + progress.done_bytes - bar.n)
 
     return show

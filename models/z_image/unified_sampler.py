@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from models.arguments import default, setting_of
 from shared.errors import UserError
 from shared.settings.table import FIXED_STEPS, SETTINGS, levels_of, solver_name
 
@@ -21,11 +22,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-STYLES = ("few", "any", "mul")
-MAX_STEPS = 100
+STYLES = tuple(filter(None, SETTINGS["sampling_style"].choices))
 
 #: (most steps, style, gap at both ends) of unified_2s, unified_4s and unified_mul
-PRESETS = ((2, "few", (0.001, 0.6)), (4, "any", (0.001, 0.5)), (MAX_STEPS, "mul", (0.001, 0.0)))
+PRESETS = ((2, "few", (0.001, 0.6)), (4, "any", (0.001, 0.5)), (math.inf, "mul", (0.001, 0.0)))
 
 #: sampling_order -> where each prediction is made (part of the step), from the one before, and its weight in
 #: the step's mean velocity: Euler's, Heun's and Ralston's rules
@@ -43,17 +43,17 @@ Predict = Callable[["list[Tensor]", float, float], "list[Tensor]"]
 class UnifiedConfig:
     """The sampler's parameters, under the names of its authors. Values are checked by `resolve`.
 
-    sampling_steps: predictions at order 1 (1-100). stochast_ratio: share of fresh noise per step (0-2), or
-    "SDE" to follow the reverse diffusion. extrapol_ratio: how far a prediction moves on from the one before
-    (0-1). sampling_order: 1 to 3. sampling_style: what a prediction aims at: "few" the image, "any" the next
+    sampling_steps: predictions at order 1. stochast_ratio: share of fresh noise per step (0-2), or "SDE" to
+    follow the reverse diffusion. extrapol_ratio: how far a prediction moves on from the one before.
+    sampling_order: a key of RULES. sampling_style: what a prediction aims at: "few" the image, "any" the next
     time, "mul" its own. time_dist_ctrl: a, b, c of the Kumaraswamy curve. rfba_gap_steps: what the time grid
     leaves out at its noisy and its clean end.
     """
 
     sampling_steps: int = 2
     stochast_ratio: float | str = 1.0
-    extrapol_ratio: float = 0.0
-    sampling_order: int = 1
+    extrapol_ratio: float = default("extrapol_ratio")
+    sampling_order: int = int(default("sampling_order"))
     sampling_style: str = "few"
     time_dist_ctrl: tuple[float, ...] = (1.0, 1.0, 1.0)
     rfba_gap_steps: tuple[float, ...] = (0.001, 0.6)
@@ -106,14 +106,14 @@ def time_grid(config: UnifiedConfig) -> list[float]:
     points = count + 1 if last == 1 else count  # without a gap the line ends at the image, which is not asked
     line = [first + (last - first) * i / max(points - 1, 1) for i in range(points)][:count]
     a, b, c = config.time_dist_ctrl
-    levels = [1 - (1 - (1 - u**a) ** b) ** c for u in line] + [0.0]
-    if any(now <= after for now, after in zip(levels, levels[1:], strict=False)):
+    sigmas = [1 - (1 - (1 - u**a) ** b) ** c for u in line] + [0.0]
+    if any(now <= after for now, after in zip(sigmas, sigmas[1:], strict=False)):
         raise UserError(
             f"time_dist_ctrl {_numbers(config.time_dist_ctrl)} and rfba_gap_steps "
             f"{_numbers(config.rfba_gap_steps)} put several steps at the same time; expected values nearer "
             "to 1,1,1 and 0.001,0.5."
         )
-    return levels
+    return sigmas
 
 
 def check_offered(config: UnifiedConfig) -> None:
@@ -154,20 +154,20 @@ def sample(
     config: UnifiedConfig,
     generators: Sequence[torch.Generator | None],
     callback: Callable[[int, int, list[Tensor]], None] | None = None,
-    levels: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
 ) -> list[Tensor]:
     """The images (latents, fp64) that the noises become.
 
     generators: one for each image; its step noise comes from there alone. callback: (step, steps, x_hats)
-    after each step. levels: instead of the configuration's time grid, for starts that are not all noise.
+    after each step. sigmas: noise levels instead of the configuration's, for starts that are not all noise.
     """
-    levels = levels or time_grid(config)
-    steps = len(levels) - 1
+    sigmas = sigmas or time_grid(config)
+    steps = len(sigmas) - 1
     xs = [noise.double() for noise in noises]
     previous: tuple[list[Tensor], list[Tensor]] = ([], [])
     answer: list[Tensor] = []
 
-    for i, (t, t_next) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (t, t_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
         velocities = _velocities(predict, xs, t, t_next, config)
         x_hats = [x - t * v for x, v in zip(xs, velocities, strict=True)]
         z_hats = [x + (1 - t) * v for x, v in zip(xs, velocities, strict=True)]
@@ -248,22 +248,16 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _ratio(low: float, high: float) -> Callable[[str, Any], float]:
+def _in_range(argument: str) -> Callable[[str, Any], Any]:
+    """A check for a number that is a setting: whole where the setting is."""
+    setting = setting_of(argument)
+    low, high, whole = setting.minimum or 0, setting.maximum or 0, setting.kind is int
+
     def check(name: str, value: Any) -> float:
         number = _number(value)
-        if not low <= number <= high:
-            raise _refuse(name, value, f"a number from {low:g} to {high:g}")
-        return number
-
-    return check
-
-
-def _whole(low: int, high: int) -> Callable[[str, Any], int]:
-    def check(name: str, value: Any) -> int:
-        number = _number(value)
-        if not (low <= number <= high and number.is_integer()):
-            raise _refuse(name, value, f"a whole number from {low} to {high}")
-        return int(number)
+        if not low <= number <= high or (whole and not number.is_integer()):
+            raise _refuse(name, value, f"a {'whole ' if whole else ''}number from {low:g} to {high:g}")
+        return setting.kind(number)
 
     return check
 
@@ -309,10 +303,10 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "sampling_steps": _whole(1, MAX_STEPS),
+    "sampling_steps": _in_range("sampling_steps"),
     "stochast_ratio": _stochast,
-    "extrapol_ratio": _ratio(0, 1),
-    "sampling_order": _whole(1, 3),
+    "extrapol_ratio": _in_range("extrapol_ratio"),
+    "sampling_order": _in_range("sampling_order"),
     "sampling_style": _style,
     "time_dist_ctrl": _curve,
     "rfba_gap_steps": _gap,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.family import Fit
 from models.z_image import memory
 from models.z_image.checkpoints import checkpoint_sizes, lora_names, recognition, sources
 from models.z_image.checkpoints.part_configs import part_configs, transformer_config
@@ -180,7 +181,7 @@ class family_handler:
     @staticmethod
     def query_fit(
         base_model_type: str, model_def: Mapping[str, Any], file: Path, folders: Folders | None = None
-    ) -> recognition.Fit:
+    ) -> Fit:
         """What a checkpoint file would be to such a model. UserError, one sentence, when it does not fit."""
         folders = folders or DEFAULT_FOLDERS
         config, layout = transformer_config(model_def), None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.family import Fit
 from shared.engine.engine import Engine
 from shared.engine.inventory import is_own
 from shared.errors import UserError
@@ -96,17 +97,17 @@ def recognise(engine: Engine, path: Path) -> Recognised:
     header = read_header(path)
     if any(formats.ADAPTER.search(name) for name in header.entries):
         raise UserError(LORA.format(name=path.name, folder=_lora_folder(engine)))
-    fits: list[tuple[ModelInfo, Any]] = []
+    fits: list[tuple[ModelInfo, Fit]] = []
     refusal: UserError | None = None
     for info in engine.catalog.models.values():
-        if is_own(info) or not hasattr(info.handler, "query_fit"):
+        if is_own(info):
             continue
         try:
             fit = info.handler.query_fit(info.architecture, info.card.model, path, engine.config.folders)
         except UserError as error:
             refusal = refusal or error
             continue
-        if fit.role != "transformer" or not info.card.model.get("modules"):
+        if fit is not None and (fit.role != "transformer" or not info.card.model.get("modules")):
             fits.append((info, fit))
     if not fits:
         raise refusal or UserError(f"There is no model here that {path.name} could belong to.")

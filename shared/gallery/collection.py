@@ -198,7 +198,7 @@ class Collection:
     def _note_gone(self, ids: Sequence[int]) -> None:
         if ids:
             with self._db.transaction() as cx:
-                cx.executemany("UPDATE images SET place = 'gone' WHERE id = ?", [(one,) for one in ids])
+                cx.executemany("UPDATE images SET place = ? WHERE id = ?", [(GONE, one) for one in ids])
 
     # -- favourites and the trash -------------------------------------------------------------------------
 

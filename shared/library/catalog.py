@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from models import Family
+from models import handler_for as registry
 from shared.errors import UserError
 from shared.imaging.hires import upscalers
 from shared.library import job_loras as loras
@@ -125,7 +127,7 @@ def look_up(
     """One model as `catalog` describes it, with the files that are here. SettingsError when it is gone."""
     cards, _ = load_cards(folders.root, SETTINGS)
     if model_id in cards:
-        card, handler_for = cards[model_id], handler_for or _registry()
+        card, handler_for = cards[model_id], handler_for or registry
         lora_folders = lora_folders or LoraFolders(folders.root / "loras")
         return _describe(card, handler_for(card.architecture), folders, lora_folders, {})
     found = catalog(
@@ -153,7 +155,7 @@ def catalog(
     others: further folders with model files. lora_folders: by default `root`/loras.
     drafts: as for load_cards.
     """
-    handler_for = handler_for or _registry()
+    handler_for = handler_for or registry
     cards, card_errors = load_cards(root, SETTINGS, drafts)
     errors = [str(error) for error in card_errors]
     models: dict[str, ModelInfo] = {}
@@ -175,12 +177,6 @@ def catalog(
     return Catalog(models, errors, notices, preferred, wildcards=root / "wildcards")
 
 
-def _registry() -> HandlerFor:
-    import models as families
-
-    return families.handler_for
-
-
 def locked(found: Catalog) -> Catalog:
     """The catalog with its default model alone."""
     only = found.default_model
@@ -189,7 +185,7 @@ def locked(found: Catalog) -> Catalog:
 
 
 def _describe(
-    card: Card, handler: Any, folders: Folders, lora_folders: LoraFolders, house: Mapping[str, Any]
+    card: Card, handler: Family, folders: Folders, lora_folders: LoraFolders, house: Mapping[str, Any]
 ) -> ModelInfo:
     capabilities = {
         "upscalers": list(upscalers(folders)),
@@ -220,19 +216,18 @@ def _describe(
     )
 
 
-def _precisions(card: Card, handler: Any, folders: Folders) -> list[str]:
+def _precisions(card: Card, handler: Family, folders: Folders) -> list[str]:
     """Of the model's files, where there is a choice."""
-    ask = getattr(handler, "query_precisions", None)
-    found = ask(card.architecture, card.model, folders) if ask else []
-    return found if len(found) > 1 else []
+    precisions = handler.query_precisions(card.architecture, card.model, folders)
+    return precisions if len(precisions) > 1 else []
 
 
-def _lora_folder(card: Card, handler: Any, folders: LoraFolders) -> Path:
+def _lora_folder(card: Card, handler: Family, folders: LoraFolders) -> Path:
     folder: Path = handler.get_lora_dir(card.architecture, Namespace(**folders.given), folders.root)
     return folder.absolute()
 
 
-def _factory(card: Card, handler: Any, names: list[str], house: Mapping[str, Any]) -> dict[str, Any]:
+def _factory(card: Card, handler: Family, names: list[str], house: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {name: SETTINGS[name].default for name in names}
     handler.update_default_settings(card.architecture, card.model, defaults)
     defaults.update(card.defaults)

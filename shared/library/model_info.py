@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models import Family
 from shared.library.cards import Card
 from shared.loras.library import Library
 from shared.loras.names import ModelNames
 from shared.settings.table import SettingsError
 from shared.weights.files import Required
 
-HandlerFor = Callable[[str], Any]
+HandlerFor = Callable[[str], Family]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class ModelInfo:
     size_bytes: int
     required: list[Required]
     card: Card
-    handler: Any
+    handler: Family
     lora_folder: Path | None = None
     factory: dict[str, Any] = field(default_factory=dict)
 

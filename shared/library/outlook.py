@@ -119,8 +119,7 @@ def _missing(info: ModelInfo, one: Required, folders: Folders) -> Missing:
     source = next(filter(is_url, one.alternatives), one.alternatives[0])
     if not is_url(source):
         return Missing(one.role, source, 0)
-    ask = getattr(info.handler, "query_download_bytes", None)
-    size = ask(info.architecture, info.card.model, one, source, folders) if ask else 0
+    size = info.handler.query_download_bytes(info.architecture, info.card.model, one, source, folders)
     return Missing(one.role, source, size, arrived(source, folders, one.target))
 
 
@@ -150,16 +149,16 @@ def _plan(
     careful: bool,
 ) -> Plan | None:
     """Among the settled files, or, where those do not fit, among all."""
-    handler = info.handler
-    if not hasattr(handler, "query_memory"):
+    needs = info.handler.query_memory(
+        info.architecture, info.card.model, settings, folders, lora_bytes=lora_bytes
+    )
+    if needs is None:
         return None
-    here, model = read_machine(), (info.architecture, info.card.model)
-    more = {"lora_bytes": lora_bytes} if lora_bytes else {}
+    here = read_machine()
     float_bytes = 2 if overrides.dtype else here.float_bytes
     offers = _offers(info, folders, float_bytes, settings.get("precision", ANY_PRECISION))
     if careful and here.capability is not None:
         offers, overrides = planner.careful(offers, overrides)
-    needs = handler.query_memory(*model, settings, folders, **more)
     narrowed = _among(offers, settled)
     if narrowed != offers:
         try:

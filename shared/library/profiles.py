@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
-from shared.files import atomic
-from shared.files.names import is_plain
 from shared.loras.library import address
 from shared.loras.strengths import merge_profile, split_profile
 from shared.settings.table import SETTINGS
@@ -101,19 +99,6 @@ def apply(profile: Profile | None, settings: Mapping[str, Any]) -> dict[str, Any
             "loras_multipliers": merge_profile(text, strengths),
         }
     return {**settings, **(profile.settings if profile else {}), **loras}
-
-
-def save_profile(path: Path, settings: Mapping[str, Any], help: str = "") -> None:
-    """Write the user's settings as a profile, whole or not at all. UserError when that cannot be."""
-    if path.suffix != ".json" or not is_plain(path.name):
-        raise UserError(f"'{path.name}' is no name for a profile: expected NAME.json.")
-    content = {name: value for name, value in settings.items() if name in MEDIA_FREE or name in LORA_KEYS}
-    content["loras_multipliers"] = str(content.get("loras_multipliers") or "").replace("|", " ").strip()
-    try:
-        text = json.dumps(content | ({"help": help} if help else {}), indent=2, ensure_ascii=False)
-        atomic.write(path, text)
-    except OSError as error:
-        raise UserError(f"The profile {path} cannot be written ({error.strerror or error}).") from error
 
 
 def _count(multipliers: str) -> int:

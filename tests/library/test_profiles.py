@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from shared.cli.main import ROOT
-from shared.errors import UserError
 from shared.library import profiles
 from shared.library.catalog import catalog
-from shared.library.profiles import Profile, apply, list_profiles, read_profile, save_profile
+from shared.library.profiles import Profile, apply, list_profiles
 from shared.loras.strengths import parse
 from shared.settings.validation import validate
 
@@ -55,28 +54,6 @@ def test_a_profile_goes_in_front_and_another_takes_its_place() -> None:
         back = apply(profile, apply(ONE, three))
         assert (back["activated_loras"], back["loras_multipliers"]) == (["me.safetensors"], "0.7")
     assert mine["activated_loras"] == ["me.safetensors"]
-
-
-def test_a_profile_survives_being_saved(tmp_path: Path) -> None:
-    settings = {
-        "activated_loras": ["fast.safetensors", "me.safetensors"], "loras_multipliers": "0.8|0.7",
-        "num_inference_steps": 8, "prompt": "mine", "seed": 5, "model_type": "z_image",
-    }  # fmt: skip
-    save_profile(tmp_path / "deep" / "mine.json", settings, "What it is for.")
-    again = read_profile(tmp_path / "deep" / "mine.json")
-    assert again == Profile(
-        "mine",
-        ("fast.safetensors", "me.safetensors"),
-        "0.8 0.7",
-        {"num_inference_steps": 8},
-        "What it is for.",
-    )
-    for name in ("mine.txt", "a:b.json", ".hidden.json"):
-        with pytest.raises(UserError, match="no name for a profile"):
-            save_profile(tmp_path / name, settings)
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"):
-        save_profile(tmp_path / "file" / "a.json", settings)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.z_image import control
 from models.z_image.checkpoints import weight_names as names
-from models.z_image.checkpoints.control_layout import Layout, is_control
+from models.z_image.checkpoints.control_layout import ControlLayout, is_control
 from models.z_image.control import ControlSchedule, Hints, ZImageControlModel, context, step_of
 from models.z_image.nag import Nag
 from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel, padded, patchify
@@ -31,7 +31,7 @@ def ours(
     model.load_state_dict(base.state_dict())
     channels, places, refiner = GENERATIONS[generation]
     kinds = {None: control.PLAIN, "control_layers": control.SHARED, "control_noise_refiner": control.OWN}
-    mine = ZImageControlModel(config, Layout(channels, tuple(places), kinds[refiner]))
+    mine = ZImageControlModel(config, ControlLayout(channels, tuple(places), kinds[refiner]))
     mine.load_state_dict(net.state_dict())
     return model.eval(), mine.eval()
 
@@ -272,7 +272,8 @@ def test_full_size_parameters_are_the_published_ones() -> None:
     }
     for (channels, step, refiner), (billions, count) in published.items():
         with torch.device("meta"):
-            net = ZImageControlModel(ZImageConfig(), Layout(channels, tuple(range(0, 30, step)), refiner))
+            layout = ControlLayout(channels, tuple(range(0, 30, step)), refiner)
+            net = ZImageControlModel(ZImageConfig(), layout)
         state = net.state_dict()
         assert len(state) == count
         assert sum(x.numel() for x in state.values()) / 1e9 == pytest.approx(billions, abs=1e-3)

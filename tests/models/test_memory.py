@@ -11,7 +11,7 @@ from transformers import Qwen3Config
 
 from models.z_image import control, memory
 from models.z_image.checkpoints import checkpoint_sizes
-from models.z_image.checkpoints.control_layout import OWN, PLAIN, SHARED, Layout
+from models.z_image.checkpoints.control_layout import OWN, PLAIN, SHARED, ControlLayout
 from models.z_image.checkpoints.part_configs import Shape
 from models.z_image.control import Hints, ZImageControlModel
 from models.z_image.family import QWEN3_4B, VAE_CONFIG
@@ -90,10 +90,10 @@ def test_the_transformers_activations(transformer, pixels, sequences, negative):
 
 
 LAYOUTS = {
-    "v1": Layout(16, tuple(range(0, 30, 5)), PLAIN),
-    "2.0": Layout(33, tuple(range(0, 30, 2)), SHARED),
-    "2.1": Layout(33, tuple(range(0, 30, 2)), OWN),
-    "lite": Layout(33, (0, 10, 20), OWN),
+    "v1": ControlLayout(16, tuple(range(0, 30, 5)), PLAIN),
+    "2.0": ControlLayout(33, tuple(range(0, 30, 2)), SHARED),
+    "2.1": ControlLayout(33, tuple(range(0, 30, 2)), OWN),
+    "lite": ControlLayout(33, (0, 10, 20), OWN),
 }
 
 

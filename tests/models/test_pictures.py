@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from models.z_image import control
-from models.z_image.checkpoints.control_layout import Layout
+from models.z_image.checkpoints.control_layout import ControlLayout
 from models.z_image.control import ZImageControlModel
 from models.z_image.job.job import ZImageProcessor
 from models.z_image.pipeline_z_image import ZImagePipeline
@@ -65,7 +65,8 @@ def pipeline(card: str, generation: str = "") -> ZImagePipeline:
         channels, refiner = CONTROLS[generation]
         torch.manual_seed(4)
         config = pipe.transformer.config
-        net = ZImageControlModel(config, Layout(channels, tuple(range(0, config.n_layers, 2)), refiner))
+        layout = ControlLayout(channels, tuple(range(0, config.n_layers, 2)), refiner)
+        net = ZImageControlModel(config, layout)
         pipe.control = net.eval().requires_grad_(False)
     return pipe
 

@@ -440,9 +440,9 @@ def texts_as_html(house) -> dict[str, str]:
     from shared.jobs.records import ImageRecord
     from shared.ui.components import notice, viewer
     from shared.ui.create import form, grid, loras, presets, prompt
+    from shared.ui.create.queue import panel
     from shared.ui.gallery import html as gallery_html
     from shared.ui.models import html as model_rows
-    from shared.ui.queue import panel
 
     engine = house.open.engine
     own = engine.catalog.model("own")

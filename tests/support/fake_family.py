@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from models.family import Family
 from shared.errors import Cancelled, UserError
 from shared.gpu.footprint import Needs, Offers, PartSize, Variant
 from shared.weights.files import Required
@@ -42,7 +43,7 @@ class Generation:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-class Handler:
+class Handler(Family):
     @staticmethod
     def query_model_def(base_type, model_def):
         return {"guidance": False, "size_multiple": 16, "min_size": 64, "max_size": 8192}
@@ -72,7 +73,7 @@ class Planned(Handler):
         return Offers((Variant(model_def["URLs"][0], "bf16", PartSize(0, (GIB // 2,) * 20)),))
 
     @staticmethod
-    def query_memory(base_type, model_def, settings, folders=None):
+    def query_memory(base_type, model_def, settings, folders=None, *, lora_bytes=0):
         return Needs(denoise=GIB // 2, decode={None: GIB, 512: GIB // 2, 256: GIB // 4}, linear_flops=1e13)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from models.z_image.checkpoints import weight_names
-from models.z_image.control import OWN, Hints, Layout
+from models.z_image.control import OWN, ControlLayout, Hints
 from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel
 from shared.weights import formats
 from tests.support.mini import ROOT
@@ -243,8 +243,8 @@ def test_the_shipped_file_is_a_2_1_control_network_of_the_mini() -> None:
         assert {file.get_slice(name).get_dtype() for name in shapes} == {"F16"}
     assert shapes == published_shapes(TRANSFORMER, 3, 33)
     assert SHIPPED.stat().st_size < 8_000_000
-    layout = Layout.of(formats.inspect([SHIPPED], weight_names.CONTROL), TRANSFORMER)
-    assert layout == Layout(33, (0, 2, 4), OWN)
+    layout = ControlLayout.of(formats.inspect([SHIPPED], weight_names.CONTROL), TRANSFORMER)
+    assert layout == ControlLayout(33, (0, 2, 4), OWN)
 
 
 @pytest.mark.slow

@@ -17,12 +17,12 @@ from shared.imaging import metadata
 from shared.jobs.records import Job
 from shared.settings.table import SETTINGS
 from shared.ui.components.notice import notice_html
+from shared.ui.components.queue_state import Sight
 from shared.ui.components.text import duration_text, settings_line, size_text
 from shared.ui.create import import_settings
 from shared.ui.create.form import label
+from shared.ui.create.queue.preview import queue_text, stage_html, status_text
 from shared.ui.create.schedule_plot import problem_html, time_grid_html
-from shared.ui.queue.preview import queue_text, stage_html, status_text
-from shared.ui.queue.queue_state import Sight
 from tests.support.browser import ROOT, free_port
 
 MINI, BASE, TWIN = "z_image_mini", "z_image_mini_base", "z_image_mini_twinflow"

@@ -39,7 +39,8 @@ def test_two_by_two_through_the_page(visit, server):
     says(page, "num_inference_steps came as 0")
     vary(page, "x", "Steps", "2, 4")
     vary(page, "y", "Prompt", "circle, star")
-    says(page, "Makes 4 pictures, and one that shows them all.")
+    says(page, "Makes 4 pictures")  # and how long that takes, where the server has made some
+    says(page, "and one that shows them all.")
     assert not page.scrolls_sideways()
     page.tab.locator("#generate-grid").click()
     page.tab.wait_for_selector(f'#viewer img[width]:not([width="128"])[alt="{PROMPT}"]')

@@ -17,8 +17,8 @@ import pytest
 from shared.engine.configuration import EngineConfig
 from shared.engine.engine import Engine
 from shared.jobs.records import FAILED, QUEUED, Job
-from shared.ui.queue.panel import Queue, shortened
-from shared.ui.queue.queue_state import SHOWN, Sight, look, watch
+from shared.ui.components.queue_state import SHOWN, Sight, look, watch
+from shared.ui.create.queue.panel import Queue, shortened
 from tests.support.browser import ROOT, Visit, serve, visits
 from tests.support.dropping import DROP
 

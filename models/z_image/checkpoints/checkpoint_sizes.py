@@ -14,7 +14,7 @@ from typing import Any
 
 from models.z_image.checkpoints import control_layout as layouts
 from models.z_image.checkpoints import weight_names
-from models.z_image.checkpoints.control_layout import OWN, PLAIN, SHARED, Layout
+from models.z_image.checkpoints.control_layout import OWN, PLAIN, SHARED, ControlLayout
 from models.z_image.checkpoints.part_configs import ACTIVATION, VAE_VALUE, Shape
 from shared.errors import UserError
 from shared.files.unchanged import while_unchanged
@@ -98,7 +98,7 @@ def _beside(transformer: Variant, net: Variant) -> Variant:
     return replace(transformer, size=both, on_disk=transformer.on_disk and net.on_disk, module=net)
 
 
-def control_layout(required: Required, base: Mapping[str, Any], folders: Folders) -> Layout:
+def control_layout(required: Required, base: Mapping[str, Any], folders: Folders) -> ControlLayout:
     """The layout of a card's control network: from its file, else what its name says is published. UserError
     when the file is damaged.
     """
@@ -107,7 +107,7 @@ def control_layout(required: Required, base: Mapping[str, Any], folders: Folders
         return layouts.read(path, Shape.of(base))[1]
     name = file_name(required.alternatives[0]).lower()
     _, channels, step, refiner = next(row for row in LAYOUTS_BY_NAME if re.search(row[0], name))
-    return Layout(channels, tuple(range(0, Shape.of(base).n_layers, step)), refiner)
+    return ControlLayout(channels, tuple(range(0, Shape.of(base).n_layers, step)), refiner)
 
 
 def control_variants(
@@ -133,7 +133,7 @@ def control_variants(
     return _alternatives(required, folders, measured, published)
 
 
-def _control_size(base: Mapping[str, Any], layout: Layout, kind: str, float_bytes: int) -> PartSize:
+def _control_size(base: Mapping[str, Any], layout: ControlLayout, kind: str, float_bytes: int) -> PartSize:
     """quanto's published files are taken to have the projections in int8, too."""
     shape = Shape.of(base)
     d, weight = shape.dim, WEIGHT_BYTES.get(kind, float_bytes)

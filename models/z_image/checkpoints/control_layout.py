@@ -33,7 +33,7 @@ class Dimensions(Protocol):
 
 
 @dataclass(frozen=True)
-class Layout:
+class ControlLayout:
     """channels: of the context. places: the base's layers that get a hint. refiner: PLAIN blocks refine the
     control tokens (v1); the main blocks pass over the image tokens first (SHARED, 2.0); blocks of their OWN
     do (2.1, lite).
@@ -44,16 +44,17 @@ class Layout:
     refiner: str
 
     @classmethod
-    def of(cls, found: formats.Checkpoint, base: Dimensions) -> Layout:
+    def of(cls, checkpoint: formats.Checkpoint, base: Dimensions) -> ControlLayout:
         """Of a checkpoint inspected with names.CONTROL. UserError for a layout this program does not know."""
-        label = ", ".join(file.name for file in found.files)
-        channels = found.entries[EMBEDDER].shape[1] / base.patch_size**2
+        label = ", ".join(file.name for file in checkpoint.files)
+        channels = checkpoint.entries[EMBEDDER].shape[1] / base.patch_size**2
         if channels not in (LATENT_CHANNELS, INPAINT_CHANNELS):
             raise UserError(
                 f"{label} is a control network for {channels:g} channels; expected {LATENT_CHANNELS} or "
                 f"{INPAINT_CHANNELS}: take one made for this model."
             )
-        blocks = {int(m[1]) for name in found.entries if (m := re.match(r"control_layers\.(\d+)\.", name))}
+        matches = (re.match(r"control_layers\.(\d+)\.", name) for name in checkpoint.entries)
+        blocks = {int(match[1]) for match in matches if match}
         if not blocks or blocks != set(range(len(blocks))) or len(blocks) > base.n_layers:
             raise UserError(
                 f"{label} has the control layers {sorted(blocks)} for a model of {base.n_layers} layers: "
@@ -62,7 +63,7 @@ class Layout:
         places = tuple(range(0, base.n_layers, round(base.n_layers / len(blocks))))[: len(blocks)]
         if channels == LATENT_CHANNELS:
             return cls(LATENT_CHANNELS, places, PLAIN)
-        return cls(INPAINT_CHANNELS, places, OWN if _is_trained(found) else SHARED)
+        return cls(INPAINT_CHANNELS, places, OWN if _is_trained(checkpoint) else SHARED)
 
     @property
     def inpaints(self) -> bool:
@@ -74,17 +75,17 @@ class Layout:
         return self.refiner == SHARED and name.startswith("control_noise_refiner.")
 
 
-def _is_trained(found: formats.Checkpoint) -> bool:
+def _is_trained(checkpoint: formats.Checkpoint) -> bool:
     """Whether the file's refiner blocks give hints: the first one's projection is there and not all zero."""
-    entry = found.entries.get("control_noise_refiner.0.after_proj.weight")
+    entry = checkpoint.entries.get("control_noise_refiner.0.after_proj.weight")
     return entry is not None and bool(read_header(entry.file).read(entry.source).strip(b"\0"))
 
 
 @while_unchanged(answers=16)
-def read(file: Path, base: Dimensions) -> tuple[formats.Checkpoint, Layout]:
+def read(file: Path, base: Dimensions) -> tuple[formats.Checkpoint, ControlLayout]:
     """What a file holds, and its layout. UserError when it is no control network, or damaged."""
-    found = formats.inspect([file], weight_names.CONTROL)
-    return found, Layout.of(found, base)
+    checkpoint = formats.inspect([file], weight_names.CONTROL)
+    return checkpoint, ControlLayout.of(checkpoint, base)
 
 
 def is_control(file: Path) -> bool:

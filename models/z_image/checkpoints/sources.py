@@ -23,12 +23,14 @@ MORE_TOKENIZER_FILES = ("vocab.json", "merges.txt")
 #: for ComfyUI and diffusers
 OWN_TEXT_ENCODERS = (
     *(f"{repository}/text_encoder" for repository in OFFICIAL),
-    "qwen_3_4b.safetensors", "text_encoders/qwen_3_4b.safetensors", "qwen_3_4b_fp8_mixed.safetensors",
-)  # fmt: skip
+    "qwen_3_4b.safetensors",
+    "text_encoders/qwen_3_4b.safetensors",
+    "qwen_3_4b_fp8_mixed.safetensors",
+)
 OWN_VAES = (
     *(f"{repository}/vae/diffusion_pytorch_model.safetensors" for repository in OFFICIAL),
     "vae/ae.safetensors",
-)  # fmt: skip
+)
 
 
 def text_encoder(model_def: Mapping[str, Any]) -> list[Required]:
@@ -99,18 +101,18 @@ def _places(model_def: Mapping[str, Any], folders: Folders, encoder: Path | None
     if in_project(folder):
         yield ROOT / folder
     weights, *small = text_encoder(model_def)
-    for one in (weights, *small):
-        found = (locate(source, folders, one.target) for source in one.alternatives)
-        known = [encoder] if encoder and one is weights else found
-        yield from (path if path.is_dir() else path.parent for path in known if path is not None)
+    for required in (weights, *small):
+        located = (locate(source, folders, required.target) for source in required.alternatives)
+        paths = [encoder] if encoder and required is weights else located
+        yield from (path if path.is_dir() else path.parent for path in paths if path is not None)
 
 
 def find(source: str | Path, target: str, folders: Folders) -> Path:
     """The file that a card or a caller names, on disk. Raises UserError when it is not there."""
     path = Path(source)
-    found = path if path.is_absolute() and path.exists() else locate(str(source), folders, target)
-    if found is None:
+    located = path if path.is_absolute() and path.exists() else locate(str(source), folders, target)
+    if located is None:
         raise UserError(
             f"The file {source} is not on disk: put it into {folders.ckpts} or start its download."
         )
-    return found
+    return located

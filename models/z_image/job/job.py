@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from models.z_image.family import DEFAULT_FOLDERS, SAMPLER_SETTINGS
-from models.z_image.job import job_images as scenes
+from models.z_image.job import job_images
+from models.z_image.job.job_images import Crop, FullCanvas, Scene
 from models.z_image.job.latent_preview import LatentRgb
 from models.z_image.pipeline_z_image import ZImagePipeline
 from shared.gpu import attention
@@ -143,7 +144,7 @@ class ZImageProcessor:
         interrupt: Callable[[], bool],
     ) -> Generation:
         """One picture for each seed. Raises Cancelled once `interrupt` is true, UserError for bad input."""
-        scene, notes = scenes.of_job(settings, self.folders.ckpts)
+        scene, notes = job_images.of_job(settings, self.folders.ckpts)
         hires = Hires.of(settings)
         if hires is not None:  # what cannot be enlarged is better known now
             hires.size(scene.size)
@@ -156,8 +157,8 @@ class ZImageProcessor:
         if begins_as_it_is(settings) and scene.image is not None:
             images = [scene.image] * len(seeds)
         else:
-            framed = scenes.frame(scene, settings)
-            images = self._pass(settings, framed, generators, watch, notes)
+            region = job_images.select_region(scene, settings)
+            images = self._pass(settings, region, generators, watch, notes)
         if hires is not None:
             images = self._enlarged(settings, hires, enlarge, scene, images, generators, watch, notes)
         return Generation(images, list(dict.fromkeys(notes)))
@@ -165,7 +166,7 @@ class ZImageProcessor:
     def _pass(
         self,
         settings: Mapping[str, Any],
-        framed: scenes.Whole | scenes.Part,
+        region: FullCanvas | Crop,
         generators: Sequence[torch.Generator],
         watch: Watch,
         notes: list[str],
@@ -175,7 +176,7 @@ class ZImageProcessor:
         sampler = {name: settings[name] for name in SAMPLER_SETTINGS if name in settings}
 
         def step(number: int, total: int, denoised: Sequence[Tensor]) -> None:
-            watch.on_step(number, total, lambda: [self.latent_rgb.render(x, framed.size) for x in denoised])
+            watch.on_step(number, total, lambda: [self.latent_rgb.render(x, region.size) for x in denoised])
 
         arguments = {name: settings[name] for name in SAME_NAME if name in settings}
         arguments |= {name: settings[name] / 100 for name in IN_PERCENT if name in settings}
@@ -190,17 +191,17 @@ class ZImageProcessor:
             lora_strengths=self.multipliers.at,
             on_phase=watch.on_phase,
             interrupt=watch.interrupt,
-            **arguments | scenes.arguments(framed, settings.get("denoising_strength", 1.0)) | changed,
+            **arguments | job_images.arguments(region, settings.get("denoising_strength", 1.0)) | changed,
         )
         notes += output.notes
-        return [framed.put_back(image) for image in output.images]
+        return [region.paste(image) for image in output.images]
 
     def _enlarged(
         self,
         settings: Mapping[str, Any],
         hires: Hires,
         enlarge: Enlarge,
-        scene: scenes.Scene,
+        scene: Scene,
         images: Sequence[Image.Image],
         generators: Sequence[torch.Generator],
         watch: Watch,
@@ -216,10 +217,10 @@ class ZImageProcessor:
             larger = enlarge(image, size, watch.interrupt)
             if hires.strength:
                 of_many = f" of image {number} of {len(images)}" if len(images) > 1 else ""
-                framed = scenes.frame(scene.enlarged(larger), settings, hires.scale)
+                region = job_images.select_region(scene.enlarged(larger), settings, hires.scale)
                 (larger,) = self._pass(
                     settings,
-                    framed,
+                    region,
                     [generator],
                     watch.under(f"Second pass{of_many}: "),
                     notes,

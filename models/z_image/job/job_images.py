@@ -57,8 +57,8 @@ def _start(
     source = sources.load_picture(settings["image_start"])
     image, mask, notes = source.image, None, source.notes
     if settings.get("image_mask"):
-        mask, said = masks.from_upload(settings["image_mask"], image.size)
-        notes = [*notes, *said]
+        mask, mask_notes = masks.from_upload(settings["image_mask"], image.size)
+        notes = [*notes, *mask_notes]
     if not _keeps_its_size(settings, image.size, size):
         fitted = sources.fit(image, *size)
         image, notes = fitted.image, [*notes, *fitted.notes]
@@ -98,7 +98,7 @@ def _control(
 
 
 @dataclass(frozen=True)
-class Whole:
+class FullCanvas:
     """All of a scene, its right and lower edge repeated up to a side that the models paint."""
 
     scene: Scene
@@ -119,13 +119,13 @@ class Whole:
         values = np.asarray(image)
         return Image.fromarray(np.pad(values, [*beyond, (0, 0)][: values.ndim], mode="edge"))
 
-    def put_back(self, painted: Image.Image) -> Image.Image:
+    def paste(self, painted: Image.Image) -> Image.Image:
         """The scene's picture."""
         return painted if painted.size == self.scene.size else painted.crop((0, 0, *self.scene.size))
 
 
 @dataclass(frozen=True)
-class Part:
+class Crop:
     """The part around a scene's mask, which fades into the scene when it is put back: `fade` pixels of it."""
 
     scene: Scene
@@ -140,37 +140,37 @@ class Part:
     def cut(self, image: Image.Image, resample: Image.Resampling = sources.LANCZOS) -> Image.Image:
         return self.box.cut(image, resample)
 
-    def put_back(self, painted: Image.Image) -> Image.Image:
+    def paste(self, painted: Image.Image) -> Image.Image:
         assert self.scene.image is not None and self.scene.mask is not None
         return self.box.put_back(self.scene.image, painted, self.scene.mask, self.fade)
 
 
-def frame(scene: Scene, settings: Mapping[str, Any], scale: float = 1.0) -> Whole | Part:
+def select_region(scene: Scene, settings: Mapping[str, Any], scale: float = 1.0) -> FullCanvas | Crop:
     """What of the scene is painted. scale: how much larger it is than the first pass's, for which the
     settings count pixels.
     """
     if scene.mask is None:
-        return Whole(scene, 0.0)
+        return FullCanvas(scene, 0.0)
     feather = settings["mask_feather"] * scale
     if not settings.get("mask_only"):
-        return Whole(scene, feather)
+        return FullCanvas(scene, feather)
     side = math.isqrt(math.prod(parse_resolution(settings["resolution"])))
     margin, smallest, largest = (
         round(x * scale) for x in (settings["mask_margin"], min(SMALLEST_PART, side), side)
     )
     box = masks.crop_around(scene.mask, margin, min_size=smallest, max_size=largest)
-    return Part(scene, box, feather)
+    return Crop(scene, box, feather)
 
 
-def arguments(framed: Whole | Part, strength: float) -> dict[str, Any]:
+def arguments(region: FullCanvas | Crop, strength: float) -> dict[str, Any]:
     """The pipeline's arguments for what is painted of a scene. strength: of the change, with an image."""
-    scene, (width, height) = framed.scene, framed.size
-    given: dict[str, Any] = {"width": width, "height": height}
+    scene, (width, height) = region.scene, region.size
+    result: dict[str, Any] = {"width": width, "height": height}
     if scene.image is not None:
-        given |= {"image": framed.cut(scene.image), "denoising_strength": strength}
+        result |= {"image": region.cut(scene.image), "denoising_strength": strength}
     if scene.mask is not None:
-        mask = framed.cut(scene.mask, sources.NEAREST)
-        given |= {"inpaint_mask": mask, "mask_feather": framed.feather}
+        mask = region.cut(scene.mask, sources.NEAREST)
+        result |= {"inpaint_mask": mask, "mask_feather": region.feather}
     if scene.control is not None:
-        given["control_image"] = framed.cut(scene.control)
-    return given
+        result["control_image"] = region.cut(scene.control)
+    return result

@@ -93,13 +93,13 @@ class PromptCache:
 
     def get(self, key: str) -> Encoded | None:
         """The entry, its features on the CPU, bit for bit as they were put; None when there is none."""
-        found = self._memory.get(key) or self._read(key)
-        if found is not None:
-            self._remember(key, found)
+        entry = self._memory.get(key) or self._read(key)
+        if entry is not None:
+            self._remember(key, entry)
             if self.folder is not None:
                 with contextlib.suppress(OSError):  # not on disk, or a disk that cannot be written
                     os.utime(self._path(self.folder, key))
-        return found
+        return entry
 
     def put(self, key: str, encoded: Encoded) -> None:
         entry = Encoded(encoded.features.detach().cpu().contiguous(), encoded.dropped)

@@ -20,8 +20,8 @@ from shared.library.model_info import ModelInfo
 from shared.library.outlook import Outlook, unplanned
 from shared.settings.table import ANY_PRECISION
 from shared.ui.components.errors import QUIET, shows_errors
+from shared.ui.components.queue_state import Sight
 from shared.ui.components.text import DOT, plural, size_text
-from shared.ui.queue.queue_state import Sight
 
 SMALL_FILES = (".json", ".txt")  # configurations and vocabularies: counted, not named
 

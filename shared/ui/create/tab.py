@@ -18,16 +18,17 @@ from shared.ui.components.downloads import DownloadQuestion
 from shared.ui.components.drop_target import drop_anywhere, refusal
 from shared.ui.components.errors import QUIET, shows_errors, toast
 from shared.ui.components.notice import notice_area, notice_html
+from shared.ui.components.tab_name import WITH_TAB
 from shared.ui.components.viewer import Pictures, picture_area
 from shared.ui.create import import_settings
 from shared.ui.create.defaults import Defaults
 from shared.ui.create.form import Form, Updates
+from shared.ui.create.queue.live_updates import FOREVER, STOP_FOREVER, Following
+from shared.ui.create.queue.panel import Queue, is_queue
+from shared.ui.create.queue.preview import stage_area
+from shared.ui.create.queue.viewer_actions import PictureActs
 from shared.ui.create.upscale import Upscale
 from shared.ui.create.welcome import Welcome
-from shared.ui.queue.live_updates import FOREVER, STOP_FOREVER, Following
-from shared.ui.queue.panel import Queue, is_queue
-from shared.ui.queue.preview import WITH_TAB, stage_area
-from shared.ui.queue.viewer_actions import PictureActs
 
 LIVE_SEED = 0
 PAUSE_SECONDS = 0.25

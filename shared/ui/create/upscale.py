@@ -15,8 +15,8 @@ from shared.library.model_info import ModelInfo
 from shared.settings.table import SETTINGS
 from shared.ui.api import uploads
 from shared.ui.components.errors import QUIET, shows_errors
+from shared.ui.components.tab_name import WITH_TAB
 from shared.ui.create.controls import control
-from shared.ui.queue.preview import WITH_TAB
 
 Updates = dict[Any, Any]
 

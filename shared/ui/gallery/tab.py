@@ -23,9 +23,9 @@ from shared.ui.api import uploads
 from shared.ui.components.errors import QUIET
 from shared.ui.components.text import plural
 from shared.ui.components.viewer import THUMBNAILS, file_url, model_name
+from shared.ui.create.queue.viewer_actions import workflow_of
 from shared.ui.create.tab import Generate, Updates
 from shared.ui.gallery.html import ANY, compare_html, detail_html, options_html, tile_html
-from shared.ui.queue.viewer_actions import workflow_of
 
 _FRAME = static_files.read("gallery.html")
 _SCRIPT = static_files.read("gallery.js")

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
-from models.z_image.checkpoints.control_layout import OWN, PLAIN, SHARED, Layout
+from models.z_image.checkpoints.control_layout import OWN, PLAIN, SHARED, ControlLayout
 from models.z_image.control import ZImageControlModel
 from models.z_image.transformer_z_image import ZImageConfig, ZImageTransformer2DModel
 from tests.support.fake_card.card import ROOT
@@ -50,7 +50,7 @@ class Files:
         """generation: a key of CONTROLS."""
         config = ZImageConfig.from_dict(self.config)
         channels, every, refiner, _ = CONTROLS[generation]
-        layout = Layout(channels, tuple(range(0, config.n_layers, every)), refiner)
+        layout = ControlLayout(channels, tuple(range(0, config.n_layers, every)), refiner)
         with torch.device("meta"):
             model = ZImageControlModel(config, layout)
         marked = "control_noise_refiner.0.after_proj.weight" if generation == "2.1" else ""

@@ -21,11 +21,11 @@ from shared.ui import static_files
 from shared.ui.api import uploads
 from shared.ui.components.errors import QUIET, shows_errors
 from shared.ui.components.notice import notice_html
+from shared.ui.components.queue_state import SHOWN, Sight
+from shared.ui.components.tab_name import WITH_TAB
 from shared.ui.components.text import DOT, plural
 from shared.ui.create import import_settings
 from shared.ui.create.form import Form, Updates
-from shared.ui.queue.preview import WITH_TAB
-from shared.ui.queue.queue_state import SHOWN, Sight
 
 PROMPT_LENGTH = 200
 MAX_REPORT = 12  # lines

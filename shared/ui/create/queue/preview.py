@@ -9,8 +9,8 @@ import gradio as gr
 
 from shared.jobs.records import Job
 from shared.settings.parsing import parse_resolution
+from shared.ui.components.queue_state import Sight
 from shared.ui.components.text import DOT, duration_text, plural, size_text
-from shared.ui.queue.queue_state import Sight
 
 # A browser opens six connections to a server and no more, over all of its tabs: one that is not seen gives
 # its follower's stream back. While it has a job, it glances at the queue instead, so that it can give a sign
@@ -36,18 +36,6 @@ const begin = (left) => setTimeout(() => {
 begin(5);"""
 #: what the follower shows while there is nothing to show
 _FOLLOWED = '<i class="zgp-followed" hidden></i>'
-
-# The tab's own name, which outlives a reload: by it the page knows whose job has ended.
-_TAB = """((name) => {
-  try {
-    name = sessionStorage.getItem('zgp-tab') || name;
-    sessionStorage.setItem('zgp-tab', name);
-  } catch { /* storage is blocked: a reload makes another tab of this one */ }
-  return window.zgpTab = name;
-})(window.zgpTab || Math.random().toString(36).slice(2))"""
-
-#: what the browser puts in the place of a listener's first input: the tab's name
-WITH_TAB = f"(tab, ...others) => [{_TAB}, ...others]"
 
 
 def stage_area() -> gr.HTML:

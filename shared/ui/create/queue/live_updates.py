@@ -13,13 +13,14 @@ from shared.jobs.records import CANCELLED, FAILED, LIVE, Job
 from shared.ui.components.downloads import DownloadQuestion
 from shared.ui.components.errors import QUIET
 from shared.ui.components.notice import notice_html
+from shared.ui.components.queue_state import Sight, look, watch
+from shared.ui.components.tab_name import WITH_TAB
 from shared.ui.components.text import plural
 from shared.ui.components.viewer import Pictures
 from shared.ui.create.form import Form, Updates
+from shared.ui.create.queue.panel import Queue
+from shared.ui.create.queue.preview import stage_html
 from shared.ui.create.welcome import Welcome
-from shared.ui.queue.panel import Queue
-from shared.ui.queue.preview import WITH_TAB, stage_html
-from shared.ui.queue.queue_state import Sight, look, watch
 
 FOREVER, STOP_FOREVER = "Forever", "Stop"
 
