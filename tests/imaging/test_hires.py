@@ -211,6 +211,12 @@ def test_a_picture_smaller_than_the_tile_is_painted_whole() -> None:
     assert np.array_equal(made(hires_tile=256, **given), made(hires_tile=0, **given))
 
 
+def test_a_picture_smaller_than_any_side_that_is_painted_is_enlarged(tmp_path: Path) -> None:
+    photograph((20, 24)).save(tmp_path / "tiny.png")
+    given = {"image_start": str(tmp_path / "tiny.png"), "denoising_strength": 0.0, "hires_scale": 2}
+    assert made(**given, hires_denoising_strength=0.3).shape == (48, 40, 3)
+
+
 def test_a_tile_that_is_no_multiple_is_one_sentence() -> None:
     with pytest.raises(UserError, match="tile came as 100; expected a multiple of 16, the nearest is 96"):
         processor(MINI).pipe(PROMPT, width=128, height=128, tile=100)

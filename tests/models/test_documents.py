@@ -315,6 +315,20 @@ def test_a_folder_says_whether_it_is_base(
     assert ("does not say whether" in caplog.text) == (shift == 5.0 and not saved_from)
 
 
+def test_what_the_transformer_was_saved_from_tells(official: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(official, tmp_path / "mine")
+    config = json.loads((folder / "transformer/config.json").read_text("utf-8"))
+    (folder / "transformer/config.json").write_text(json.dumps(config | {"_name_or_path": BASE}))
+    assert pretrained.kind_of(folder) == "z_image_base"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_the_name_that_the_caller_uses_tells(official: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(official, tmp_path / "mine")
+    (tmp_path / "Z-Image").symlink_to(folder)
+    assert ZImagePipeline.from_pretrained(tmp_path / "Z-Image").usual.num_inference_steps == 30
+
+
 def test_the_call_has_the_last_word_on_what_a_folder_is(official: Path) -> None:
     made = ZImagePipeline.from_pretrained(official, base_model_type="z_image_base")
     assert made.usual.num_inference_steps == 30

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from models.z_image.family import SIZE_MULTIPLE, SMALLEST_SIDE
 from shared.imaging import masks, preprocess, sources
 from shared.imaging.hires import begins_as_it_is
 from shared.settings.parsing import parse_outpaint, parse_parameters, parse_resolution
 
-MULTIPLE = 16  # pixels, of the sides of what the models paint
 SMALLEST_PART = 512  # pixels of a side, of what is painted alone
 
 
@@ -78,7 +78,7 @@ def _keeps_its_size(settings: Mapping[str, Any], own: tuple[int, int], size: tup
     enlarged, and where it is extended and as large as the resolution, which cannot but be rounded.
     """
     part = bool(settings.get("image_mask") and settings.get("mask_only"))
-    near = all(abs(a - b) < MULTIPLE for a, b in zip(own, size, strict=True))
+    near = all(abs(a - b) < SIZE_MULTIPLE for a, b in zip(own, size, strict=True))
     return part or begins_as_it_is(settings) or (bool(settings.get("outpaint")) and near)
 
 
@@ -99,14 +99,16 @@ def _control(
 
 @dataclass(frozen=True)
 class FullCanvas:
-    """All of a scene, its right and lower edge repeated up to the next multiple of 16."""
+    """All of a scene, its right and lower edge repeated up to a side that the models paint."""
 
     scene: Scene
     feather: float
 
     @property
     def size(self) -> tuple[int, int]:
-        width, height = (-(-side // MULTIPLE) * MULTIPLE for side in self.scene.size)
+        width, height = (
+            max(SMALLEST_SIDE, -(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE) for side in self.scene.size
+        )
         return width, height
 
     def cut(self, image: Image.Image, resample: Image.Resampling = sources.LANCZOS) -> Image.Image:
