@@ -349,7 +349,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
     def _encode_images(self, inputs: PipelineInputs, steps: int, hooks: Hooks) -> EncodedImages:
         """A control network that knows masks is told what is repainted; without it, the rest is held."""
         images, strength = inputs.images, inputs.strength
-        acts, notes = self._controls(images)
+        acts, notes = self._controls(images, inputs.control.scale)
         acting = frozenset(inputs.control.steps(steps) if acts else ())
         layout = self.control.layout if self.control is not None and acting else None
         tells = images.painted is not None and layout is not None and layout.inpaints
@@ -377,7 +377,7 @@ class ZImagePipeline(Mapping[str, nn.Module]):
             )
         return EncodedImages(start if strength < 1 else None, constraint, context, acting, notes)
 
-    def _controls(self, images: ImageTensors) -> tuple[bool, tuple[str, ...]]:
+    def _controls(self, images: ImageTensors, weight: float) -> tuple[bool, tuple[str, ...]]:
         """(whether the control network has something to follow, notes). UserError for a control picture
         without a network.
         """
@@ -388,6 +388,8 @@ class ZImagePipeline(Mapping[str, nn.Module]):
                     "or leave the picture out."
                 )
             return False, ()
+        if weight == 0:
+            return False, ("The control weight is 0, so the model's control network did not act.",)
         if images.control is not None or (images.painted is not None and self.control.layout.inpaints):
             return True, ()
         return False, ("There was no control picture, so the model's control network did not act.",)

@@ -116,17 +116,23 @@ def time_grid(config: UnifiedConfig) -> list[float]:
     return sigmas
 
 
+#: from so many noise levels on -> the largest extrapol_ratio, and that with a stochast_ratio above 1
+MOST_EXTRAPOLATION = ((6, 0.5, 0.0), (4, 1.0, 0.5))
+
+
 def check_offered(config: UnifiedConfig) -> None:
     """UserError for options that draw less than 90 % as well as none (docs/twinflow.md); programs may still
     `sample` with them.
     """
     levels = levels_of(config.sampling_steps, config.sampling_order)
     ratio = config.stochast_ratio
-    extrapolates = config.extrapol_ratio > 0 and levels >= SETTINGS["extrapol_ratio"].levels
-    if extrapolates and isinstance(ratio, float) and ratio > 1:
+    more_noise = isinstance(ratio, float) and ratio > 1
+    most = next((limits[1 + more_noise] for limits in MOST_EXTRAPOLATION if levels >= limits[0]), math.inf)
+    if config.extrapol_ratio > most:
+        beside = f" and stochast_ratio {ratio:g}" if more_noise else ""
         raise UserError(
-            f"stochast_ratio came as {ratio:g} with extrapol_ratio {config.extrapol_ratio:g}, which together "
-            "drift away from the prompt; expected a stochast_ratio of at most 1, or an extrapol_ratio of 0."
+            f"extrapol_ratio came as {config.extrapol_ratio:g}, which with {levels} noise levels{beside} "
+            f"drifts away from the prompt; expected at most {most:g}."
         )
 
 

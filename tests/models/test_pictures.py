@@ -287,6 +287,12 @@ def test_what_was_done_is_said() -> None:
     how = dict(height=128, width=128, num_inference_steps=1, output_type="latent")
     pipe = pipeline("z_image_mini", "2.1")
     assert any("no control picture" in note for note in pipe(PROMPT, **how).notes)
+    with_none, without = (
+        pipe(PROMPT, generator=torch.Generator().manual_seed(1), **control, **how)
+        for control in ({"control_image": LINES, "control_context_scale": 0}, {})
+    )
+    assert any("control weight is 0" in note for note in with_none.notes)
+    assert torch.equal(with_none.images, without.images)
     notes = pipe(PROMPT, control_image=LINES, inpaint_mask=MASK, **how).notes
     assert any("was repainted" in note for note in notes)
 

@@ -354,18 +354,25 @@ def test_the_family_checks_what_only_it_knows(name, value, said):
     assert problem.startswith(f"{name} came as") and said in problem
 
 
-def test_more_than_all_fresh_noise_and_extrapolation_are_not_offered_together():
+def test_extrapolation_that_drifts_away_is_not_offered():
+    """The bounds are those of the scores in docs/twinflow.md."""
     from shared.library.catalog import catalog
     from tests.support.mini import ROOT
 
     models = catalog(ROOT, ROOT / "ckpts")
     both = {"model_type": "z_image_mini_twinflow", "prompt": "a star", "num_inference_steps": 4}
     both |= {"stochast_ratio": 2, "extrapol_ratio": 1}
-    with pytest.raises(SettingsError, match="stochast_ratio came as 2 with extrapol_ratio 1"):
+    with pytest.raises(SettingsError, match="4 noise levels and stochast_ratio 2 drifts .* at most 0.5"):
         models.validate(both)
-    fine = ({"stochast_ratio": 1}, {"stochast_ratio": "SDE"}, {"extrapol_ratio": 0}, {"sampling_order": 2})
+    fine = ({"stochast_ratio": 1}, {"stochast_ratio": "SDE"}, {"extrapol_ratio": 0.5}, {"sampling_order": 2})
     for change in fine:
         models.validate(both | change)  # order 2 has two levels here, where nothing is extrapolated
+    long = both | {"num_inference_steps": 6, "stochast_ratio": 1}
+    with pytest.raises(SettingsError, match="came as 1, which with 6 noise levels drifts .* at most 0.5"):
+        models.validate(long)
+    models.validate(long | {"extrapol_ratio": 0.5})
+    with pytest.raises(SettingsError, match="expected at most 0"):
+        models.validate(long | {"stochast_ratio": 2, "extrapol_ratio": 0.5})
 
 
 @pytest.mark.parametrize("values", [None, [], "prompt", 3])
