@@ -2,6 +2,7 @@
 
 import re
 
+from shared.library.catalog import catalog
 from shared.settings.table import SETTINGS, Setting
 from tests.support.mini import ROOT
 
@@ -40,3 +41,35 @@ def test_defaults_ranges_and_words_are_those_of_the_settings_table() -> None:
     for name, (default, range_, _, does) in ROWS.items():
         setting = SETTINGS[name]
         assert (default, range_, does) == (shown(setting.default), range_of(setting), setting.help), name
+
+
+#: what the models' documents print as parameters of a call, a settings file or load_model
+DOCUMENTED = """
+guidance_scale flow_shift cfg_normalization cfg_truncation negative_prompt resolution num_inference_steps seed
+batch_size NAG_scale NAG_tau NAG_alpha sample_solver sampling_style stochast_ratio extrapol_ratio sampling_order
+time_dist_ctrl rfba_gap_steps unified_sampler_config sampling_steps quantizeTransformer text_encoder_quantization
+VAE_dtype control_net_weight
+""".split()
+
+
+def test_the_documents_words_are_in_the_readme_and_in_the_table() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert [name for name in DOCUMENTED if f"`{name}`" not in readme] == []
+    assert [name for name in DOCUMENTED if name not in TEXT] == []
+
+
+ACTS_ON = {
+    "all": {"z_image", "z_image_base", "z_image_control2_1", "z_image_twinflow_turbo"},
+    "all but TwinFlow": {"z_image", "z_image_base", "z_image_control2_1"},
+    "Base": {"z_image_base"},
+    "Turbo, control": {"z_image", "z_image_control2_1"},
+    "TwinFlow": {"z_image_twinflow_turbo"},
+}
+
+
+def test_each_acts_on_the_models_that_it_names() -> None:
+    models = catalog(ROOT, ROOT / "ckpts").models
+    for name, (_, _, acts_on, _) in ROWS.items():
+        if acts_on in ACTS_ON:  # all but one, which needs a package
+            acting = {model for model in ACTS_ON["all"] if name in models[model].settings}
+            assert acting == ACTS_ON[acts_on], name
