@@ -105,6 +105,7 @@ class family_handler:
             *sources.modules(model_def),
             *sources.text_encoder(model_def),
             sources.vae(model_def),
+            *sources.preloads(model_def),
         ]
 
     @staticmethod

@@ -131,7 +131,6 @@ MODEL_KEYS: dict[str, _Kind] = {
     ),
     "unified_solver": _Kind("true, false or a solver's name", lambda value: isinstance(value, (bool, str))),
     "visible": _FLAG,
-    "group": _TEXT,
     "auto_quantize": _FLAG,
     "resolutions": _Kind(
         'a list of sizes such as "1024x1024"',
@@ -143,8 +142,8 @@ REQUIRED_KEYS = ("name", "architecture", "URLs")
 # "model" keys that Wan2GP's cards may hold and that change nothing here.
 WAN2GP_MODEL_KEYS = frozenset(
     """
-    infos prompt_infos source module_source parent_model_type profile_type dtype resolutions_categories URLs2
-    modules2 image_outputs image_batch_size_max vae_block_size guidance_max_phases sample_solvers flow_shift
+    infos group prompt_infos source module_source parent_model_type profile_type dtype
+    resolutions_categories URLs2 modules2 image_outputs image_batch_size_max vae_block_size guidance_max_phases sample_solvers flow_shift
     NAG inpaint_support guide_preprocessing mask_preprocessing control_net_weight_name control_net_weight_size
     vae_upsamplers excluded_spatial_upsamplers configs finetune_source_model custom_settings
     text_prompt_enhancer_instructions image_prompt_enhancer_instructions video_prompt_enhancer_instructions
@@ -322,7 +321,7 @@ def _sources(key: str, value: Any) -> Iterator[str]:
             if isinstance(alternatives, list):
                 yield from alternatives
             elif key != "modules" or _is_address(alternatives):
-                yield from alternatives.split("|")[:1]  # preload_URLs may name a folder: "url|folder"
+                yield from filter(None, alternatives.split("|"))  # preload_URLs may name "url|folder"
 
 
 def _is_address(text: str) -> bool:

@@ -7,6 +7,8 @@ import pytest
 from shared.errors import UserError
 from shared.files.urls import source_problem
 from shared.library.cards import CardError, load_cards
+from shared.library.catalog import look_up
+from shared.weights.files import Folders, destination
 
 KNOWN = ["prompt", "resolution", "num_inference_steps", "guidance_scale", "batch_size"]
 HF = "https://huggingface.co/DeepBeepMeep/Z-Image/resolve/main"
@@ -345,3 +347,22 @@ def test_a_draft_is_judged_as_the_card_that_it_would_be(project, tmp_path):
     assert (cards["b"].name, cards["c"].model["URLs"]) == ("New", cards["a"].model["URLs"])
     assert "d" not in cards and all(str(error).startswith("finetunes/d.json") for error in errors)
     assert [path.name for path in (tmp_path / "finetunes").iterdir()] == ["b.json"]
+
+
+def test_what_a_card_preloads_comes_with_the_model(project, tmp_path) -> None:
+    preloads = [f"{HF}/pose.onnx|pose", f"{HF}/more.safetensors"]
+    project({"defaults/mine": {"model": model(preload_URLs=preloads)}})
+    root, folders = tmp_path, Folders(tmp_path, tmp_path / "ckpts")
+    info = look_up("mine", folders)
+    wanted = {one.role: one for one in info.required if one.role.startswith("preload")}
+    assert [destination(one.alternatives[0], folders, one.target) for one in wanted.values()] == [
+        root / "ckpts" / "pose" / "pose.onnx",
+        root / "ckpts" / "more.safetensors",
+    ]
+    assert set(info.missing) >= {f"{HF}/pose.onnx", f"{HF}/more.safetensors"}
+
+
+@pytest.mark.parametrize("folder", ["../above", "/root", "a\\..\\b"])
+def test_a_preload_stays_in_the_folder_of_models(project, folder: str) -> None:
+    error = the_error(project, {"defaults/mine": {"model": model(preload_URLs=[f"{HF}/pose.onnx|{folder}"])}})
+    assert "path inside the project" in error

@@ -45,10 +45,10 @@ def test_defaults_ranges_and_words_are_those_of_the_settings_table() -> None:
 
 #: what the models' documents print as parameters of a call, a settings file or load_model
 DOCUMENTED = """
-guidance_scale flow_shift cfg_normalization cfg_truncation negative_prompt resolution num_inference_steps seed
-batch_size NAG_scale NAG_tau NAG_alpha sample_solver sampling_style stochast_ratio extrapol_ratio sampling_order
-time_dist_ctrl rfba_gap_steps unified_sampler_config sampling_steps quantizeTransformer text_encoder_quantization
-VAE_dtype control_net_weight
+guidance_scale flow_shift cfg_normalization cfg_truncation negative_prompt resolution num_inference_steps
+seed batch_size NAG_scale NAG_tau NAG_alpha sample_solver sampling_style stochast_ratio extrapol_ratio
+sampling_order time_dist_ctrl rfba_gap_steps unified_sampler_config sampling_steps quantizeTransformer
+text_encoder_quantization VAE_dtype control_net_weight
 """.split()
 
 

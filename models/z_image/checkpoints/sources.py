@@ -63,6 +63,12 @@ def modules(model_def: Mapping[str, Any]) -> list[Required]:
     return [Required(f"module{i}", list(files)) for i, files in enumerate(model_def.get("modules") or [])]
 
 
+def preloads(model_def: Mapping[str, Any]) -> list[Required]:
+    """Files that the card wants to be here beside its parts: "URL", or "URL|folder" below the models' one."""
+    pairs = (source.partition("|") for source in model_def.get("preload_URLs") or [])
+    return [Required(f"preload{i}", [url], folder) for i, (url, _, folder) in enumerate(pairs)]
+
+
 def in_project(folder: str) -> bool:
     return (ROOT / folder).is_dir()
 
