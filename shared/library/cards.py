@@ -143,7 +143,8 @@ REQUIRED_KEYS = ("name", "architecture", "URLs")
 WAN2GP_MODEL_KEYS = frozenset(
     """
     infos group prompt_infos source module_source parent_model_type profile_type dtype
-    resolutions_categories URLs2 modules2 image_outputs image_batch_size_max vae_block_size guidance_max_phases sample_solvers flow_shift
+    resolutions_categories URLs2 modules2 image_outputs image_batch_size_max vae_block_size
+    guidance_max_phases sample_solvers flow_shift
     NAG inpaint_support guide_preprocessing mask_preprocessing control_net_weight_name control_net_weight_size
     vae_upsamplers excluded_spatial_upsamplers configs finetune_source_model custom_settings
     text_prompt_enhancer_instructions image_prompt_enhancer_instructions video_prompt_enhancer_instructions
