@@ -1,7 +1,7 @@
 """The one list of generation parameters: the page, the command line, REST and the metadata all read it.
 
-Field names are Wan2GP's, so its settings files and image metadata import. Beside it: settings_check.py
-checks values, settings_texts.py reads texts with a form of their own, wan2gp_words.py translates.
+Field names are Wan2GP's, so its settings files and image metadata import. Beside it: validation.py checks
+values, parsing.py reads texts with a form of their own, wan2gp.py translates.
 """
 
 from __future__ import annotations

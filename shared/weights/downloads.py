@@ -1,4 +1,4 @@
-"""Fetch missing model files into ckpts/: resumed, verified, cancellable; and the hashes of files on disk.
+"""Fetch missing model files into ckpts/: resumed, verified, cancellable.
 
 A file grows as NAME.part and gets its name only after its length, its hash (where the hub tells one) and its
 safetensors header have been checked, so a file under its own name is whole. One process at a time writes a

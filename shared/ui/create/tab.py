@@ -44,7 +44,7 @@ class Generate:
         self.queue = Queue(engine)
         self._letters = itertools.count()
         self._letter: dict[str, int] = {}  # by tab: its newest letter, while the typing goes on
-        self.tab = gr.Textbox(visible=False)  # see stage.py
+        self.tab = gr.Textbox(visible=False)  # see components/tab_name.py
         self.submitted = gr.State(None)  # the job this tab added last
         with gr.Row(elem_id="generate-area"):
             with gr.Column(scale=4, min_width=320, elem_id="form"):
