@@ -40,8 +40,8 @@ OTHER_NAMES = {"sage2": "sage"}
 @dataclass(frozen=True)
 class Config:
     """checkpoints_paths: folders with model files, searched in this order; downloads go into the first.
-    loras_root: the folder of all LoRA folders. save_path: of the pictures. Relative paths start from the
-    project's root.
+    loras_root: the folder of all LoRA folders. profiles_dir: of the profiles, with a folder for each family.
+    save_path: of the pictures. Relative paths start from the project's root.
 
     default_model: the model at the start; "" the built-in one, "last" the one used last, else a model's id.
     offload: what moves the weights, "" the default. profile: -1 leaves the plan to ZGP. preload_in_VRAM: MB;
@@ -50,6 +50,7 @@ class Config:
 
     checkpoints_paths: tuple[str, ...] = ("ckpts", ".")
     loras_root: str = "loras"
+    profiles_dir: str = "profiles"
     save_path: str = "outputs"
     default_model: str = ""
     image_output_codec: str = "png"
@@ -105,6 +106,7 @@ ATTENTION = ("auto", "sdpa", *ATTENTION_PACKAGES)
 KEYS: dict[str, tuple[str, Callable[[Any], bool], Callable[[Any], Any]]] = {
     "checkpoints_paths": ("a list of folders", _is_paths, tuple),
     "loras_root": ("a folder", _is_path, str),
+    "profiles_dir": ("a folder", _is_path, str),
     "save_path": ("a folder", _is_path, str),
     "default_model": (f"a model's id, '{LAST_USED}' or nothing", _is_id, str),
     "image_output_codec": (f"one of {', '.join(CODECS)}", _is_one_of(*CODECS), str),

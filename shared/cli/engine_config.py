@@ -35,7 +35,7 @@ def configuration(options: argparse.Namespace, root: Path, engine_options: Mappi
 
 
 def _places(found: config_file.Config, options: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """The folders of models, LoRAs and pictures."""
+    """The folders of models, LoRAs, profiles and pictures."""
     ckpts, *others = found.folders(root)
     given = {
         name: str(Path(value).absolute())
@@ -43,10 +43,12 @@ def _places(found: config_file.Config, options: argparse.Namespace, root: Path) 
         if name.startswith("lora_dir_") and value
     }
     loras = root / found.loras_root if options.loras is None else options.loras
+    profiles = root / found.profiles_dir if options.profiles_dir is None else options.profiles_dir
     return {
         "ckpts": ckpts,
         "others": tuple(others),
         "lora_folders": LoraFolders(loras.absolute(), given),
+        "profiles": profiles.absolute(),
         "output_dir": (root / found.save_path).absolute(),
     }
 

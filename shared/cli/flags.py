@@ -249,6 +249,12 @@ def _add_lora_flags(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="folder with a folder of LoRAs for each family of models (default: wgp_config.json's, or loras)",
     )
+    group.add_argument(
+        "--profiles-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder with a folder of profiles for each family (default: wgp_config.json's, or profiles)",
+    )
     import models as families
 
     for family in families.FAMILIES:

@@ -39,6 +39,7 @@ class EngineConfig:
     used. advanced: the page opens with its group of that name unfolded.
     file_folder: of wgp_config.json. reread: this configuration as the file and the flags say it now.
     others: further folders with model files. lora_folders: by default `root`/loras.
+    profiles: has a folder for each family; by default `root`/profiles.
     notices: what the log is to say at the start.
     """
 
@@ -64,6 +65,7 @@ class EngineConfig:
     warm: bool = True
     others: tuple[Path, ...] = ()
     lora_folders: LoraFolders | None = None
+    profiles: Path | None = None
     notices: tuple[str, ...] = ()
     worker_command: tuple[str, ...] = WORKER
     restart_seconds: float = 0.5
@@ -79,6 +81,10 @@ class EngineConfig:
     def folders(self) -> Folders:
         """Where model files are."""
         return Folders(self.root, self.ckpts, self.others)
+
+    @property
+    def profiles_folder(self) -> Path:
+        return self.profiles or self.root / "profiles"
 
     @property
     def inputs(self) -> Path:

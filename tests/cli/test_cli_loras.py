@@ -186,3 +186,11 @@ def test_a_model_in_another_folder_is_found_and_loaded(tmp_path: Path) -> None:
     how = dict(height=64, width=64, num_inference_steps=1, output_type="latent")
     assert pipe("a red circle", **how).images.isfinite().all()
     assert os.fspath(mine) in pipe.tokenizer.name_or_path
+
+
+def test_the_folder_of_profiles_is_the_flags_the_files_or_the_usual_one(tmp_path: Path) -> None:
+    assert EngineConfig.at(tmp_path).profiles_folder == tmp_path / "profiles"
+    assert configured({}, tmp_path).profiles_folder == ROOT / "profiles"
+    assert configured({"profiles_dir": "mine"}, tmp_path).profiles_folder == ROOT / "mine"
+    told = configured({"profiles_dir": "mine"}, tmp_path, "--profiles-dir", "/here")
+    assert told.profiles_folder == Path("/here")

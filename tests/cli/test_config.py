@@ -78,6 +78,7 @@ EXAMPLES = {
     "offload": ("stream", "cpu"),
     "checkpoints_paths": (["a", "b"], ["a", ""]),
     "loras_root": ("x", 1),
+    "profiles_dir": ("mine", ""),
     "save_path": ("/pictures", " "),
     "default_model": ("last", 5),
     "image_output_codec": ("jpeg_85", "gif"),

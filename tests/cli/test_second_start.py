@@ -56,7 +56,7 @@ def test_every_flag_that_reaches_a_worker_is_known():
     """What is not listed would be left out in silence."""
     page = {
         "server_port", "server_name", "listen", "share", "auth", "auth_file", "api_token", "allowed_host",
-        "open_browser", "theme", "advanced", "lock_config", "lock_model", "verbose",
+        "open_browser", "theme", "advanced", "profiles_dir", "lock_config", "lock_model", "verbose",
     }  # fmt: skip
     task = {
         "process", "model", "dry_run", "list_models", "json", "download", "plan", "vram", "ram", "markdown",

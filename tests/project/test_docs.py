@@ -58,7 +58,7 @@ def test_the_readme_has_a_row_for_every_flag_of_loras() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     [group] = [group for group in build_parser()._action_groups if group.title == "LoRAs"]
     flags = [action.option_strings[0] for action in group._group_actions] + ["--config"]
-    assert len(flags) == 7 and all(re.search(rf"^\| `{flag}[` ]", text, re.M) for flag in flags)
+    assert len(flags) == 8 and all(re.search(rf"^\| `{flag}[` ]", text, re.M) for flag in flags)
 
 
 def test_help_has_a_sentence_for_every_flag() -> None:

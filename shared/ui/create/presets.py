@@ -225,7 +225,7 @@ class Presets:
         ]
 
     def _profiles(self, model: ModelInfo) -> tuple[list[profiles.Profile], list[str]]:
-        folder = self._engine.config.root / "profiles" / model.handler.query_model_family()
+        folder = self._engine.config.profiles_folder / model.handler.query_model_family()
         found, broken = profiles.list_profiles(folder, model.architecture)
         if "transformer_config" in model.card.model:  # the LoRAs are for the published models' size
             found = [profile for profile in found if not profile.loras]

@@ -69,6 +69,7 @@ FIELDS: dict[str, Field] = {
         "lines", parse=_lines,
     ),
     "loras_root": Field("Start", "Folder of LoRAs", "It has a folder for each family of models."),
+    "profiles_dir": Field("Start", "Folder of profiles", "The presets that every model of a family can use."),
     "save_path": Field("Start", "Folder of pictures", ""),
     "image_output_codec": Field(
         "Pictures", "File format", "The usual one; the form can choose another.", "choice",
