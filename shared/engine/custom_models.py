@@ -23,7 +23,7 @@ from shared.files.names import without_device
 from shared.library.cards import FOLDERS, read_json
 from shared.library.model_info import ModelInfo
 from shared.weights import formats
-from shared.weights.files import SHARD, Folders, locate, read_header
+from shared.weights.files import SAFETENSORS, SHARD, Folders, locate, read_header
 
 DEPTH = 4  # folders below a folder of models that are looked into
 LIMIT = 2000  # files that are listed
@@ -75,7 +75,7 @@ def _files(place: Path, root: Path) -> Iterator[Path]:
         names[:] = [] if deep else sorted(name for name in names if not name.startswith("."))
         for name in sorted(files):
             shard = SHARD.fullmatch(name)
-            if name.endswith((".safetensors", ".sft")) and (shard is None or int(shard[2]) == 1):
+            if name.endswith(SAFETENSORS) and (shard is None or int(shard[2]) == 1):
                 yield Path(folder) / name
 
 

@@ -24,13 +24,12 @@ from shared.library.model_info import ModelInfo
 from shared.library.plan_table import Row
 from shared.weights import formats
 from shared.weights.downloads import parts
-from shared.weights.files import Folders, Required, destination, is_url, locate
+from shared.weights.files import SAFETENSORS, Folders, Required, destination, is_url, locate
 
 log = logging.getLogger(__name__)
 
 MEASURED = 20  # jobs of a kind, the newest ones, that a median is taken of
 HISTORY = 500  # finished jobs that are looked through for them
-SAFETENSORS = (".safetensors", ".sft")
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from shared.version import VERSION
 from shared.weights import hub
 from shared.weights.files import (
     PART_SUFFIX,
+    SAFETENSORS,
     Folders,
     RefusedFile,
     Required,
@@ -58,7 +59,6 @@ READ_SIZE = 1 << 20
 REPORT_EVERY = 0.1  # seconds
 SPEED_WINDOW = 5.0  # seconds
 LOOK_EVERY = 0.2  # seconds between looks at what another process downloads
-SAFETENSORS = (".safetensors", ".sft")
 
 HUB_REFUSAL = (
     "Hugging Face refused {name} ({status}): accept the licence at {page} if there is one and set "

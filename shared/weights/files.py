@@ -51,6 +51,7 @@ SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors)")
 SHARD_SUFFIX = "-of-*.safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 PART_SUFFIX = ".part"  # of a file that has not come whole yet
+SAFETENSORS = (".safetensors", ".sft")  # how the names of such files end
 WORKING_FORMATS = "bf16, fp16 or fp32, int8 (optimum-quanto), fp8 or Nunchaku int4/fp4 as .safetensors"
 # What other files begin with. The first byte of a safetensors file is the low byte of its header's length, so
 # these are only asked after that length turned out to be impossible.
@@ -179,7 +180,7 @@ def _of_other_programs(name: str, folders: Folders) -> Path | None:
     """The file in a folder that other programs have for its kind, or one folder deeper, where people sort
     theirs by model. A name that any model's file has proves nothing.
     """
-    if not name.endswith(".safetensors") or name in GENERIC_NAMES:
+    if not name.endswith(SAFETENSORS) or name in GENERIC_NAMES:
         return None
     places = (folders.ckpts, *folders.others)
     kinds = [one for place in places for one in _folders_in(place) if _kind(one.name) in KIND_FOLDERS]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from models.z_image.checkpoints import sources
 from shared.errors import UserError
 from shared.weights.files import (
     DamagedFile,
@@ -211,3 +212,13 @@ def test_a_file_in_the_hubs_cache_is_not_fetched_again(folders, tmp_path, monkey
     assert str(locate(url, folders)) == expected
     assert locate(url.replace("f.bin", "g.bin"), folders) is None
     assert locate(url.replace("/o/", "/p/"), folders) is None
+
+
+@pytest.mark.parametrize("name", ["ae.safetensors", "ae.sft", "flux_vae.safetensors"])
+def test_the_vae_is_found_under_other_programs_names(tmp_path: Path, name: str) -> None:
+    """They are one file: the VAE of FLUX.1, which Z-Image has too."""
+    (tmp_path / "models" / "VAE").mkdir(parents=True)
+    file = tmp_path / "models" / "VAE" / name
+    file.write_bytes(b"x")
+    folders = Folders(tmp_path, tmp_path / "ckpts", (tmp_path / "models",))
+    assert describe(sources.vae({}), folders).path == file

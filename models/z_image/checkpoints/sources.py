@@ -30,6 +30,8 @@ OWN_TEXT_ENCODERS = (
 OWN_VAES = (
     *(f"{repository}/vae/diffusion_pytorch_model.safetensors" for repository in OFFICIAL),
     "vae/ae.safetensors",
+    "vae/ae.sft",
+    "vae/flux_vae.safetensors",
 )
 
 
